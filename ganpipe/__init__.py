@@ -1,0 +1,6 @@
+"""ganpipe: GANs on a limited set of pictures as a DVC pipeline."""
+
+import os
+
+# Idle OpenMP threads that spin eat the cores of whatever runs beside them; libgomp reads this once, when torch loads.
+os.environ.setdefault("GOMP_SPINCOUNT", "0")

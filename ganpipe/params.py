@@ -1,0 +1,246 @@
+"""Typed sections of params.yaml, the one home of every value: frozen, without defaults, checked as a whole."""
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from ganpipe.errors import UserError
+
+PARAMS_FILE = Path("params.yaml")
+
+Positive = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Rate = Annotated[float, Field(gt=0, lt=10, allow_inf_nan=False)]
+Decay = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
+
+
+def base_and_doublings(side: int) -> tuple[int, int] | None:
+    """Write a side in pixels as base · 2^doublings with a base of 4 to 7 and at least one doubling.
+
+    Returns:
+        (base, doublings), unique where it exists; None where the side cannot be reached by doubling.
+    """
+    for base in (4, 5, 6, 7):
+        factor, rest = divmod(side, base)
+        if rest == 0 and factor >= 2 and factor & (factor - 1) == 0:
+            return base, factor.bit_length() - 1
+    return None
+
+
+class Section(BaseModel):
+    """One section of params.yaml."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Fetch(Section):
+    """Where the pictures come from."""
+
+    source: Literal["mnist5k", "folder"]
+    path: Annotated[str, Field(min_length=1)]
+
+
+class Preprocess(Section):
+    """How pictures become training images."""
+
+    crop: Literal["none", "square", "centre"]
+    crop_size: Positive | None
+    resolution: Annotated[int, Field(ge=8, le=4096)]
+    channels: Literal[1, 3]
+    held_out: Annotated[float, Field(ge=0, le=0.9, allow_inf_nan=False)]
+    max_rejected: Share
+
+    @model_validator(mode="after")
+    def _crop_size_belongs_to_centre(self) -> Self:
+        if (self.crop == "centre") != (self.crop_size is not None):
+            raise ValueError("crop_size must be a number of pixels with crop: centre, and null otherwise")
+        return self
+
+
+class Model(Section):
+    """The two networks and the distribution of z."""
+
+    architecture: Literal["dcgan"]
+    nz: Positive
+    z_distribution: Literal["normal", "uniform"]
+    ngf: Positive
+    ndf: Positive
+
+
+class Train(Section):
+    """The training run."""
+
+    epochs: Positive
+    batch_size: Annotated[int, Field(ge=2)] | None
+    batch_per_resolution: dict[str, Annotated[int, Field(ge=2)]]
+    dlr: Rate
+    glr: Rate
+    beta1: Decay
+    beta2: Decay
+    real_label: Share
+    fake_label: Share
+    flip: bool
+    ema_halflife_kimg: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None
+    seed: Seed
+    snapshot_epochs: list[Positive]
+
+    @field_validator("batch_per_resolution")
+    @classmethod
+    def _keys_are_sides(cls, table: dict[str, int]) -> dict[str, int]:
+        if bad := [key for key in table if not key.isdecimal() or int(key) == 0]:
+            raise ValueError(
+                f"keys must be quoted sides in pixels such as '64', found {', '.join(map(repr, bad))}"
+            )
+        return table
+
+    def batch_size_for(self, resolution: int) -> int:
+        """Return the images in one step at a resolution in pixels.
+
+        Raises:
+            UserError: batch_size is null and the table has no entry at or above the resolution.
+        """
+        if self.batch_size is not None:
+            return self.batch_size
+        sides = sorted(int(key) for key in self.batch_per_resolution if int(key) >= resolution)
+        if not sides:
+            raise UserError(
+                f"train.batch_size: null looks up train.batch_per_resolution, which has no entry at or above "
+                f"{resolution} px; give train.batch_size a number or add an entry '{resolution}'"
+            )
+        return self.batch_per_resolution[str(sides[0])]
+
+
+class Sample(Section):
+    """The generated images."""
+
+    count: Positive
+    seed: Seed
+    z_scale: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class Evaluate(Section):
+    """The protocol of the metrics."""
+
+    feature_resolution: Annotated[int, Field(ge=32, le=1024)]
+    neighbours: Positive
+    kid_subsets: Positive
+    kid_subset_size: Annotated[int, Field(ge=2)]
+    seed: Seed
+
+
+class Params(Section):
+    """All of params.yaml."""
+
+    fetch: Fetch
+    preprocess: Preprocess
+    model: Model
+    train: Train
+    sample: Sample
+    evaluate: Evaluate
+
+    @model_validator(mode="after")
+    def _side_can_be_built(self) -> Self:
+        side = self.preprocess.resolution
+        if base_and_doublings(side) is None:
+            below, above = (
+                next(s for s in sides if base_and_doublings(s))
+                for sides in (range(side, 7, -1), range(side, 8193))
+            )
+            raise ValueError(
+                f"preprocess.resolution: {side} px cannot be built by model.architecture={self.model.architecture}, "
+                f"which doubles a base of 4 to 7; the nearest sides that can are {below} and {above}"
+            )
+        return self
+
+
+def load(path: Path = PARAMS_FILE) -> Params:
+    """Read and check params.yaml as YAML 1.2, so that 2e-05, as DVC writes it, is a number.
+
+    Raises:
+        UserError: the file is missing or not YAML, or values are wrong; every wrong one is named, a line each.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(
+            f"{path}: not found; run this in the folder that holds dvc.yaml and params.yaml"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from None
+    try:
+        values = YAML(typ="safe", pure=True).load(text)
+    except YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}" if mark else f"{path}"
+        raise UserError(f"{where}: not valid YAML: {getattr(error, 'problem', None) or error}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: expected sections such as 'train:', found {type(values).__name__}")
+    return parse(values, str(path))
+
+
+def parse(values: dict[str, Any], origin: str) -> Params:
+    """Check plain values against the sections.
+
+    Raises:
+        UserError: one line for each wrong value: its dotted name, what was found, what is allowed.
+    """
+    try:
+        return Params.model_validate(values)
+    except ValidationError as error:
+        missing = {d["loc"] for d in error.errors() if d["type"] == "missing"}
+        lines = [f"{origin}: {_explain(dict(detail), missing)}" for detail in error.errors()]
+        raise UserError("\n".join(lines)) from None
+
+
+def _explain(detail: dict[str, Any], missing: set[tuple[Any, ...]]) -> str:
+    location: tuple[Any, ...] = detail["loc"]
+    name = ".".join(str(part) for part in location if part not in ("constrained-int", "int", "float"))
+    kind, found = detail["type"], detail["input"]
+    if kind == "extra_forbidden":
+        siblings = _keys_of(location[:-1])
+        # A misspelt key shows twice, as unknown and as missing; name the missing one as the likely meaning first.
+        absent = [str(place[-1]) for place in missing if place[:-1] == location[:-1]]
+        near = difflib.get_close_matches(str(location[-1]), absent) or difflib.get_close_matches(
+            str(location[-1]), siblings
+        )
+        prefix = ".".join(map(str, location[:-1]))
+        hint = (
+            f"did you mean {prefix + '.' if prefix else ''}{near[0]}?"
+            if near
+            else f"known: {', '.join(siblings)}"
+        )
+        return f"{name}: unknown key; {hint}"
+    if kind == "missing":
+        return f"{name}: missing key; every value must stand in the file"
+    if kind == "value_error":
+        message = detail["msg"].removeprefix("Value error, ")
+        return f"{name}: {message}" if name else message
+    shown = repr(found) if not isinstance(found, dict | list) else type(found).__name__
+    message = detail["msg"][0].lower() + detail["msg"][1:]
+    near = difflib.get_close_matches(found, _choices(detail)) if isinstance(found, str) else []
+    return f"{name}: found {shown}, but {message}" + (f"; did you mean {near[0]}?" if near else "")
+
+
+def _choices(detail: dict[str, Any]) -> list[str]:
+    return [
+        word.strip("'")
+        for word in detail.get("ctx", {}).get("expected", "").replace(" or ", ", ").split(", ")
+    ]
+
+
+def _keys_of(location: tuple[Any, ...]) -> list[str]:
+    if not location:
+        return list(Params.model_fields)
+    annotation = (
+        Params.model_fields[str(location[0])].annotation if location[0] in Params.model_fields else None
+    )
+    return (
+        list(annotation.model_fields)
+        if isinstance(annotation, type) and issubclass(annotation, Section)
+        else []
+    )

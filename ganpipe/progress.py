@@ -1,0 +1,77 @@
+"""Progress of long jobs: a rich bar on a terminal, plain lines elsewhere. Written to stderr."""
+
+import time
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+
+class Progress:
+    """Show how far a job is, its rate, its time left and a note.
+
+    Args:
+        title: what is being done, such as "train".
+        total: units in the whole job.
+        done: units that an earlier, interrupted run has done already.
+        unit: what is counted.
+        every: seconds between plain lines where there is no terminal.
+    """
+
+    def __init__(
+        self, title: str, total: int, done: int = 0, unit: str = "images", every: float = 10.0
+    ) -> None:
+        self.title, self.total, self.done, self.unit, self.every = title, total, done, unit, every
+        self.start_done, self.started = done, time.monotonic()
+        self.printed = self.started
+        self.console = Console(stderr=True, highlight=False)
+        self.bar: Bar | None = None
+        if self.console.is_terminal:
+            self.bar = Bar(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TaskProgressColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[rate]}"),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[note]}"),
+                console=self.console,
+            )
+            self.task = self.bar.add_task(title, total=total, completed=done, rate="", note="")
+
+    @property
+    def rate(self) -> float:
+        """Units a second since this process started."""
+        return (self.done - self.start_done) / max(time.monotonic() - self.started, 1e-9)
+
+    def advance(self, amount: int = 1, note: str = "") -> None:
+        """Count `amount` more units as done, and show `note` (losses, say)."""
+        self.done += amount
+        if self.bar is not None:
+            self.bar.update(self.task, completed=self.done, rate=f"{self.rate:,.0f} {self.unit}/s", note=note)
+        elif time.monotonic() - self.printed >= self.every:
+            self._line(note)
+
+    def _line(self, note: str) -> None:
+        self.printed = time.monotonic()
+        left = (self.total - self.done) / max(self.rate, 1e-9)
+        parts = [
+            f"{self.title}: {self.done:,}/{self.total:,} {self.unit} ({self.done / max(self.total, 1):.0%})",
+            f"{self.rate:,.0f}/s",
+            f"{int(left // 60)}:{int(left % 60):02d} left",
+            note,
+        ]
+        self.console.print("  ".join(part for part in parts if part), soft_wrap=True)
+
+    def __enter__(self) -> Self:
+        if self.bar is not None:
+            self.bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.bar is not None:
+            self.bar.stop()

@@ -1,0 +1,24 @@
+"""Random numbers that depend on (seed, purpose, step) alone, so that no state of a generator is ever saved."""
+
+import hashlib
+
+import torch
+
+
+def generator(seed: int, purpose: str, step: int = 0) -> torch.Generator:
+    """Return a CPU generator for one purpose at one step.
+
+    Args:
+        seed: an experiment's seed, or an image's.
+        purpose: what the numbers are for, such as "z" or "shuffle"; different purposes are independent.
+        step: the step, epoch or index at which they are drawn.
+    """
+    digest = hashlib.sha256(f"{seed}/{purpose}/{step}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
+
+
+def draw_z(distribution: str, shape: tuple[int, ...], source: torch.Generator) -> torch.Tensor:
+    """Draw latent vectors, float32 on the CPU: "normal" is N(0, 1), "uniform" is [-1, 1)."""
+    if distribution == "normal":
+        return torch.randn(shape, generator=source)
+    return torch.rand(shape, generator=source) * 2 - 1
