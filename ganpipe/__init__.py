@@ -2,5 +2,5 @@
 
 import os
 
-# Idle OpenMP threads that spin eat the cores of whatever runs beside them; libgomp reads this once, when torch loads.
+# Idle OpenMP threads that spin eat the cores of what runs beside them. libgomp reads this when torch loads.
 os.environ.setdefault("GOMP_SPINCOUNT", "0")

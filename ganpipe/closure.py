@@ -1,11 +1,11 @@
-"""Which files of the package a module needs, and their digest, so that edited code never passes for old code."""
+"""Which files of the package a module needs, and their digest, so that edited code never passes for old."""
 
 import ast
 import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
-# Read by every stage, but no part of what a stage computes: params.yaml's values count, not how they are parsed.
+# No part of what a stage computes: the values in params.yaml count, not how they are parsed or mirrored.
 NOT_COUNTED = {"ganpipe/params.py", "ganpipe/tracking.py"}
 
 

@@ -14,7 +14,8 @@ def whole(path: Path) -> Iterator[Path]:
     A kill at any moment leaves the old file or the new one, never a part. On an exception the old file stays.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Always the same name, so that what a kill leaves is overwritten by the next try.
+    temporary = path.with_name(f".{path.name}.tmp")
     try:
         yield temporary
         with open(temporary, "rb+") as file:

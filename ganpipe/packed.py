@@ -20,7 +20,7 @@ class Packed:
     Attributes:
         images: uint8 N×H×W×C in [0, 255], row i described by row i of the index.
         index: columns name, width, height, left, top, right, bottom, scale, split.
-        digest: hexadecimal sha256 of what training sees, the pixels and the split, whatever the files were called.
+        digest: sha256 (hexadecimal) of what training sees, pixels and split, whatever the files are called.
     """
 
     images: np.ndarray
@@ -46,7 +46,7 @@ def load(folder: Path) -> Packed:
     """
     try:
         images = np.load(folder / IMAGES, mmap_mode="r", allow_pickle=False)
-        index = pd.read_csv(folder / INDEX, keep_default_na=False)
+        index = pd.read_csv(folder / INDEX, keep_default_na=False, dtype={"name": str})
     except (OSError, ValueError) as error:
         raise UserError(
             f"{folder}: no readable packed data set ({error}); run the preprocess stage first"

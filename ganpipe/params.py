@@ -1,4 +1,4 @@
-"""Typed sections of params.yaml, the one home of every value: frozen, without defaults, checked as a whole."""
+"""Typed sections of params.yaml, the one home of every value: frozen, without defaults, checked together."""
 
 import difflib
 from pathlib import Path
@@ -152,8 +152,8 @@ class Params(Section):
                 for sides in (range(side, 7, -1), range(side, 8193))
             )
             raise ValueError(
-                f"preprocess.resolution: {side} px cannot be built by model.architecture={self.model.architecture}, "
-                f"which doubles a base of 4 to 7; the nearest sides that can are {below} and {above}"
+                f"preprocess.resolution: {side} px is not reached by architecture {self.model.architecture}, "
+                f"which doubles a base of 4 to 7; the nearest sides are {below} and {above}"
             )
         return self
 
@@ -162,7 +162,7 @@ def load(path: Path = PARAMS_FILE) -> Params:
     """Read and check params.yaml as YAML 1.2, so that 2e-05, as DVC writes it, is a number.
 
     Raises:
-        UserError: the file is missing or not YAML, or values are wrong; every wrong one is named, a line each.
+        UserError: the file is missing or not YAML, or values are wrong; each wrong one is named, a line each.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -203,7 +203,7 @@ def _explain(detail: dict[str, Any], missing: set[tuple[Any, ...]]) -> str:
     kind, found = detail["type"], detail["input"]
     if kind == "extra_forbidden":
         siblings = _keys_of(location[:-1])
-        # A misspelt key shows twice, as unknown and as missing; name the missing one as the likely meaning first.
+        # A misspelt key shows twice, as unknown and as missing: the missing one is the likeliest meaning.
         absent = [str(place[-1]) for place in missing if place[:-1] == location[:-1]]
         near = difflib.get_close_matches(str(location[-1]), absent) or difflib.get_close_matches(
             str(location[-1]), siblings

@@ -3,14 +3,14 @@
 import math
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 Background = tuple[int, int, int]
 WHITE: Background = (255, 255, 255)
 
 
 def columns_for(resolution: int) -> int:
-    """Return how many images of a resolution (pixels a side) stand in a row of a grid: 8, fewer above 64 px."""
+    """Return how many images of a resolution (pixels a side) stand in a grid's row: 8, fewer above 64 px."""
     return min(8, max(2, 512 // resolution))
 
 
@@ -45,4 +45,15 @@ def side_by_side(
     canvas = Image.new("RGB", (left.width + gap + right.width, max(left.height, right.height)), background)
     canvas.paste(left, (0, 0))
     canvas.paste(right, (left.width + gap, 0))
+    return canvas
+
+
+def captioned(picture: Image.Image, text: str) -> Image.Image:
+    """Put black text on a white strip above a picture, with white beside it where the text is wider."""
+    size = 24
+    font = ImageFont.load_default(size)
+    width = max(picture.width, math.ceil(font.getlength(text)))
+    canvas = Image.new("RGB", (width, size * 3 // 2 + picture.height), WHITE)
+    ImageDraw.Draw(canvas).text((width / 2, size * 3 / 4), text, fill=(0, 0, 0), font=font, anchor="mm")
+    canvas.paste(picture, ((width - picture.width) // 2, size * 3 // 2))
     return canvas

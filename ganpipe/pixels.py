@@ -1,4 +1,4 @@
-"""The two image conventions: uint8 N×H×W×C in [0, 255] on disk, float32 N×C×H×W in [-1, 1] in the networks."""
+"""The two image conventions: uint8 N×H×W×C in [0, 255] on disk, float32 N×C×H×W in [-1, 1] in networks."""
 
 import numpy as np
 import torch
@@ -10,6 +10,6 @@ def to_float(images: torch.Tensor) -> torch.Tensor:
 
 
 def to_uint8(images: torch.Tensor) -> np.ndarray:
-    """Turn float N×C×H×W in [-1, 1] into uint8 N×H×W×C in [0, 255]; the same scale for every image, clipped."""
+    """Turn float N×C×H×W in [-1, 1] into uint8 N×H×W×C in [0, 255]: one scale for all images, clipped."""
     scaled = images.detach().to(torch.float32).add(1).mul(127.5).round_().clamp_(0, 255)
     return scaled.to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()

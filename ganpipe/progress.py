@@ -75,3 +75,5 @@ class Progress:
     ) -> None:
         if self.bar is not None:
             self.bar.stop()
+        elif error is None:
+            self._line("")

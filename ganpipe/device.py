@@ -1,0 +1,21 @@
+"""The device that networks run on."""
+
+import torch
+
+from ganpipe.errors import UserError
+
+
+def resolve(name: str) -> str:
+    """Return a usable torch device; "auto" is the GPU where there is one, else the CPU.
+
+    Raises:
+        UserError: torch does not know the name, or this machine lacks the device.
+    """
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(1, device=name).cpu()
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"device {name!r} cannot be used here ({reason}); try --device auto or cpu") from None
+    return name

@@ -1,0 +1,32 @@
+"""Exponential moving average of the generator's weights."""
+
+import copy
+
+import torch
+from torch import nn
+
+
+class EMA:
+    """A generator whose parameters trail those of `G` with a half-life in images.
+
+    Attributes:
+        model: the averaged network, in eval mode, without gradients.
+    """
+
+    def __init__(self, G: nn.Module, halflife_kimg: float, batch_size: int) -> None:
+        self.model = copy.deepcopy(G).eval().requires_grad_(False)
+        self.halflife_kimg, self.batch_size = halflife_kimg, batch_size
+
+    @torch.no_grad()
+    def update(self, G: nn.Module, nimg: int) -> None:
+        """Move one step towards G, `nimg` images into the training; batch norm statistics are copied.
+
+        Early on the half-life is a twentieth of the images seen, so that the average forgets the random start
+        (Karras et al. 2020, "Training GANs with limited data", ema_rampup).
+        """
+        halflife = min(self.halflife_kimg * 1000, nimg * 0.05)
+        weight = 1 - 0.5 ** (self.batch_size / max(halflife, 1e-8))
+        for average, parameter in zip(self.model.parameters(), G.parameters(), strict=True):
+            average.lerp_(parameter, weight)
+        for average, buffer in zip(self.model.buffers(), G.buffers(), strict=True):
+            average.copy_(buffer)

@@ -1,0 +1,129 @@
+"""Stage fetch: a source's files -> images.zip and manifest.csv."""
+
+import hashlib
+import logging
+import subprocess
+import sys
+import warnings
+import zipfile
+from pathlib import Path
+from typing import IO
+
+import pandas as pd
+from PIL import Image
+
+from ganpipe import files
+from ganpipe.errors import UserError
+from ganpipe.params import Fetch
+from ganpipe.progress import Progress
+from ganpipe.sources import SOURCES, Opener, Source
+
+PLACEHOLDER = "stages/fetch/packaged.txt"
+COLUMNS = ["name", "bytes", "sha256", "width", "height", "mode"]
+BLOCK = 1 << 20
+# Without a handler Python prints what Pillow logs about damaged files into the progress bar.
+logging.getLogger("PIL").addHandler(logging.NullHandler())
+TRAVEL_ADVICE = (
+    "a queued or --temp experiment runs in a copy of the checkout that has only tracked files: "
+    "give an absolute path, or run `dvc add {path}` and commit the .dvc file"
+)
+
+
+def fetch(params: Fetch, root: Path) -> None:
+    """Copy every file of the source into one archive and describe each.
+
+    Writes stages/fetch/images.zip (not compressed, sorted by name, without times) and manifest.csv (name,
+    bytes, sha256, width, height, mode; the last three are the header's, empty where Pillow cannot open the
+    file). The same files give the same bytes of both.
+
+    Args:
+        params: the source and its path.
+        root: the checkout.
+
+    Raises:
+        UserError: the path does not fit the source, is missing, damaged or empty.
+    """
+    source = SOURCES[params.source]
+    path = _checked_path(params, source, root)
+    out = root / "stages" / "fetch"
+    with source.files(path) as found:
+        if not found:
+            raise UserError(f"fetch.path: {params.path} holds no files (hidden ones do not count)")
+        found.sort(key=lambda pair: pair[0])
+        with files.whole(out / "images.zip") as temporary:
+            rows = _pack(found, temporary)
+    table = pd.DataFrame(rows, columns=COLUMNS).astype({"width": "Int64", "height": "Int64"})
+    with files.whole(out / "manifest.csv") as temporary:
+        table.to_csv(temporary, index=False, lineterminator="\n")
+
+
+def _pack(found: list[tuple[str, Opener]], target: Path) -> list[tuple[object, ...]]:
+    """Write the archive; return the rows of the manifest."""
+    rows: list[tuple[object, ...]] = []
+    with Progress("fetch", len(found), unit="files") as progress, zipfile.ZipFile(target, "w") as archive:
+        for name, opener in found:
+            info = zipfile.ZipInfo(name)  # 1980-01-01, so that times do not change the bytes
+            info.create_system, info.external_attr = 3, 0o644 << 16
+            digest, size = hashlib.sha256(), 0
+            with opener() as stream:
+                facts = _header(stream)
+                stream.seek(0)
+                with archive.open(info, "w", force_zip64=True) as member:
+                    while block := stream.read(BLOCK):
+                        digest.update(block)
+                        size += len(block)
+                        member.write(block)
+            rows.append((name, size, digest.hexdigest(), *facts))
+            progress.advance()
+    return rows
+
+
+def _header(stream: IO[bytes]) -> tuple[int | None, int | None, str]:
+    """Return width, height and mode as the header says, without decoding."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image = Image.open(stream)
+    except Exception:  # Pillow raises many kinds on odd files; preprocess says what is wrong with each.
+        return None, None, ""
+    return image.width, image.height, image.mode
+
+
+def _checked_path(params: Fetch, source: Source, root: Path) -> Path:
+    if source.packaged:
+        if params.path != PLACEHOLDER:
+            raise UserError(
+                f"fetch.path: found {params.path!r}, but fetch.source={params.source} is inside a package; "
+                f"set fetch.source=folder to use your own pictures, or fetch.path={PLACEHOLDER}"
+            )
+        return root / params.path
+    if params.path == PLACEHOLDER:
+        raise UserError(
+            f"fetch.path: found the placeholder {PLACEHOLDER}, but fetch.source={params.source} reads your "
+            "own pictures; set fetch.path to a folder, zip or tar"
+        )
+    path = root / Path(params.path).expanduser()
+    relative = not Path(params.path).expanduser().is_absolute()
+    if not path.exists():
+        advice = "; " + TRAVEL_ADVICE.format(path=params.path) if relative else "; check the path"
+        raise UserError(f"fetch.path: {params.path} does not exist{advice}")
+    if relative and not _tracked(path, root):
+        print(
+            f"warning: fetch.path: {params.path}: {TRAVEL_ADVICE.format(path=params.path)}", file=sys.stderr
+        )
+    return path
+
+
+def _tracked(path: Path, root: Path) -> bool:
+    """Say whether DVC or git puts a path into a copy of the checkout."""
+    path, root = path.resolve(), root.resolve()
+    if not path.is_relative_to(root):
+        return False
+    places = [path, *path.parents]
+    if any(p.with_name(f"{p.name}.dvc").is_file() for p in places[: places.index(root)]):
+        return True
+    try:
+        listed = subprocess.run(["git", "ls-files", "--", path], cwd=root, capture_output=True, check=False)
+    except FileNotFoundError:
+        return False
+    return bool(listed.stdout)

@@ -1,0 +1,31 @@
+"""The networks, one file a paper; each architecture gives a generator and a discriminator."""
+
+from typing import Protocol
+
+import torch
+
+from ganpipe.models import dcgan
+from ganpipe.params import Model
+
+
+class Architecture(Protocol):
+    """What a module of this package offers."""
+
+    def generator(self, params: Model, resolution: int, channels: int) -> torch.nn.Module:
+        """Build the network float32 N×nz → float32 N×channels×resolution×resolution in [-1, 1]."""
+
+    def discriminator(self, params: Model, resolution: int, channels: int) -> torch.nn.Module:
+        """Build the network float32 N×channels×resolution×resolution in [-1, 1] → logits float32 N."""
+
+
+ARCHITECTURES: dict[str, Architecture] = {"dcgan": dcgan}
+
+
+def generator(params: Model, resolution: int, channels: int) -> torch.nn.Module:
+    """Build a generator, float32 N×nz → float32 N×channels×resolution×resolution in [-1, 1]."""
+    return ARCHITECTURES[params.architecture].generator(params, resolution, channels)
+
+
+def discriminator(params: Model, resolution: int, channels: int) -> torch.nn.Module:
+    """Build a discriminator, float32 N×channels×resolution×resolution in [-1, 1] → logits float32 N."""
+    return ARCHITECTURES[params.architecture].discriminator(params, resolution, channels)

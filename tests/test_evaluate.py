@@ -1,0 +1,172 @@
+"""The evaluate stage."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import digits
+from PIL import Image
+
+from ganpipe import features, metrics
+from ganpipe.errors import UserError
+from ganpipe.evaluate import Metrics, evaluate
+from ganpipe.params import Evaluate
+
+PARAMS = Evaluate(feature_resolution=32, neighbours=3, kid_subsets=4, kid_subset_size=100, seed=0)
+# 8 held out, 16 to train on; another 20 as if generated.
+IMAGES, GENERATED = digits()[:4800:200], digits()[100:4100:200]
+
+Checkout = Callable[..., Path]
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, write_packed: Callable[..., Path]) -> Checkout:
+    """Return a function that makes a checkout with the files of the earlier stages."""
+
+    def make(images: np.ndarray, held_out: int, generated: np.ndarray) -> Path:
+        write_packed(tmp_path, images, held_out)
+        (tmp_path / "stages/sample").mkdir(parents=True, exist_ok=True)
+        np.save(tmp_path / "stages/sample/samples.npy", generated)
+        return tmp_path
+
+    return make
+
+
+def numbers(root: Path) -> Metrics:
+    """Read metrics.json."""
+    read: Metrics = json.loads((root / "stages/evaluate/metrics.json").read_text())
+    return read
+
+
+def test_numbers_are_the_metrics_of_the_right_images(checkout: Checkout) -> None:
+    """Held-out and training images confused, or sets swapped, would make every number plausible and wrong."""
+    root = checkout(IMAGES, 8, GENERATED[:16])
+    result = evaluate(PARAMS, root, "cpu")
+    extractor = features.Lite0(32)
+    real, fake = (features.extract(extractor, x, 5, "cpu") for x in (IMAGES[8:], GENERATED[:16]))
+    expected = {
+        "kid_lite0": metrics.kid(real, fake, 1, 16, 0)[0],
+        "fd_lite0": metrics.fd(real, fake),
+        "coverage": metrics.coverage(real, fake, 3),
+        **dict(zip(("precision", "recall"), metrics.precision_recall(real, fake, 3), strict=True)),
+    }
+    assert {name: result[name] for name in expected} == pytest.approx(expected, rel=1e-4)
+    assert result["n"] == 16
+    assert result == numbers(root)
+
+
+def test_the_floor_is_what_held_out_images_score(checkout: Checkout) -> None:
+    """The floor would be of other images, another N or another reference than the numbers beside it."""
+    result = evaluate(PARAMS, checkout(IMAGES, 12, IMAGES[:12]), "cpu")
+    assert result["n"] == 12
+    assert result["fd_lite0"] == result["fd_lite0_floor"] != 0
+    assert result["kid_lite0"] == pytest.approx(result["kid_lite0_floor"], rel=1e-4)
+
+
+def test_copies_of_the_training_images_are_at_distance_zero(checkout: Checkout) -> None:
+    """The reference would not be the training images."""
+    result = evaluate(PARAMS, checkout(IMAGES, 8, IMAGES[8:]), "cpu")
+    assert result["fd_lite0"] == pytest.approx(0, abs=1e-3)
+    assert (result["precision"], result["recall"], result["coverage"]) == (1, 1, 1)
+
+
+def test_too_few_held_out_images_give_no_floor_and_say_so(
+    checkout: Checkout, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A floor at another N would flatter or belittle every generator, and silence leave people puzzled."""
+    result = evaluate(PARAMS, checkout(IMAGES, 8, GENERATED[:9]), "cpu")
+    assert result["fd_lite0_floor"] is None and result["kid_lite0_floor"] is None
+    assert numbers(checkout(IMAGES, 8, GENERATED[:9]))["fd_lite0_floor"] is None
+    assert "needs 9 held-out images and there are 8; set sample.count to at most 8" in capsys.readouterr().out
+    result = evaluate(PARAMS, checkout(IMAGES, 0, GENERATED[:9]), "cpu")
+    assert "there are 0; raise preprocess.held_out" in capsys.readouterr().out
+    assert evaluate(PARAMS, checkout(IMAGES, 8, GENERATED[:8]), "cpu")["fd_lite0_floor"] is not None
+    assert "No floor" not in capsys.readouterr().out
+
+
+def test_sides_are_brought_to_equal_n_by_the_seed(checkout: Checkout) -> None:
+    """FD falls with N: of two runs the one with more images would win."""
+    more_generated = evaluate(PARAMS, checkout(IMAGES, 8, GENERATED), "cpu")
+    assert more_generated["n"] == 16
+    assert evaluate(PARAMS, checkout(IMAGES, 8, GENERATED), "cpu") == more_generated
+    other = evaluate(PARAMS.model_copy(update={"seed": 1}), checkout(IMAGES, 8, GENERATED), "cpu")
+    assert other["n"] == 16 and other["fd_lite0"] != more_generated["fd_lite0"]
+    assert evaluate(PARAMS, checkout(IMAGES, 0, GENERATED), "cpu")["n"] == 20
+
+
+def test_protocol_says_all_that_must_be_equal(checkout: Checkout) -> None:
+    """Runs of different N, reference or neighbours would be compared."""
+    text = evaluate(PARAMS, checkout(IMAGES, 8, GENERATED), "cpu")["protocol"]
+    assert text == features.Lite0(32).protocol + "; n=16, reference=train, kid 4 subsets of 16, k=3"
+    changed = PARAMS.model_copy(update={"kid_subset_size": 5})
+    assert "kid 4 subsets of 5," in str(evaluate(changed, checkout(IMAGES, 8, GENERATED), "cpu")["protocol"])
+
+
+def test_a_rerun_writes_the_same_bytes_and_nothing_elsewhere(checkout: Checkout) -> None:
+    """DVC would see a change where nothing changed, or another stage's outputs be overwritten."""
+    root = checkout(IMAGES, 8, GENERATED)
+    before = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
+    evaluate(PARAMS, root, "cpu")
+    first = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
+    evaluate(PARAMS, root, "cpu")
+    assert first == {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
+    assert {str(path.relative_to(root)) for path in set(first) - set(before)} == {
+        "stages/evaluate/metrics.json",
+        "stages/evaluate/real_fake.png",
+    }
+    assert all(first[path] == content for path, content in before.items())
+
+
+@pytest.mark.parametrize(("side", "channels"), [(10, 1), (32, 1), (40, 3), (64, 1), (128, 3), (224, 1)])
+def test_picture_shows_real_left_and_generated_right(checkout: Checkout, side: int, channels: int) -> None:
+    """People would take generated for real images, or have to look at a stamp or at a wall."""
+    generated = np.full((70, side, side, channels), 90, np.uint8)
+    root = checkout(np.zeros((70, side, side, channels), np.uint8) + 30, 0, generated)
+    evaluate(PARAMS, root, "cpu")
+    picture = np.asarray(Image.open(root / "stages/evaluate/real_fake.png").convert("L"))
+    height, width = picture.shape
+    assert 480 < width <= 1100 and height < 1200
+    below = picture[40:]
+    middle = (width - 16) // 2
+    assert (below[:, :middle] == 30).all() and (below[:, middle + 16 :] == 90).all()
+    assert (below[:, middle : middle + 16] == 255).all()
+    assert (picture[:30, :middle] < 128).any() and (picture[:30, middle + 16 :] < 128).any()
+
+
+def test_summary_says_the_numbers_and_where_to_look_next(
+    checkout: Checkout, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A newcomer would end the first run without knowing what came out of it."""
+    result = evaluate(PARAMS, checkout(IMAGES, 12, GENERATED[:12]), "cpu")
+    shown = capsys.readouterr().out
+    for words in (
+        f"KID {result['kid_lite0']:.4f}",
+        f"FD  {result['fd_lite0']:.1f}   floor {result['fd_lite0_floor']:.1f}",
+        "coverage",
+        "stages/evaluate/real_fake.png",
+        "stages/train/grids",
+        "dvc exp run -S train.glr=",
+        "dvc exp show --only-changed",
+        "mlflow ui",
+    ):
+        assert words in shown
+
+
+def test_mistakes_get_one_clear_line(checkout: Checkout) -> None:
+    """A user would meet a traceback, or numbers of images that do not belong together."""
+    for generated, words in (
+        (GENERATED[:, :24, :24], r"\(24, 24, 1\).*\(28, 28, 1\)"),
+        (GENERATED.repeat(3, 3), r"\(28, 28, 3\).*\(28, 28, 1\)"),
+        (GENERATED.astype(np.float32), "float32"),
+        (GENERATED[:3], r"evaluate\.neighbours: 3 .* found 3"),
+        (GENERATED[:1], "at least 2"),
+    ):
+        with pytest.raises(UserError, match=words) as error:
+            evaluate(PARAMS, checkout(IMAGES, 8, generated), "cpu")
+        assert "\n" not in str(error.value)
+    root = checkout(IMAGES, 8, GENERATED)
+    (root / "stages/sample/samples.npy").unlink()
+    with pytest.raises(UserError, match=r"samples\.npy.*run the sample stage first"):
+        evaluate(PARAMS, root, "cpu")

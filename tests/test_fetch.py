@@ -1,0 +1,168 @@
+"""Stage fetch: the archive and manifest are the source, byte for byte; mistakes are one line."""
+
+import hashlib
+import io
+import os
+import subprocess
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from ganpipe import files, sources
+from ganpipe.errors import UserError
+from ganpipe.fetch import PLACEHOLDER, fetch
+from ganpipe.params import Fetch
+from ganpipe.sources import Opener
+
+
+def pictures(folder: Path) -> dict[str, bytes]:
+    """Write three pictures and two other files; return their bytes by name."""
+    noise = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
+    content = {"notes.txt": b"no picture", "empty.jpg": b""}
+    for name, mode in (("b.png", "RGB"), ("sub/007", "L"), ('a, "1".png', "RGBA")):
+        buffer = io.BytesIO()
+        Image.fromarray(noise).convert(mode).save(buffer, "PNG")
+        content[name] = buffer.getvalue()
+    for name in content:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content[name])
+    return content
+
+
+def manifest(root: Path) -> pd.DataFrame:
+    """Read the manifest as text."""
+    return pd.read_csv(root / "stages/fetch/manifest.csv", dtype=str, keep_default_na=False)
+
+
+def outputs(root: Path) -> list[str]:
+    """Digests of both outputs."""
+    return [files.sha256(root / "stages/fetch" / name) for name in ("images.zip", "manifest.csv")]
+
+
+def refusal(root: Path, source: str, path: str) -> str:
+    """The one line with which fetch ends."""
+    with pytest.raises(UserError) as caught:
+        fetch(Fetch.model_validate({"source": source, "path": path}), root)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_the_archive_and_the_manifest_are_the_source(tmp_path: Path) -> None:
+    """A file lost, changed or described wrongly here is wrong in every later stage."""
+    content = pictures(tmp_path / "pictures")
+    fetch(Fetch(source="folder", path=str(tmp_path / "pictures")), tmp_path)
+    with zipfile.ZipFile(tmp_path / "stages/fetch/images.zip") as archive:
+        assert archive.testzip() is None
+        assert {name: archive.read(name) for name in archive.namelist()} == content
+        names = archive.namelist()
+    table = manifest(tmp_path)
+    assert list(table) == ["name", "bytes", "sha256", "width", "height", "mode"]
+    assert table["name"].tolist() == names == sorted(content)
+    assert table["bytes"].tolist() == [str(len(content[name])) for name in names]
+    assert table["sha256"].tolist() == [hashlib.sha256(content[name]).hexdigest() for name in names]
+    facts = dict(zip(names, zip(table["width"], table["height"], table["mode"], strict=True), strict=True))
+    assert facts["sub/007"] == ("30", "20", "L")
+    assert facts["notes.txt"] == facts["empty.jpg"] == ("", "", "")
+
+
+def test_the_same_files_give_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """DVC would run every later stage again, and a run on another machine could not be compared."""
+    found = []
+    walk = os.walk
+    for order in (1, -1):
+        root = tmp_path / str(order)
+        pictures(root / "pictures")
+        for name in ("same\1.png", "same\2.png"):  # both become "same_.png" and need a number
+            (root / "pictures" / name).write_text(name)
+
+        def reordered(*args: Any, order: int = order, **options: Any) -> Iterator[Any]:
+            for where, folders, names in walk(*args, **options):
+                yield where, folders, sorted(names)[::order]
+
+        with monkeypatch.context() as patch:
+            patch.setattr(sources.os, "walk", reordered)
+            fetch(Fetch(source="folder", path=str(root / "pictures")), root)
+        found.append(outputs(root))
+    assert found[0] == found[1]
+
+
+def test_an_archive_is_sorted_too(tmp_path: Path) -> None:
+    """The rows of images.npy would follow whatever order someone packed his pictures in."""
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for name in ("b.png", "a.png", "c.png"):
+            archive.writestr(name, name)
+    fetch(Fetch(source="folder", path=str(tmp_path / "a.zip")), tmp_path)
+    assert manifest(tmp_path)["name"].tolist() == ["a.png", "b.png", "c.png"]
+
+
+def test_the_digits_are_the_same_everywhere(tmp_path: Path) -> None:
+    """The held-out digits are chosen by these bytes: other bytes elsewhere are another experiment."""
+    fetch(Fetch(source="mnist5k", path=PLACEHOLDER), tmp_path)
+    table = manifest(tmp_path)
+    assert len(table) == 5000 and set(table["mode"]) == {"L"} and set(table["width"]) == {"28"}
+    assert (
+        hashlib.sha256("".join(table["sha256"]).encode()).hexdigest()
+        == "bcb17d77bd12fdcc6effb135a301e4ddc47200bba0fd9939e620fd841cd0532d"
+    )
+    assert list((tmp_path / "stages/fetch").glob(".*")) == []
+
+
+def test_source_and_path_that_do_not_belong_together_are_told_apart(tmp_path: Path) -> None:
+    """The likeliest mistake of a new user, who sets one of the two; he would train on digits."""
+    assert "set fetch.source=folder" in refusal(tmp_path, "mnist5k", "my_pictures")
+    assert "set fetch.path" in refusal(tmp_path, "folder", PLACEHOLDER)
+
+
+def test_a_missing_path_says_what_a_queued_copy_has(tmp_path: Path) -> None:
+    """A queued experiment on an untracked folder would fail for no reason that its user can see."""
+    line = refusal(tmp_path, "folder", "pictures")
+    assert "pictures does not exist" in line and "--temp" in line and "dvc add pictures" in line
+    assert "--temp" not in refusal(tmp_path, "folder", str(tmp_path / "pictures"))
+
+
+def test_an_empty_source_is_refused(tmp_path: Path) -> None:
+    """Every later stage would fail with a stranger message."""
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / ".DS_Store").write_bytes(b"x")
+    assert "holds no files" in refusal(tmp_path, "folder", "pictures")
+
+
+def test_a_failure_leaves_the_old_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half an archive under the final name would pass for the data set."""
+    pictures(tmp_path / "pictures")
+    params = Fetch(source="folder", path=str(tmp_path / "pictures"))
+    fetch(params, tmp_path)
+    before = outputs(tmp_path)
+
+    def full(path: Path) -> Opener:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(sources, "_open_file", full)
+    with pytest.raises(OSError, match="No space"):
+        fetch(params, tmp_path)
+    assert outputs(tmp_path) == before
+    assert sorted(p.name for p in (tmp_path / "stages/fetch").iterdir()) == ["images.zip", "manifest.csv"]
+
+
+def test_only_a_folder_that_a_copy_would_lack_is_warned_of(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without the warning a sweep fails overnight; with it everywhere no one reads it."""
+    root = tmp_path / "checkout"
+    subprocess.run(["git", "init", "-q", root], check=True)
+    for name in ("plain", "in_git", "dvc/deep", "../outside"):
+        pictures(root / name)
+    (root / "dvc.dvc").write_text("outs: []\n")
+    subprocess.run(["git", "add", "in_git"], cwd=root, check=True)
+    warned = {}
+    for path in ("plain", "../outside", "in_git", "dvc/deep", str(root / "plain")):
+        fetch(Fetch(source="folder", path=path), root)
+        warned[path] = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
+    assert [len(lines) for lines in warned.values()] == [1, 1, 0, 0, 0]
+    assert "dvc add plain" in warned["plain"][0]

@@ -1,0 +1,26 @@
+"""Files that are whole or absent."""
+
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from ganpipe import files
+
+
+def test_an_exception_leaves_the_old_file(tmp_path: Path) -> None:
+    """A failure means that a full disk or a kill destroys what was there before."""
+    path = tmp_path / "deep" / "file.txt"
+    with files.whole(path) as temporary:
+        temporary.write_text("old")
+    with pytest.raises(OSError, match="full"), files.whole(path) as temporary:
+        temporary.write_text("ne")
+        raise OSError("full")
+    assert path.read_text() == "old"
+    assert [p.name for p in path.parent.iterdir()] == ["file.txt"]
+
+
+def test_sha256(tmp_path: Path) -> None:
+    """A wrong digest would let damaged files pass."""
+    (tmp_path / "a").write_bytes(b"abc")
+    assert files.sha256(tmp_path / "a") == hashlib.sha256(b"abc").hexdigest()

@@ -1,0 +1,193 @@
+"""One picture file: the right pixels whatever its mode and format, or the right reason."""
+
+import zlib
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ganpipe.images import DEPTHS, MAX_PIXELS, Prepared, Rejected, Target, crop_box, prepare
+
+WHOLE = Target("none", None, 32, 3)
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
+    """Return a picture as a file's bytes."""
+    buffer = BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def quarters(mode: str = "RGB") -> Image.Image:
+    """A 32×32 picture of four plain quarters: red, green / blue, black."""
+    pixels = np.zeros((32, 32, 3), np.uint8)
+    pixels[:16, :16, 0] = pixels[:16, 16:, 1] = pixels[16:, :16, 2] = 255
+    return Image.fromarray(pixels).convert(mode)
+
+
+def centres(prepared: Prepared) -> list[list[int]]:
+    """The colours in the middle of the four quarters."""
+    return [prepared.pixels[y, x].tolist() for y in (8, 24) for x in (8, 24)]
+
+
+def reason(data: bytes, target: Target = WHOLE) -> str:
+    """Why a file is rejected."""
+    with pytest.raises(Rejected) as caught:
+        prepare(data, target)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_pixels_are_those_of_a_plain_crop_and_lanczos(channels: int) -> None:
+    """Every number downstream rests on these pixels; the reference is Pillow, a step at a time."""
+    noise = np.random.default_rng(0).integers(0, 256, (50, 71, 3), np.uint8)
+    found = prepare(encoded(Image.fromarray(noise)), Target("square", None, 24, channels))
+    mode = "L" if channels == 1 else "RGB"
+    side = Image.fromarray(noise[:, 10:60]).convert(mode).resize((24, 24), Image.Resampling.LANCZOS)
+    np.testing.assert_array_equal(found.pixels, np.asarray(side).reshape(24, 24, channels))
+    assert (found.width, found.height, found.box, found.scale) == (71, 50, (10, 0, 60, 50), 24 / 50)
+
+
+def test_crops_are_centred_and_a_fixed_one_is_never_smaller() -> None:
+    """Faces would be cut off-centre, or one picture enlarged more than its neighbours."""
+    assert crop_box(178, 218, Target("centre", 160, 64, 3)) == (9, 29, 169, 189)
+    assert crop_box(178, 218, Target("square", None, 64, 3)) == (0, 20, 178, 198)
+    assert crop_box(178, 218, Target("none", None, 64, 3)) == (0, 0, 178, 218)
+    small = encoded(Image.new("RGB", (200, 40)))
+    assert reason(small, Target("centre", 41, 64, 3)) == "smaller than preprocess.crop_size (41 px) in a side"
+    assert prepare(small, Target("none", None, 64, 3)).scale == 64 / 40
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_exif_orientation_is_turned_upright(orientation: int, kind: str) -> None:
+    """Phone pictures would lie on their sides; the reference is the EXIF standard."""
+    upright = np.asarray(quarters().resize((32, 48), Image.Resampling.NEAREST))
+    # Where the stored picture's first row and first column lie in the upright one.
+    stored = {
+        1: upright,
+        2: upright[:, ::-1],
+        3: upright[::-1, ::-1],
+        4: upright[::-1],
+        5: upright.transpose(1, 0, 2),
+        6: np.rot90(upright),
+        7: upright[::-1, ::-1].transpose(1, 0, 2),
+        8: np.rot90(upright, -1),
+    }[orientation]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    found = prepare(encoded(Image.fromarray(np.ascontiguousarray(stored)), kind, exif=exif), WHOLE)
+    assert (found.width, found.height) == (32, 48)
+    assert centres(found) == centres(prepare(encoded(quarters()), WHOLE))
+
+
+@pytest.mark.parametrize(
+    ("kind", "mode", "options"),
+    [
+        ("PNG", "P", {}),
+        ("BMP", "RGB", {}),
+        ("GIF", "RGB", {"save_all": True, "append_images": [Image.new("RGB", (32, 32), "white")]}),
+        ("TIFF", "CMYK", {}),
+        ("TIFF", "RGB", {"compression": "tiff_lzw"}),
+        ("WEBP", "RGB", {"lossless": True}),
+        ("JPEG", "CMYK", {"quality": 95}),
+        ("JPEG", "RGB", {"quality": 95, "progressive": True}),
+    ],
+)
+def test_a_picture_is_the_same_in_every_colour_mode(kind: str, mode: str, options: dict[str, Any]) -> None:
+    """A mode that is read wrong trains on inverted, grey or other frames' pictures, in silence."""
+    found = centres(prepare(encoded(quarters(mode), kind, **options), WHOLE))
+    expected = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255], [0, 0, 0]])
+    assert np.abs(np.array(found) - expected).max() <= 4, found
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "L"])
+def test_what_is_transparent_is_white(mode: str) -> None:
+    """Hidden pixels are arbitrary: icons would stand on black, or on colours that no one has ever seen."""
+    options: dict[str, Any] = {}
+    if mode in ("P", "L"):
+        image = Image.new(mode, (32, 32), 0)
+        image.paste(1, (16, 0, 32, 32))
+        image.putpalette([200, 0, 0, 0, 0, 0]) if mode == "P" else None
+        options = {"transparency": 0}
+    else:
+        image = Image.new("RGB", (32, 32), "black").convert(mode)
+        alpha = Image.new("L", (32, 32), 0)
+        alpha.paste(255, (16, 0, 32, 32))
+        image.putalpha(alpha)
+    found = prepare(encoded(image, **options), WHOLE).pixels
+    assert found[:, :14].min() == 255
+    assert found[:, 18:].max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("dtype", "factor", "offset"),
+    [
+        ("uint16", 257, 0),
+        ("uint16", 16, 0),
+        ("uint16", 1, 0),
+        ("int32", 257, 0),
+        ("int32", 1000, -70_000),
+        ("float32", 1 / 255, 0),
+        ("float32", 1, 0),
+        ("float32", 0.01, -1),
+    ],
+)
+def test_deep_grey_keeps_its_shades(dtype: str, factor: float, offset: float) -> None:
+    """Pillow's own conversion clips: 16-bit and float pictures would all be one white or black square."""
+    ramp = np.tile(np.linspace(0, 255, 32).round(), (32, 1))
+    stored = (ramp * factor + offset).astype(dtype)
+    found = prepare(encoded(Image.fromarray(stored), "TIFF"), Target("none", None, 32, 1)).pixels[:, :, 0]
+    assert np.abs(found - ramp).max() <= 1
+
+
+def test_dark_deep_pictures_stay_dark() -> None:
+    """Stretching each picture to full contrast would make a night shot a day shot beside its neighbours."""
+    half = np.full((32, 32), int(DEPTHS[-1]) // 2, np.uint16)
+    assert prepare(encoded(Image.fromarray(half)), Target("none", None, 32, 1)).pixels.max() == 127
+    black = np.zeros((32, 32), np.float32)
+    assert prepare(encoded(Image.fromarray(black), "TIFF"), Target("none", None, 32, 1)).pixels.max() == 0
+
+
+def test_a_bilevel_picture_is_black_and_white() -> None:
+    """Reading 1 bit as 0 and 1 would give a black image."""
+    found = prepare(encoded(quarters("L").point(lambda v: v > 100 and 255).convert("1")), WHOLE).pixels
+    assert sorted({found[8, 24, 0], found[24, 24, 0]}) == [0, 255]
+
+
+def test_a_flipped_bit_in_a_png_is_noticed() -> None:
+    """Pillow alone opens such a file in silence with thousands of wrong pixels."""
+    data = encoded(quarters(), compress_level=0)
+    start = data.index(b"IDAT") + 4
+    packed = data[start : start + int.from_bytes(data[start - 8 : start - 4])]
+    rows = bytearray(zlib.decompress(packed))
+    rows[1] ^= 4
+    # The compressed stream is whole; only the chunk's checksum knows.
+    flipped = data.replace(packed, zlib.compress(rows, 0))
+    assert Image.open(BytesIO(flipped)).tobytes() != quarters().tobytes()
+    assert reason(flipped) == "damaged (SyntaxError)"
+
+
+def test_reasons_are_short_and_the_same_every_time() -> None:
+    """Reasons are counted: an address or a count of bytes in them would make each file its own reason."""
+    photo = encoded(Image.fromarray(np.random.default_rng(2).integers(0, 256, (64, 64, 3), np.uint8)), "JPEG")
+    assert reason(b"") == "empty file"
+    assert reason(b"no picture at all") == reason(b"\0" * 99) == "not a picture of a known format"
+    assert reason(photo[: len(photo) // 2]) == reason(photo[: len(photo) // 3]) == "truncated"
+    assert reason(encoded(quarters(), "PPM")) == "not a picture of a known format"
+    assert reason(encoded(Image.new("L", (400, 7)))) == "smaller than 8 px in a side"
+    nan = np.full((32, 32), np.nan, np.float32)
+    assert reason(encoded(Image.fromarray(nan), "TIFF")) == "has values that are not finite numbers"
+
+
+@pytest.mark.parametrize("side", [10_001, 20_000])
+def test_a_decompression_bomb_is_refused_by_its_header(side: int) -> None:
+    """A file of a few kB would take all memory; Pillow itself refuses only the larger of these two."""
+    assert side * side > MAX_PIXELS
+    bomb = bytearray(encoded(Image.new("L", (16, 16))))
+    header = b"IHDR" + side.to_bytes(4) + side.to_bytes(4) + bytes(bomb[24:29])
+    bomb[12:29] = header
+    bomb[29:33] = zlib.crc32(header).to_bytes(4)
+    assert reason(bytes(bomb)) == "more than 100 megapixels"

@@ -1,0 +1,97 @@
+"""dvc.yaml against the code: deps, params, outputs and contracts of the five stages."""
+
+import importlib
+import inspect
+import re
+from typing import Any
+
+import pytest
+from conftest import ROOT
+from ruamel.yaml import YAML
+
+from ganpipe import closure, params
+
+PIPELINE: dict[str, Any] = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())
+STAGES: dict[str, dict[str, Any]] = PIPELINE["stages"]
+# The function of a stage's module that takes its params, where it is not called after the stage.
+TAKES_PARAMS = {"train": "plan"}
+
+
+def outs(stage: str) -> list[str]:
+    """List the output files and folders of a stage, with its metrics."""
+    return [*STAGES[stage]["outs"], *STAGES[stage].get("metrics", [])]
+
+
+def test_the_five_stages_in_order() -> None:
+    """Everything else of the project counts on these names."""
+    assert list(STAGES) == ["fetch", "preprocess", "train", "sample", "evaluate"]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_code_deps_are_the_import_closure(stage: str) -> None:
+    """A file left out can change without the stage running again; one too many retrains for nothing."""
+    listed = [dep for dep in STAGES[stage]["deps"] if dep.startswith("ganpipe/")]
+    assert listed == closure.import_closure(f"ganpipe.{stage}", ROOT)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_data_deps_are_outputs_of_earlier_stages(stage: str) -> None:
+    """A stage that read a file that it does not list would use a stale one."""
+    earlier = list(STAGES)[: list(STAGES).index(stage)]
+    data = [dep for dep in STAGES[stage]["deps"] if not dep.startswith("ganpipe/")]
+    if stage == "fetch":
+        assert data == ["${fetch.path}"]
+        return
+    made = {path for name in earlier for path in outs(name)}
+    assert data and set(data) <= made
+    module = closure.import_closure(f"ganpipe.{stage}", ROOT)
+    source = "".join((ROOT / path).read_text() for path in module)
+    assert all(path.rpartition("/")[2] in source for path in data)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_params_are_what_the_stage_function_takes(stage: str) -> None:
+    """A section left out can change without the stage running again."""
+    module = importlib.import_module(f"ganpipe.{stage}")
+    signature = inspect.signature(getattr(module, TAKES_PARAMS.get(stage, stage)))
+    taken = {p.annotation for p in signature.parameters.values() if p.annotation in sections().values()}
+    assert [sections()[name] for name in STAGES[stage]["params"]] == [
+        s for s in sections().values() if s in taken
+    ]
+
+
+def sections() -> dict[str, Any]:
+    """Name → class of each section of params.yaml."""
+    return {name: field.annotation for name, field in params.Params.model_fields.items()}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_writes_in_its_own_folder_and_says_what(stage: str) -> None:
+    """`ls stages/*` and the contract beside the outputs are how a newcomer learns the pipeline."""
+    contract = (ROOT / "stages" / stage / "README.md").read_text()
+    assert len(contract.splitlines()) <= 25
+    for path in outs(stage):
+        assert path.startswith(f"stages/{stage}/")
+        assert path.rpartition("/")[2] in contract, path
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_commands_are_plain(stage: str) -> None:
+    """The console script would run other code in a queued experiment; `${...}` in a command runs `$(...)`."""
+    assert STAGES[stage]["cmd"] == f"python -m ganpipe {stage}"
+    assert set(STAGES[stage]) <= {"cmd", "deps", "params", "outs", "metrics"}
+
+
+def test_outputs_are_ignored_by_git_up_front() -> None:
+    """DVC would write .gitignore files into the stages' folders, and every checkout would be dirty."""
+    assert "/stages/*/*" in (ROOT / ".gitignore").read_text().splitlines()
+    assert not re.search(r"persist:\s*true", (ROOT / "dvc.yaml").read_text())
+
+
+def test_imports_go_down_only() -> None:
+    """Stages that import each other, or parts that import stages, would rerun everything for one edit."""
+    for path in (ROOT / "ganpipe").rglob("*.py"):
+        if path.name not in ("cli.py", "__main__.py"):
+            imported = {name.split(".")[1] for name in closure._imports(path) if "." in name}
+            own = {path.stem} if path.stem in STAGES else set()
+            assert not (imported & {*STAGES, "cli"}) - own, path

@@ -1,0 +1,194 @@
+"""Stage preprocess: every file in exactly one table, row i is image i, whatever the workers."""
+
+import hashlib
+import io
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from ganpipe import files, packed, params
+from ganpipe.errors import UserError
+from ganpipe.fetch import fetch
+from ganpipe.images import Target, prepare
+from ganpipe.preprocess import preprocess, split_of
+
+COUNT, BROKEN = 150, 7
+OUTPUTS = ["contact_sheet.png", "images.npy", "index.csv", "rejected.csv", "report.json"]
+
+
+def section(**changes: Any) -> params.Preprocess:
+    """The section preprocess for colour at 16 px."""
+    values = {"crop": "square", "crop_size": None, "resolution": 16, "channels": 3, "held_out": 0.2}
+    return params.Preprocess.model_validate({**values, "max_rejected": 0.05, **changes})
+
+
+def run(root: Path, workers: int = 1, **changes: Any) -> dict[str, Any]:
+    """Run the stage; return its report."""
+    preprocess(section(**changes), root, workers)
+    return json.loads((root / "stages/preprocess/report.json").read_text())
+
+
+def write(path: Path, seed: int, size: tuple[int, int]) -> None:
+    """Write a picture of smooth noise."""
+    noise = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), np.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(noise).resize(size).save(path)
+
+
+def fetched(root: Path) -> Path:
+    """Fetch root/pictures into a checkout."""
+    fetch(params.Fetch(source="folder", path=str(root / "pictures")), root)
+    return root
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkout with COUNT fetched pictures of several sizes and formats, and BROKEN others."""
+    root = tmp_path_factory.mktemp("checkout")
+    for i in range(COUNT):
+        kind = ("png", "jpg", "webp", "bmp")[i % 4]
+        write(root / f"pictures/{i % 3}/{i:03d}.{kind}", i, (10 + i % 50, 12 + i % 31))
+    for i in range(BROKEN):
+        (root / f"pictures/1/{i:03d}_broken.png").write_bytes(b"no picture" * i)
+    return fetched(root)
+
+
+def test_every_file_is_in_one_table_and_row_i_is_image_i(checkout: Path) -> None:
+    """A shift by one gives every image its neighbour's split, and held-out pictures are trained on."""
+    report = run(checkout)
+    data = packed.load(checkout / "stages/preprocess")
+    rejected = pd.read_csv(checkout / "stages/preprocess/rejected.csv", dtype=str)
+    manifest = pd.read_csv(checkout / "stages/fetch/manifest.csv", dtype=str).set_index("name")["sha256"]
+    assert sorted([*data.index["name"], *rejected["name"]]) == manifest.index.tolist()
+    assert data.index["name"].is_monotonic_increasing
+    assert data.images.shape == (COUNT, 16, 16, 3) and data.images.dtype == np.uint8
+    with zipfile.ZipFile(checkout / "stages/fetch/images.zip") as archive:
+        for i, row in enumerate(data.index.to_dict("records")):
+            expected = prepare(archive.read(row["name"]), Target("square", None, 16, 3))
+            np.testing.assert_array_equal(data.images[i], expected.pixels)
+            assert (row["width"], row["height"], row["scale"]) == (
+                expected.width,
+                expected.height,
+                expected.scale,
+            )
+            assert tuple(row[side] for side in ("left", "top", "right", "bottom")) == expected.box
+            assert row["split"] == split_of(manifest[row["name"]], 0.2)
+    assert report["rejected_by_reason"] == {"not a picture of a known format": BROKEN - 1, "empty file": 1}
+    assert [report[key] for key in ("read", "accepted", "rejected")] == [COUNT + BROKEN, COUNT, BROKEN]
+    assert report["train"] == len(data.train_rows) and report["held_out"] == len(data.held_out_rows)
+    assert report["share_upscaled"] == pytest.approx((data.index["scale"] > 1).mean())
+    assert report["width"] == {"min": 10, "median": data.index["width"].median(), "max": 59}
+
+
+def test_the_number_of_workers_changes_no_byte(checkout: Path) -> None:
+    """A run on a larger machine would be another experiment."""
+    digests = []
+    for workers in (1, 3):
+        run(checkout, workers)
+        digests.append({name: files.sha256(checkout / "stages/preprocess" / name) for name in OUTPUTS})
+    assert digests[0] == digests[1]
+    assert sorted(p.name for p in (checkout / "stages/preprocess").iterdir()) == OUTPUTS
+
+
+def test_the_split_follows_the_bytes_alone(tmp_path: Path) -> None:
+    """An image that moves into the held-out split when others are added has been trained on before."""
+    for i in range(40):
+        write(tmp_path / f"pictures/{i}.png", i, (16, 16))
+    (tmp_path / "pictures/copy of 7.png").write_bytes((tmp_path / "pictures/7.png").read_bytes())
+    splits = []
+    for _ in range(2):
+        run(fetched(tmp_path), held_out=0.5)
+        index = pd.read_csv(tmp_path / "stages/preprocess/index.csv", dtype=str).set_index("name")
+        splits.append(index["split"])
+        for i in range(40, 60):
+            write(tmp_path / f"pictures/{i}.png", i, (16, 16))
+    assert splits[1][splits[0].index].tolist() == splits[0].tolist()
+    assert splits[0]["7.png"] == splits[0]["copy of 7.png"]
+    assert len(splits[1]) == len(splits[0]) + 20
+
+
+def test_the_share_held_out_is_what_was_asked_for() -> None:
+    """A biased rule would leave too few images for the metrics' floor, or too few to train on."""
+    hashes = [hashlib.sha256(str(i).encode()).hexdigest() for i in range(20_000)]
+    for share in (0.0, 0.1, 0.5):
+        found = sum(split_of(digest, share) == "held_out" for digest in hashes) / len(hashes)
+        assert found == pytest.approx(share, abs=0.01)
+    assert split_of("0" * 64, 0.0) == "train" and split_of("f" * 64, 0.9) == "train"
+
+
+def test_too_many_rejected_fails_with_everything_written(checkout: Path) -> None:
+    """The user needs the tables most when the stage fails."""
+    share = BROKEN / (COUNT + BROKEN)
+    run(checkout, max_rejected=share)
+    for path in (checkout / "stages/preprocess").iterdir():
+        path.unlink()
+    with pytest.raises(
+        UserError, match=r"preprocess\.max_rejected.*6 not a picture.*rejected\.csv"
+    ) as caught:
+        run(checkout, max_rejected=share - 1e-6)
+    assert "\n" not in str(caught.value)
+    assert sorted(p.name for p in (checkout / "stages/preprocess").iterdir()) == OUTPUTS
+    assert len(packed.load(checkout / "stages/preprocess").index) == COUNT
+
+
+def test_nothing_to_train_on_fails(tmp_path: Path) -> None:
+    """Training would fail later with a division by zero."""
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures/a.png").write_bytes(b"no picture")
+    with pytest.raises(UserError, match=r"none of 1 files can be used"):
+        run(fetched(tmp_path), max_rejected=1.0)
+    write(tmp_path / "pictures/a.png", 0, (16, 16))
+    digest = hashlib.sha256((tmp_path / "pictures/a.png").read_bytes()).hexdigest()
+    share = int(digest[:16], 16) / 2**64
+    assert share < 0.89, "choose another seed"
+    assert run(fetched(tmp_path), held_out=share)["train"] == 1
+    with pytest.raises(UserError, match=r"none of 1 images is left to train on"):
+        run(tmp_path, held_out=share + 0.01)
+
+
+def test_without_fetched_files_it_says_what_to_run(tmp_path: Path) -> None:
+    """A traceback for a stage run out of order."""
+    with pytest.raises(UserError, match="run the fetch stage"):
+        run(tmp_path)
+    write(tmp_path / "pictures/a.png", 0, (16, 16))
+    fetched(tmp_path)
+    archive = tmp_path / "stages/fetch/images.zip"
+    data = bytearray(archive.read_bytes())
+    data[100] ^= 1
+    archive.write_bytes(data)
+    with pytest.raises(UserError, match="run the fetch stage again"):
+        run(tmp_path)
+    with zipfile.ZipFile(archive, "w") as other:
+        other.writestr("b.png", b"")
+    with pytest.raises(UserError, match="run the fetch stage again"):
+        run(tmp_path)
+
+
+@pytest.mark.parametrize(("resolution", "channels", "width"), [(16, 3, 1038), (48, 1, 782), (200, 3, 1038)])
+def test_the_contact_sheet_fits_a_screen(checkout: Path, resolution: int, channels: int, width: int) -> None:
+    """People look at it to see what they train on: too small or too large, and no one does."""
+    run(checkout, resolution=resolution, channels=channels)
+    with Image.open(checkout / "stages/preprocess/contact_sheet.png") as sheet:
+        assert sheet.size == (width, width)
+        first = np.asarray(sheet.convert("RGB"))[: (width - 14) // 8, : (width - 14) // 8]
+    image = packed.load(checkout / "stages/preprocess").images[0]
+    assert abs(float(first.mean()) - float(image.mean())) < 1
+
+
+def test_names_that_look_like_something_else_stay_text(tmp_path: Path) -> None:
+    """Pandas makes 7 of "007" and nothing of "null": the file would not be found, or twice."""
+    picture = io.BytesIO()
+    Image.new("L", (16, 16), 100).save(picture, "PNG")
+    names = ["007", "1e5", "NA", "null", 'quo"te,comma.png', "ünï.png"]
+    (tmp_path / "pictures").mkdir()
+    for name in names:
+        (tmp_path / "pictures" / name).write_bytes(picture.getvalue() + name.encode())
+    run(fetched(tmp_path))
+    index = pd.read_csv(tmp_path / "stages/preprocess/index.csv", dtype=str, keep_default_na=False)
+    assert index["name"].tolist() == sorted(names)

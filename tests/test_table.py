@@ -1,0 +1,28 @@
+"""Growing CSV tables."""
+
+from pathlib import Path
+
+from ganpipe.table import Table
+
+
+def test_cut_back_to_a_step(tmp_path: Path) -> None:
+    """A row too many would stand twice in the history of a resumed run, one too few would be missing."""
+    path = tmp_path / "history.csv"
+    with Table(path, ("step", "loss")) as table:
+        for step in range(1, 6):
+            table.add(step, step / 3)
+    with open(path, "a") as file:
+        file.write("6,0.1")
+    with Table(path, ("step", "loss"), step=3) as table:
+        assert table.last == [3, 1]
+        table.add(4, 0.123456789)
+    assert path.read_text() == "step,loss\n1,0.333333\n2,0.666667\n3,1\n4,0.123457\n"
+
+
+def test_rows_are_there_after_a_flush(tmp_path: Path) -> None:
+    """Live views read the file while it grows."""
+    with Table(tmp_path / "t.csv", ("step",)) as table:
+        assert table.last == []
+        table.add(1)
+        table.flush()
+        assert (tmp_path / "t.csv").read_text() == "step\n1\n"

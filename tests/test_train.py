@@ -1,0 +1,309 @@
+"""The training: against an independent writing of the DCGAN step, and after interruptions."""
+
+import json
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import digits, updated
+from torch import nn
+
+from ganpipe import checkpoint, files, losses, rng, train
+from ganpipe.errors import Interrupted, UserError
+from ganpipe.params import Params
+
+# What a rerun must repeat byte for byte; perf.csv holds times.
+EXACT = ("generator.safetensors", "model.json", "history.csv", "grids", "snapshots")
+
+
+def result(root: Path) -> dict[str, bytes]:
+    """Return all files of a finished training that must not depend on interruptions."""
+    paths = [path for name in EXACT for path in [root / "stages/train" / name]]
+    paths += [file for path in paths if path.is_dir() for file in path.iterdir()]
+    return {path.relative_to(root).as_posix(): path.read_bytes() for path in paths if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def shrunk() -> np.ndarray:
+    """Sixty digits of 16 px, uint8 60×16×16×1."""
+    return digits()[::83][:60, 6:22, 6:22]
+
+
+@pytest.fixture
+def root(tmp_path: Path, shrunk: np.ndarray, write_packed: Callable[..., Path]) -> Path:
+    """A checkout with packed digits and the package, whose digest is part of a training's identity."""
+    write_packed(tmp_path, shrunk, held_out=5)
+    (tmp_path / "ganpipe").symlink_to(Path(train.__file__).parent)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    tmp_path_factory: pytest.TempPathFactory,
+    shrunk: np.ndarray,
+    write_packed: Callable[..., Path],
+    small_params: Params,
+) -> dict[str, bytes]:
+    """The result of the small training without interruption."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    write_packed(folder, shrunk, held_out=5)
+    (folder / "ganpipe").symlink_to(Path(train.__file__).parent)
+    run(folder, small_params)
+    return result(folder)
+
+
+def run(root: Path, params: Params, **options: Any) -> train.Plan:
+    """Train with one checkpoint a step unless told otherwise."""
+    plan = train.plan(params.model, params.train, root)
+    train.train(plan, root, **({"checkpoint_seconds": 0} | options))
+    return plan
+
+
+def test_five_steps_equal_an_independent_writing(root: Path, small_params: Params) -> None:
+    """A failure means that this is not the DCGAN step: other losses, order, labels, data or optimizer."""
+    params = updated(small_params, model__ngf=8, model__ndf=8, train__real_label=0.9, train__batch_size=11)
+    plan = run(root, updated(params, train__epochs=1, train__ema_halflife_kimg=None))
+    history = pd.read_csv(root / "stages/train/history.csv")
+
+    torch.manual_seed(rng.derived_seed(params.train.seed, "init"))
+    # 16 = 4·2²: z → 4×4×2·ngf → 8×8×ngf → 16×16, and back.
+    G = nn.Sequential(
+        nn.ConvTranspose2d(8, 16, 4, 1, 0, bias=False), nn.BatchNorm2d(16), nn.ReLU(),
+        nn.ConvTranspose2d(16, 8, 4, 2, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU(),
+        nn.ConvTranspose2d(8, 1, 4, 2, 1, bias=False), nn.Tanh(),
+    )  # fmt: skip
+    initialize(G)
+    D = nn.Sequential(
+        nn.Conv2d(1, 8, 4, 2, 1, bias=False), nn.LeakyReLU(0.2),
+        nn.Conv2d(8, 16, 4, 2, 1, bias=False), nn.BatchNorm2d(16), nn.LeakyReLU(0.2),
+        nn.Conv2d(16, 1, 4, 1, 0, bias=False),
+    )  # fmt: skip
+    initialize(D)
+    G, D = G.to(memory_format=torch.channels_last), D.to(memory_format=torch.channels_last)
+    G_optimizer = torch.optim.Adam(G.parameters(), lr=2e-4, betas=(0.5, 0.999), fused=True)
+    D_optimizer = torch.optim.Adam(D.parameters(), lr=2e-4, betas=(0.5, 0.999), fused=True)
+    criterion = nn.BCEWithLogitsLoss()
+    order = plan.rows[torch.randperm(55, generator=rng.generator(0, "shuffle", 0)).numpy()]
+    for step in range(1, 6):
+        pixels = plan.data.images[order[11 * (step - 1) : 11 * step]].astype(np.float32).transpose(0, 3, 1, 2)
+        real = torch.from_numpy(pixels / np.float32(127.5) - 1).contiguous(memory_format=torch.channels_last)
+        z = torch.randn(11, 8, generator=rng.generator(0, "z", step)).reshape(11, 8, 1, 1)
+        fake = G(z)
+        D_optimizer.zero_grad()
+        on_real = criterion(D(real).flatten(), torch.full((11,), 0.9))
+        on_real.backward()
+        on_fake = criterion(D(fake.detach()).flatten(), torch.zeros(11))
+        on_fake.backward()
+        D_optimizer.step()
+        G_optimizer.zero_grad()
+        on_g = criterion(D(fake).flatten(), torch.ones(11))
+        on_g.backward()
+        G_optimizer.step()
+        assert f"{(on_real + on_fake).item():.6g}" == f"{history.d_loss[step - 1]:.6g}"
+        assert f"{on_g.item():.6g}" == f"{history.g_loss[step - 1]:.6g}"
+    weights = train.snapshot.load(root / "stages/train/generator.safetensors", plan.model, 16, 1).state_dict()
+    assert all(torch.equal(a, b) for a, b in zip(weights.values(), G.state_dict().values(), strict=True))
+
+
+def initialize(net: nn.Sequential) -> None:
+    """Draw weights as the DCGAN paper does, layer by layer."""
+    for layer in net:
+        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
+            nn.init.normal_(layer.weight, 0.0, 0.02)
+        elif isinstance(layer, nn.BatchNorm2d):
+            nn.init.normal_(layer.weight, 1.0, 0.02)
+
+
+def test_outputs_are_complete(undisturbed: dict[str, bytes], small_params: Params) -> None:
+    """A later stage, a plot or a reader would miss something."""
+    names = {name.removeprefix("stages/train/") for name in undisturbed}
+    assert names == {
+        "generator.safetensors",
+        "model.json",
+        "history.csv",
+        *(f"grids/{epoch}.png" for epoch in (1, 2, 3)),
+        *(f"snapshots/{epoch}.safetensors" for epoch in (1, 2, 3)),
+    }
+    lines = undisturbed["stages/train/history.csv"].decode().splitlines()
+    # 55 training images, three epochs, 16 a step: 165 images need 11 steps.
+    assert len(lines) == 12 and lines[-1].startswith("11,176,3.2,")
+    description = json.loads(undisturbed["stages/train/model.json"])
+    assert (
+        description["steps"] == 11 and description["train_images"] == 55 and description["weights"] == "ema"
+    )
+    assert (
+        undisturbed["stages/train/generator.safetensors"]
+        == undisturbed["stages/train/snapshots/3.safetensors"]
+    )
+
+
+def test_cadence_changes_nothing(root: Path, small_params: Params, undisturbed: dict[str, bytes]) -> None:
+    """A flag that changed the result would have to be a param."""
+    run(root, small_params, checkpoint_seconds=1e9, log_seconds=1e9)
+    assert result(root) == undisturbed
+    assert not list((root / ".ganpipe/unfinished").glob("*/"))
+
+
+def die(root: Path, params: Params, where: str, count: int) -> None:
+    """Train in this process, and kill -9 it at the count-th time that it comes to a place."""
+    seen = 0
+
+    def fatal(original: Callable[..., Any], after: bool) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            nonlocal seen
+            seen += 1
+            if seen == count and not after:
+                os.kill(os.getpid(), signal.SIGKILL)
+            value = original(*args, **kwargs)
+            if seen == count and after:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return value
+
+        return call
+
+    if where == "step":
+        losses.g_loss = fatal(losses.g_loss, after=False)
+    elif where == "before rename":
+        files.os.replace = fatal(files.os.replace, after=False)
+    elif where == "after checkpoint":
+        checkpoint.save = fatal(checkpoint.save, after=True)
+    elif where == "publish":
+        train.shutil.copyfile = fatal(train.shutil.copyfile, after=False)
+    run(root, params)
+
+
+@pytest.mark.parametrize(
+    ("where", "count"),
+    [
+        ("step", 1),
+        ("step", 3),
+        ("step", 7),
+        ("before rename", 2),
+        ("before rename", 9),
+        ("after checkpoint", 4),
+        ("after checkpoint", 11),
+        ("publish", 2),
+    ],
+)
+def test_kill_9_changes_no_byte(
+    root: Path, small_params: Params, undisturbed: dict[str, bytes], where: str, count: int
+) -> None:
+    """A night's training would be lost or, worse, silently be another one."""
+    child = multiprocessing.get_context("fork").Process(target=die, args=(root, small_params, where, count))
+    child.start()
+    child.join(60)
+    assert child.exitcode == -signal.SIGKILL
+    assert list((root / ".ganpipe/unfinished").glob("*/"))
+    run(root, small_params)
+    assert result(root) == undisturbed
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_a_signal_leaves_a_checkpoint(
+    root: Path,
+    small_params: Params,
+    undisturbed: dict[str, bytes],
+    signum: signal.Signals,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A cluster's or a user's polite stop would cost everything since the last checkpoint."""
+    handler = signal.getsignal(signum)
+    calls = []
+    original = losses.g_loss
+
+    def send(*args: Any) -> torch.Tensor:
+        calls.append(1)
+        if len(calls) == 5:
+            os.kill(os.getpid(), signum)
+        return original(*args)
+
+    monkeypatch.setattr(losses, "g_loss", send)
+    with pytest.raises(Interrupted, match=f"{signum.name} after step 5") as caught:
+        run(root, small_params, checkpoint_seconds=1e9)
+    assert caught.value.signum == signum and signal.getsignal(signum) == handler
+    assert not (root / "stages/train").exists()
+    run(root, small_params)
+    assert "going on after step 5 of 11" in capsys.readouterr().err
+    assert result(root) == undisturbed
+
+
+def test_fresh_forgets(root: Path, small_params: Params, capsys: pytest.CaptureFixture[str]) -> None:
+    """A user who asks for a new start would get the old one."""
+    child = multiprocessing.get_context("fork").Process(target=die, args=(root, small_params, "step", 6))
+    child.start()
+    child.join(60)
+    run(root, small_params, fresh=True)
+    assert "going on" not in capsys.readouterr().err
+
+
+def test_identity_of_a_training(
+    root: Path, small_params: Params, shrunk: np.ndarray, write_packed: Callable[..., Path]
+) -> None:
+    """Another learning rate, other data or other code must never resume this training."""
+
+    def folder(params: Params) -> Path:
+        return train.plan(params.model, params.train, root).folder
+
+    first = folder(small_params)
+    assert folder(updated(small_params, train__glr=0.1)) != first
+    assert folder(updated(small_params, model__nz=9)) != first
+    assert folder(updated(small_params, sample__count=21)) == first
+    write_packed(root, shrunk[1:])
+    assert folder(small_params) != first
+
+
+@pytest.mark.parametrize("batch_size", [2, 16, 55, 64, 200])
+def test_every_epoch_sees_every_image_once(root: Path, small_params: Params, batch_size: int) -> None:
+    """Images dropped or repeated would change what an epoch means."""
+    params = updated(small_params, train__batch_size=batch_size, train__epochs=4)
+    plan = train.plan(params.model, params.train, root)
+    seen = np.concatenate(list(train._batches(plan, 0)))
+    assert len(seen) == plan.steps * batch_size and 0 <= len(seen) - 4 * 55 < batch_size
+    for epoch in range(4):
+        assert sorted(seen[epoch * 55 : (epoch + 1) * 55]) == plan.rows.tolist()
+    assert not np.array_equal(seen[:55], seen[55:110])
+    later = np.concatenate(list(train._batches(plan, plan.steps - 1)))
+    assert np.array_equal(later, seen[-batch_size:])
+
+
+def test_flip_mirrors_about_half(root: Path, small_params: Params) -> None:
+    """All or none mirrored would not be the augmentation that the param names."""
+    params = updated(small_params, train__flip=True)
+    plan = train.plan(params.model, params.train, root)
+    rows, device = plan.rows[:40], torch.device("cpu")
+    plain = train.to_float(torch.from_numpy(plan.data.images[rows]))
+    drawn = train._real_batch(plan, rows, 3, device)
+    mirrored = [
+        torch.equal(a, b.flip(2)) and not torch.equal(a, b) for a, b in zip(drawn, plain, strict=True)
+    ]
+    same = [torch.equal(a, b) for a, b in zip(drawn, plain, strict=True)]
+    assert all(m or s for m, s in zip(mirrored, same, strict=True)) and 10 < sum(mirrored) < 30
+    assert torch.equal(drawn, train._real_batch(plan, rows, 3, device))
+    assert not torch.equal(drawn, train._real_batch(plan, rows, 4, device))
+
+
+def test_divergence_is_said_and_never_saved(
+    root: Path, small_params: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A checkpoint with NaN in it would make every later resume useless."""
+    calls = []
+    original = losses.d_loss_fake
+
+    def poison(*args: Any) -> torch.Tensor:
+        calls.append(1)
+        return original(*args) * (float("nan") if len(calls) == 6 else 1)
+
+    monkeypatch.setattr(losses, "d_loss_fake", poison)
+    with pytest.raises(UserError, match=r"diverged, the losses at step 6 .* lower train\.dlr \(0\.0002\)"):
+        run(root, small_params)
+    found = checkpoint.load(train.plan(small_params.model, small_params.train, root).folder)
+    assert found is not None and found[0] == 5
+    assert all(torch.isfinite(tensor).all() for tensor in found[1].values())
