@@ -28,5 +28,5 @@ class EMA:
         weight = 1 - 0.5 ** (self.batch_size / max(halflife, 1e-8))
         for average, parameter in zip(self.model.parameters(), G.parameters(), strict=True):
             average.lerp_(parameter, weight)
-        for average, buffer in zip(self.model.buffers(), G.buffers(), strict=True):
-            average.copy_(buffer)
+        for copied, buffer in zip(self.model.buffers(), G.buffers(), strict=True):
+            copied.copy_(buffer)

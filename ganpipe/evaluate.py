@@ -65,7 +65,8 @@ def evaluate(params: Evaluate, root: Path, device: str) -> Metrics:
         fd_floor = metrics.fd(real, held_out)
     numbers = {
         "kid_lite0": kid,
-        "kid_lite0_sd": kid_sd,
+        # Subsets as large as the sets are all the same one: their spread would be a misleading zero.
+        "kid_lite0_sd": kid_sd if subset_size < n else None,
         "kid_lite0_floor": kid_floor,
         "fd_lite0": metrics.fd(real, fake),
         "fd_lite0_floor": fd_floor,
@@ -143,8 +144,9 @@ def _print_summary(result: Metrics, held_out: int, neighbours: int) -> None:
     else:
         kid_floor = f"   floor {result['kid_lite0_floor']:.4f}"
         fd_floor = f"   floor {result['fd_lite0_floor']:.1f}, which {n} held-out real images score"
+    spread = "" if result["kid_lite0_sd"] is None else f" ± {result['kid_lite0_sd']:.4f}"
     print(
-        f"KID {result['kid_lite0']:.4f} ± {result['kid_lite0_sd']:.4f}{kid_floor}\n"
+        f"KID {result['kid_lite0']:.4f}{spread}{kid_floor}\n"
         f"FD  {result['fd_lite0']:.1f}{fd_floor}\n"
         f"precision {result['precision']:.2f}   recall {result['recall']:.2f}   "
         f"coverage {result['coverage']:.2f}   n {n}\n"

@@ -112,10 +112,10 @@ def recording(
 ) -> Iterator[None]:
     """Mirror a stage while it runs (train: every few seconds) and once more when it has ended, whichever way.
 
-    Never raises into the stage and never makes its loop wait. A process does the work, not a thread: importing
-    mlflow and collecting its garbage hold Python's lock, and so the loop, for 100 ms and more. The process
-    outlives a `kill -9` of the stage and then marks the run as KILLED. When MLflow could not be brought up to
-    date, one line on stderr says so.
+    Never raises into the stage and never makes its loop wait. A process does the work, not a thread, which
+    holds Python's lock, and so the loop, for 100 ms and more while it imports mlflow and collects its garbage.
+    The process outlives a `kill -9` of the stage and then marks the run as KILLED. When MLflow could not be
+    brought up to date, one line on stderr says so.
 
     Args:
         root: the checkout.
@@ -123,18 +123,10 @@ def recording(
         train_folder: where train keeps its files until it succeeds.
         every: seconds between updates.
     """
-    command = [
-        sys.executable,
-        "-m",
-        "ganpipe.tracking",
-        str(root),
-        stage,
-        str(every),
-        str(train_folder or ""),
-    ]
+    words = map(str, (root, stage, every, train_folder or ""))
     # In a session of its own, Ctrl-C does not reach it; the pipe tells it how the stage ended.
     mirror = subprocess.Popen(
-        command,
+        [sys.executable, "-m", "ganpipe.tracking", *words],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -241,7 +233,8 @@ def _sync_workspace(home: Path, repo: Any) -> str:
         return f"workspace: nothing to record, {PIPELINE[stale]} is not up to date; run `dvc repro`"
     upto = STAGES[len(valid) - PIPELINE.index("sample")]
     try:
-        mirrored = _mirror(home, _identify(home), _folders(home, upto), "FINISHED")
+        status: Status | None = "FINISHED" if upto == "evaluate" else None  # the next stage may have failed
+        mirrored = _mirror(home, _identify(home), _folders(home, upto), status)
     except (UserError, FileNotFoundError) as error:
         return f"workspace: skipped: {_brief(error)}"
     return f"workspace: up to {upto}, {mirrored}"
@@ -287,6 +280,8 @@ def _sync_experiment(home: Path, copy: Path, name: str, origin: dict[str, str], 
         return f"up to {upto}, {_mirror(home, experiment, folders, 'FINISHED')}"
     except UserError as error:
         return f"skipped: {_brief(error)}"
+    except (KeyError, ValueError, SyntaxError) as error:
+        return f"skipped: not readable by this version of ganpipe: {type(error).__name__}: {_brief(error)}"
 
 
 def _last_valid(copy: Path) -> Stage | None:
@@ -387,7 +382,9 @@ def _flat(experiment: Experiment) -> dict[str, Any]:
 
 
 def _brief(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    """Return the first line of an error, without the insides of an HTTP client."""
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return line.partition(" with exception ")[0][:200]
 
 
 def _settings() -> None:
@@ -448,14 +445,13 @@ def _create(database: Path, artifacts: Path) -> None:
         temporary.touch()  # fails at once where MLflow would try for minutes
         SqlAlchemyStore(f"sqlite:///{temporary}", artifacts.as_uri()).engine.dispose()
         connection = sqlite3.connect(temporary)
-        connection.execute(
-            "PRAGMA journal_mode=WAL"
-        )  # persists: readers and a writer do not lock each other out
+        # Persists; with it readers and a writer do not lock each other out.
+        connection.execute("PRAGMA journal_mode=WAL")
         connection.close()
 
 
-def _mirror(home: Path, experiment: Experiment, folders: Folders, status: Status) -> "_Run":
-    """Send what the run of an experiment lacks of the files in `folders`."""
+def _mirror(home: Path, experiment: Experiment, folders: Folders, status: Status | None) -> "_Run":
+    """Send what the run of an experiment lacks of the files in `folders`; status as in `set_status`."""
     model = _model(folders["train"]) if "train" in folders else {}
     if model:
         _check(model, experiment)
@@ -613,8 +609,9 @@ class _Run:
             with suppress(Exception):  # each store has its own way to refuse
                 store.delete_artifacts(path)
 
-    def set_status(self, status: Status) -> None:
-        """Set the run's status if it has another."""
+    def set_status(self, status: Status | None) -> None:
+        """Set the run's status if it has another; None ends a RUNNING one and leaves how others ended."""
+        status = status or ("FINISHED" if self.info.status == "RUNNING" else self.info.status)
         if status == self.info.status:
             return
         if status == "RUNNING":

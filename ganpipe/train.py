@@ -146,7 +146,10 @@ def _loop(plan: Plan, device: torch.device, log_seconds: float, checkpoint_secon
     if found := checkpoint.load(plan.folder):
         start, state = found
         checkpoint.restore(state, networks, optimizers)
-        print(f"train: going on after step {start} of {plan.steps} (--fresh starts anew)", file=sys.stderr)
+        print(
+            f"train: going on after step {start} of {plan.steps} (GANPIPE_FRESH=1 starts anew)",
+            file=sys.stderr,
+        )
     _write_json(plan.folder / "model.json", _description(plan))
     grid_size = pictures.columns_for(plan.resolution) ** 2
     grid_z = rng.draw_z(

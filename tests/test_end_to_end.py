@@ -51,6 +51,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / ".dvc").mkdir()
     for name in ("config", ".gitignore"):
         shutil.copy(ROOT / ".dvc" / name, folder / ".dvc")
+    shutil.copytree(ROOT / ".dvc/plots", folder / ".dvc/plots")
 
     text = (folder / "params.yaml").read_text()
     lines = text.splitlines()

@@ -154,6 +154,17 @@ def test_summary_says_the_numbers_and_where_to_look_next(
         assert words in shown
 
 
+@pytest.mark.parametrize(("subset_size", "has_spread"), [(5, True), (12, False), (100, False)])
+def test_subsets_of_everything_have_no_spread(
+    checkout: Checkout, capsys: pytest.CaptureFixture[str], subset_size: int, has_spread: bool
+) -> None:
+    """A spread of zero would pass for certainty where the same subset was only drawn again and again."""
+    params = PARAMS.model_copy(update={"kid_subset_size": subset_size})
+    result = evaluate(params, checkout(IMAGES, 12, GENERATED[:12]), "cpu")
+    assert (result["kid_lite0_sd"] is not None) == has_spread
+    assert ("±" in capsys.readouterr().out) == has_spread
+
+
 def test_mistakes_get_one_clear_line(checkout: Checkout) -> None:
     """A user would meet a traceback, or numbers of images that do not belong together."""
     for generated, words in (

@@ -105,7 +105,7 @@ def test_missing_and_empty_files(tmp_path: Path) -> None:
 def test_params_are_frozen(default_params: Params) -> None:
     """A stage that changed a value would train something else than params.yaml says."""
     with pytest.raises(ValueError, match="frozen"):
-        default_params.train.epochs = 3  # type: ignore[misc]
+        default_params.train.epochs = 3
 
 
 @pytest.mark.parametrize(
