@@ -19,17 +19,34 @@ Rate = Annotated[float, Field(gt=0, lt=10, allow_inf_nan=False)]
 Decay = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 
 
-def base_and_doublings(side: int) -> tuple[int, int] | None:
-    """Write a side in pixels as base · 2^doublings with a base of 4 to 7 and at least one doubling.
+Architecture = Literal["dcgan", "celeba64", "upsample", "residual"]
+# The sides in pixels from which an architecture doubles; residual halves five times instead.
+BASES: dict[str, tuple[int, ...]] = {
+    "dcgan": (4, 5, 6, 7),
+    "celeba64": (4, 5, 6, 7),
+    "upsample": (5, 6, 7, 8),
+}
+RESIDUAL_STEP = 32
+
+
+def base_and_doublings(architecture: str, side: int) -> tuple[int, int] | None:
+    """Write a side in pixels as base · 2^doublings, with a base of the architecture's and at least one doubling.
 
     Returns:
         (base, doublings), unique where it exists; None where the side cannot be reached by doubling.
     """
-    for base in (4, 5, 6, 7):
+    for base in BASES[architecture]:
         factor, rest = divmod(side, base)
         if rest == 0 and factor >= 2 and factor & (factor - 1) == 0:
             return base, factor.bit_length() - 1
     return None
+
+
+def reaches(architecture: str, side: int) -> bool:
+    """Say whether an architecture can be built for a side in pixels."""
+    if architecture == "residual":
+        return side % RESIDUAL_STEP == 0
+    return base_and_doublings(architecture, side) is not None
 
 
 class Section(BaseModel):
@@ -65,11 +82,20 @@ class Preprocess(Section):
 class Model(Section):
     """The two networks and the distribution of z."""
 
-    architecture: Literal["dcgan"]
+    architecture: Architecture
     nz: Positive
     z_distribution: Literal["normal", "uniform"]
+    z_limit: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None
     ngf: Positive
     ndf: Positive
+    first_channels: Positive | None
+    discriminator_norm: Literal["batch", "none"]
+
+    @model_validator(mode="after")
+    def _uniform_has_a_limit(self) -> Self:
+        if self.z_distribution == "uniform" and self.z_limit is None:
+            raise ValueError("z_limit must be a number with z_distribution: uniform, 1.0 for [-1, 1]")
+        return self
 
 
 class Train(Section):
@@ -87,6 +113,8 @@ class Train(Section):
     flip: bool
     ema_halflife_kimg: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None
     seed: Seed
+    extra_update_every: Positive | None
+    micro_batch_size: Positive | None
     snapshot_epochs: list[Positive]
 
     @field_validator("batch_per_resolution")
@@ -121,6 +149,8 @@ class Sample(Section):
     count: Positive
     seed: Seed
     z_scale: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    intervals: list[Annotated[float, Field(gt=0, allow_inf_nan=False)]]
+    traversal_elements: list[Annotated[int, Field(ge=0)]] | None
 
 
 class Evaluate(Section):
@@ -142,18 +172,30 @@ class Params(Section):
     train: Train
     sample: Sample
     evaluate: Evaluate
+    recipes: dict[str, list[str]]
+    grids: dict[str, list[str]]
+
+    @property
+    def experiment(self) -> dict[str, dict[str, Any]]:
+        """The values that make an experiment, by section: all but recipes and grids, which are only offered."""
+        return self.model_dump(exclude={"recipes", "grids"})
 
     @model_validator(mode="after")
     def _side_can_be_built(self) -> Self:
-        side = self.preprocess.resolution
-        if base_and_doublings(side) is None:
-            below, above = (
-                next(s for s in sides if base_and_doublings(s))
-                for sides in (range(side, 7, -1), range(side, 8193))
+        side, architecture = self.preprocess.resolution, self.model.architecture
+        if not reaches(architecture, side):
+            rule = (
+                f"multiples of {RESIDUAL_STEP}"
+                if architecture == "residual"
+                else f"{', '.join(map(str, BASES[architecture]))} doubled at least once"
             )
+            near = [
+                s for s in range(max(8, side // 2), 2 * side + 8 * RESIDUAL_STEP) if reaches(architecture, s)
+            ]
+            nearest = sorted(sorted(near, key=lambda s: abs(s - side))[:2])
             raise ValueError(
-                f"preprocess.resolution: {side} px is not reached by architecture {self.model.architecture}, "
-                f"which doubles a base of 4 to 7; the nearest sides are {below} and {above}"
+                f"preprocess.resolution: {side} px is not reached by architecture {architecture} ({rule}); "
+                f"the nearest sides are {' and '.join(map(str, nearest))}"
             )
         return self
 

@@ -4,6 +4,8 @@ import hashlib
 
 import torch
 
+from ganpipe.params import Model
+
 
 def derived_seed(seed: int, purpose: str, step: int = 0) -> int:
     """Return a seed of 64 bits for one purpose at one step."""
@@ -22,8 +24,13 @@ def generator(seed: int, purpose: str, step: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(derived_seed(seed, purpose, step))
 
 
-def draw_z(distribution: str, shape: tuple[int, ...], source: torch.Generator) -> torch.Tensor:
-    """Draw latent vectors, float32 on the CPU: "normal" is N(0, 1), "uniform" is [-1, 1)."""
-    if distribution == "normal":
-        return torch.randn(shape, generator=source)
-    return torch.rand(shape, generator=source) * 2 - 1
+def draw_z(params: Model, count: int, source: torch.Generator) -> torch.Tensor:
+    """Draw `count` latent vectors, float32 count×nz on the CPU, as `model.z_distribution` and `z_limit` say."""
+    shape, limit = (count, params.nz), params.z_limit
+    if params.z_distribution == "uniform":
+        assert limit is not None
+        return (torch.rand(shape, generator=source) * 2 - 1) * limit
+    z = torch.randn(shape, generator=source)
+    while limit is not None and (beyond := z.abs() > limit).any():
+        z = torch.where(beyond, torch.randn(shape, generator=source), z)
+    return z

@@ -55,9 +55,5 @@ def images_of(G: nn.Module, z: torch.Tensor) -> np.ndarray:
 
 def z_of_seeds(model: Model, first_seed: int, count: int, z_scale: float) -> torch.Tensor:
     """Draw one latent vector for each seed from first_seed on, times z_scale; float32 count×nz on the CPU."""
-    return z_scale * torch.stack(
-        [
-            rng.draw_z(model.z_distribution, (model.nz,), rng.generator(first_seed + i, "sample"))
-            for i in range(count)
-        ]
-    )
+    z = [rng.draw_z(model, 1, rng.generator(first_seed + i, "sample")) for i in range(count)]
+    return z_scale * torch.cat(z)

@@ -152,9 +152,7 @@ def _loop(plan: Plan, device: torch.device, log_seconds: float, checkpoint_secon
         )
     _write_json(plan.folder / "model.json", _description(plan))
     grid_size = pictures.columns_for(plan.resolution) ** 2
-    grid_z = rng.draw_z(
-        plan.model.z_distribution, (grid_size, plan.model.nz), rng.generator(params.seed, "grid")
-    )
+    grid_z = rng.draw_z(plan.model, grid_size, rng.generator(params.seed, "grid"))
     batches = _batches(plan, start)
     rows: list[tuple[int, torch.Tensor]] = []
 
@@ -170,8 +168,7 @@ def _loop(plan: Plan, device: torch.device, log_seconds: float, checkpoint_secon
         for step in range(start + 1, plan.steps + 1):
             # Draw the batch and the latent vectors of this step.
             real = _real_batch(plan, next(batches), step, device)
-            source = rng.generator(params.seed, "z", step)
-            z = rng.draw_z(plan.model.z_distribution, (B, plan.model.nz), source).to(device)
+            z = rng.draw_z(plan.model, B, rng.generator(params.seed, "z", step)).to(device)
 
             # Update D on the real images and on generated ones, in two passes as in the DCGAN paper's code.
             fake = G(z)

@@ -1,18 +1,21 @@
 """The networks, against the papers' figures."""
 
+from typing import Any
+
 import pytest
 import torch
 
 from ganpipe import models
-from ganpipe.params import Model, base_and_doublings
+from ganpipe.params import Model, base_and_doublings, reaches
 
 SIDES = (28, 32, 64, 96, 128, 192, 256)
 
 
 def dcgan(**changes: int) -> Model:
     """Params of a DCGAN, narrow unless told otherwise."""
-    sizes = {"nz": 10, "ngf": 2, "ndf": 2} | changes
-    return Model(architecture="dcgan", z_distribution="normal", **sizes)
+    values: dict[str, Any] = {"architecture": "dcgan", "nz": 10, "z_distribution": "normal", "z_limit": None}
+    values |= {"ngf": 2, "ndf": 2, "first_channels": None, "discriminator_norm": "batch"}
+    return Model(**values | changes)
 
 
 def test_dcgan_has_the_published_parameter_counts() -> None:
@@ -55,16 +58,12 @@ def test_every_layer_learns_from_one_step() -> None:
 
 def test_base_and_doublings() -> None:
     """A wrong pair would start the pyramid from another side than PAPERS says: 192, 384 and 768 from 6×6."""
-    assert {side: base_and_doublings(side) for side in (28, 64, 96, 192, 384, 768, 1024)} == {
-        28: (7, 2),
-        64: (4, 4),
-        96: (6, 4),
-        192: (6, 5),
-        384: (6, 6),
-        768: (6, 7),
-        1024: (4, 8),
-    }
-    assert [base_and_doublings(side) for side in (4, 7, 9, 33, 100)] == [None] * 5
+    found = {side: base_and_doublings("dcgan", side) for side in (28, 64, 96, 192, 384, 768, 1024)}
+    assert found == {28: (7, 2), 64: (4, 4), 96: (6, 4), 192: (6, 5), 384: (6, 6), 768: (6, 7), 1024: (4, 8)}
+    assert base_and_doublings("upsample", 128) == (8, 4) and base_and_doublings("upsample", 28) == (7, 2)
+    assert [base_and_doublings("dcgan", side) for side in (4, 7, 9, 33, 100)] == [None] * 5
     for side in range(8, 2049):
-        if found := base_and_doublings(side):
-            assert found[0] * 2 ** found[1] == side and 4 <= found[0] <= 7 and found[1] >= 1
+        if found_one := base_and_doublings("dcgan", side):
+            base, doublings = found_one
+            assert base * 2**doublings == side and 4 <= base <= 7 and doublings >= 1
+    assert reaches("residual", 96) and not reaches("residual", 28)

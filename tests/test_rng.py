@@ -3,6 +3,7 @@
 import torch
 
 from ganpipe import rng
+from ganpipe.params import Params
 
 
 def test_numbers_depend_on_seed_purpose_and_step_alone() -> None:
@@ -19,9 +20,18 @@ def test_golden_seed() -> None:
     assert rng.derived_seed(0, "init") == 2783952298198786259
 
 
-def test_z_distributions() -> None:
+def test_z_distributions(default_params: Params) -> None:
     """A wrong distribution would sample where the generator was not trained."""
-    normal = rng.draw_z("normal", (20_000,), rng.generator(0, "z"))
-    uniform = rng.draw_z("uniform", (20_000,), rng.generator(0, "z"))
-    assert abs(normal.mean().item()) < 0.03 and abs(normal.std().item() - 1) < 0.03
-    assert uniform.min() >= -1 and uniform.max() <= 1 and abs(uniform.std().item() - 3**-0.5) < 0.01
+
+    def draw(distribution: str, limit: float | None) -> torch.Tensor:
+        model = default_params.model.model_copy(update={"z_distribution": distribution, "z_limit": limit})
+        return rng.draw_z(model, 200, rng.generator(0, "z"))
+
+    normal = draw("normal", None)
+    assert normal.shape == (200, 100)
+    assert abs(normal.mean().item()) < 0.03 and abs(normal.std().item() - 1) < 0.03 and normal.abs().max() > 3
+    cut = draw("normal", 2.0)
+    # The standard deviation of N(0, 1) cut off at ±2.
+    assert cut.abs().max() <= 2 and abs(cut.std().item() - 0.8796) < 0.02
+    uniform = draw("uniform", 0.5)
+    assert uniform.abs().max() <= 0.5 and abs(uniform.std().item() - 0.5 * 3**-0.5) < 0.01

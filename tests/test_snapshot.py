@@ -10,7 +10,16 @@ from ganpipe import models, snapshot
 from ganpipe.errors import UserError
 from ganpipe.params import Model
 
-MODEL = Model(architecture="dcgan", nz=8, z_distribution="normal", ngf=4, ndf=4)
+MODEL = Model(
+    architecture="dcgan",
+    nz=8,
+    z_distribution="normal",
+    z_limit=None,
+    ngf=4,
+    ndf=4,
+    first_channels=None,
+    discriminator_norm="batch",
+)
 
 
 @pytest.fixture(scope="module")

@@ -74,7 +74,7 @@ def discriminator(params: Model, resolution: int, channels: int) -> Discriminato
 
 
 def _pyramid(resolution: int) -> tuple[int, int]:
-    found = base_and_doublings(resolution)
+    found = base_and_doublings("dcgan", resolution)
     if found is None:
         raise UserError(f"preprocess.resolution: {resolution} px is no base of 4 to 7 doubled at least once")
     return found
