@@ -30,7 +30,7 @@ RESIDUAL_STEP = 32
 
 
 def base_and_doublings(architecture: str, side: int) -> tuple[int, int] | None:
-    """Write a side in pixels as base · 2^doublings, with a base of the architecture's and at least one doubling.
+    """Write a side in pixels as base · 2^doublings, with a base of the architecture's, doubled at least once.
 
     Returns:
         (base, doublings), unique where it exists; None where the side cannot be reached by doubling.
@@ -177,7 +177,7 @@ class Params(Section):
 
     @property
     def experiment(self) -> dict[str, dict[str, Any]]:
-        """The values that make an experiment, by section: all but recipes and grids, which are only offered."""
+        """The values that make an experiment, by section: all but recipes and grids."""
         return self.model_dump(exclude={"recipes", "grids"})
 
     @model_validator(mode="after")
@@ -189,13 +189,11 @@ class Params(Section):
                 if architecture == "residual"
                 else f"{', '.join(map(str, BASES[architecture]))} doubled at least once"
             )
-            near = [
-                s for s in range(max(8, side // 2), 2 * side + 8 * RESIDUAL_STEP) if reaches(architecture, s)
-            ]
-            nearest = sorted(sorted(near, key=lambda s: abs(s - side))[:2])
+            spans = (range(side, 7, -1), range(side, 8193))
+            near = [next((str(s) for s in span if reaches(architecture, s)), None) for span in spans]
             raise ValueError(
                 f"preprocess.resolution: {side} px is not reached by architecture {architecture} ({rule}); "
-                f"the nearest sides are {' and '.join(map(str, nearest))}"
+                f"the nearest sides are {' and '.join(filter(None, near))}"
             )
         return self
 

@@ -25,7 +25,7 @@ def generator(seed: int, purpose: str, step: int = 0) -> torch.Generator:
 
 
 def draw_z(params: Model, count: int, source: torch.Generator) -> torch.Tensor:
-    """Draw `count` latent vectors, float32 count×nz on the CPU, as `model.z_distribution` and `z_limit` say."""
+    """Draw `count` latent vectors, float32 count×nz on the CPU, from the distribution in `params`."""
     shape, limit = (count, params.nz), params.z_limit
     if params.z_distribution == "uniform":
         assert limit is not None
