@@ -112,8 +112,8 @@ def recording(
 ) -> Iterator[None]:
     """Mirror a stage while it runs (train: every few seconds) and once more when it has ended, whichever way.
 
-    Never raises into the stage and never makes its loop wait. A process does the work, not a thread, which
-    holds Python's lock, and so the loop, for 100 ms and more while it imports mlflow and collects its garbage.
+    Never raises into the stage and never makes its loop wait. A process does the work: a thread would hold
+    Python's lock, and so the loop, for 100 ms and more while it imports mlflow and collects garbage.
     The process outlives a `kill -9` of the stage and then marks the run as KILLED. When MLflow could not be
     brought up to date, one line on stderr says so.
 
@@ -133,20 +133,26 @@ def recording(
         text=True,
         start_new_session=True,
     )
-    status: Status = "FINISHED"
+    ended_by: BaseException | None = None
     try:
         yield
     except BaseException as error:
-        status = "KILLED" if isinstance(error, Interrupted | KeyboardInterrupt | SystemExit) else "FAILED"
+        ended_by = error
         raise
     finally:
         try:
-            why = mirror.communicate(status, timeout=LAST_FLUSH)[0].strip()
+            why = mirror.communicate(_status(ended_by), timeout=LAST_FLUSH)[0].strip()
             why = why or (f"its process ended with code {mirror.returncode}" if mirror.returncode else "")
         except subprocess.TimeoutExpired:
             why = f"not done within {LAST_FLUSH:.0f} s"
         if why:
             print(f"MLflow is not up to date ({why}); `ganpipe sync` completes the run", file=sys.stderr)
+
+
+def _status(ended_by: BaseException | None) -> Status:
+    if ended_by is None:
+        return "FINISHED"
+    return "KILLED" if isinstance(ended_by, Interrupted | KeyboardInterrupt | SystemExit) else "FAILED"
 
 
 def _follow(root: Path, stage: Stage, every: float, train_folder: Path | None) -> str:
