@@ -22,6 +22,11 @@ def whole(path: Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         os.replace(temporary, path)
         _sync_folder(path.parent)
+    except OSError as error:
+        # A full disk is noticed by a write, which does not know the file's name.
+        if error.errno and not error.filename:
+            error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -334,7 +334,7 @@ def _identify(
         origin: tags of git and DVC; None: those of the checkout and of DVC's environment variables.
     """
     loaded = params.load(root / params.PARAMS_FILE)
-    values = loaded.model_dump(mode="json")
+    values = loaded.experiment
     values["train"]["batch_size"] = loaded.train.batch_size_for(loaded.preprocess.resolution)
     modules = {path for stage in STAGES for path in closure.import_closure(f"ganpipe.{stage}", root)}
     code = closure.code_digest(modules, root)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ganpipe import checkpoint, closure, files, losses, models, packed, pictures, rng, snapshot, unfinished
+from ganpipe import checkpoint, closure, files, memory, models, packed, pictures, rng, snapshot, unfinished
 from ganpipe.ema import EMA
 from ganpipe.errors import Interrupted, UserError
 from ganpipe.packed import Packed
@@ -24,6 +24,7 @@ from ganpipe.params import Model, Train
 from ganpipe.pixels import to_float
 from ganpipe.progress import Progress
 from ganpipe.table import Table
+from ganpipe.updates import update_d, update_g
 
 FOLDER = Path("stages/train")
 OUTPUTS = ("generator.safetensors", "model.json", "history.csv", "perf.csv", "grids", "snapshots")
@@ -99,6 +100,7 @@ def train(
     root: Path = Path(),
     device: str = "cpu",
     fresh: bool = False,
+    save_memory: bool = False,
     log_seconds: float = 2.0,
     checkpoint_seconds: float = 30.0,
 ) -> None:
@@ -109,6 +111,7 @@ def train(
         root: the checkout.
         device: a torch device such as "cpu" or "cuda".
         fresh: forget what an interrupted run of the same training left.
+        save_memory: compute activations again in the backward pass instead of keeping them.
         log_seconds: seconds between reads of the losses from the device.
         checkpoint_seconds: seconds between checkpoints; 0 for one after each step.
 
@@ -120,12 +123,14 @@ def train(
         if fresh:
             unfinished.remove(plan.folder)
             plan.folder.mkdir(parents=True)
-        _loop(plan, torch.device(device), log_seconds, checkpoint_seconds)
+        _loop(plan, torch.device(device), save_memory, log_seconds, checkpoint_seconds)
         _publish(plan.folder, root / FOLDER)
         unfinished.remove(plan.folder)
 
 
-def _loop(plan: Plan, device: torch.device, log_seconds: float, checkpoint_seconds: float) -> None:
+def _loop(
+    plan: Plan, device: torch.device, save_memory: bool, log_seconds: float, checkpoint_seconds: float
+) -> None:
     params, B = plan.train, plan.batch_size
 
     # Build both networks, the average of G that is sampled from, and one optimizer each.
@@ -140,6 +145,9 @@ def _loop(plan: Plan, device: torch.device, log_seconds: float, checkpoint_secon
     networks = {"G": G, "D": D} | ({"G_ema": G_ema.model} if G_ema else {})
     optimizers: dict[str, torch.optim.Optimizer] = {"G_optimizer": G_optimizer, "D_optimizer": D_optimizer}
     sampled = G_ema.model if G_ema else G
+    if save_memory:
+        memory.save_memory(G)
+        memory.save_memory(D)
 
     # Go on from the last checkpoint of an interrupted run of this very training, if there is one.
     start = 0
@@ -154,6 +162,7 @@ def _loop(plan: Plan, device: torch.device, log_seconds: float, checkpoint_secon
     grid_size = pictures.columns_for(plan.resolution) ** 2
     grid_z = rng.draw_z(plan.model, grid_size, rng.generator(params.seed, "grid"))
     batches = _batches(plan, start)
+    part, labels = params.micro_batch_size or B, (params.real_label, params.fake_label)
     rows: list[tuple[int, torch.Tensor]] = []
 
     with (
@@ -167,34 +176,28 @@ def _loop(plan: Plan, device: torch.device, log_seconds: float, checkpoint_secon
         logged_step = start
         for step in range(start + 1, plan.steps + 1):
             # Draw the batch and the latent vectors of this step.
-            real = _real_batch(plan, next(batches), step, device)
+            real = _real_batch(plan, next(batches), "flip", step, device)
             z = rng.draw_z(plan.model, B, rng.generator(params.seed, "z", step)).to(device)
 
-            # Update D on the real images and on generated ones, in two passes as in the DCGAN paper's code.
-            fake = G(z)
-            D_optimizer.zero_grad()
-            real_logits = D(real)
-            d_loss_real = losses.d_loss_real(real_logits, params.real_label)
-            d_loss_real.backward()
-            fake_logits = D(fake.detach())
-            d_loss_fake = losses.d_loss_fake(fake_logits, params.fake_label)
-            d_loss_fake.backward()
-            D_optimizer.step()
+            # Update D, then G through the new D, on the same generated images. In parts they are made twice:
+            # the graph of all of them is what there is no memory for.
+            fake = G(z) if part >= B else None
+            d_numbers = update_d(G, D, D_optimizer, real, z, fake, labels, part)
+            g_loss = update_g(G, D, G_optimizer, z, fake, part)
 
-            # Update G through the new D on the same generated images; D's weights need no gradients here.
-            D.requires_grad_(False)
-            g_loss = losses.g_loss(D(fake))
-            G_optimizer.zero_grad()
-            g_loss.backward()
-            G_optimizer.step()
-            D.requires_grad_(True)
+            # Every k steps one player has one more update on a fresh batch, first G, then D, in turn (Marchesi).
+            if params.extra_update_every and step % params.extra_update_every == 0:
+                z = rng.draw_z(plan.model, B, rng.generator(params.seed, "extra/z", step)).to(device)
+                if step // params.extra_update_every % 2:
+                    update_g(G, D, G_optimizer, z, None, part)
+                else:
+                    real = _real_batch(plan, _extra_rows(plan, step), "extra/flip", step, device)
+                    update_d(G, D, D_optimizer, real, z, None, labels, part)
             if G_ema:
                 G_ema.update(G, step * B)
 
             # Keep the numbers of this step on the device: a read waits for it, so they are read now and then.
-            with torch.no_grad():
-                d_real, d_fake = real_logits.sigmoid().mean(), fake_logits.sigmoid().mean()
-                rows.append((step, torch.stack([d_loss_real + d_loss_fake, g_loss, d_real, d_fake])))
+            rows.append((step, torch.cat([d_numbers[:1], g_loss[None], d_numbers[1:]])))
 
             # Keep weights and a grid of the fixed z after the named epochs and after the last.
             if epoch := plan.snapshot_steps.get(step):
@@ -241,12 +244,18 @@ def _order(plan: Plan, epoch: int) -> np.ndarray:
     return torch.randperm(len(plan.rows), generator=source).numpy()
 
 
-def _real_batch(plan: Plan, rows: np.ndarray, step: int, device: torch.device) -> torch.Tensor:
+def _extra_rows(plan: Plan, step: int) -> np.ndarray:
+    """Draw the rows of an extra update, beside the epochs' order, which counts the images seen."""
+    source = rng.generator(plan.train.seed, "extra/rows", step)
+    return plan.rows[torch.randint(len(plan.rows), (plan.batch_size,), generator=source).numpy()]
+
+
+def _real_batch(plan: Plan, rows: np.ndarray, purpose: str, step: int, device: torch.device) -> torch.Tensor:
     """Gather images, float32 B×C×H×W in [-1, 1] on the device, mirrored or not as drawn for this step."""
     images = to_float(torch.from_numpy(plan.data.images[rows]).to(device))
     if not plan.train.flip:
         return images
-    mirrored = torch.rand(len(rows), generator=rng.generator(plan.train.seed, "flip", step)) < 0.5
+    mirrored = torch.rand(len(rows), generator=rng.generator(plan.train.seed, purpose, step)) < 0.5
     return torch.where(mirrored.to(device)[:, None, None, None], images.flip(3), images)
 
 

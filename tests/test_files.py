@@ -20,6 +20,19 @@ def test_an_exception_leaves_the_old_file(tmp_path: Path) -> None:
     assert [p.name for p in path.parent.iterdir()] == ["file.txt"]
 
 
+def test_a_full_disk_is_named(tmp_path: Path) -> None:
+    """Without the file's name a user does not know which disk is full."""
+    if not Path("/dev/full").exists():
+        pytest.skip("needs /dev/full")
+    with (
+        pytest.raises(OSError, match="No space left") as caught,
+        files.whole(tmp_path / "images.npy"),
+        open("/dev/full", "wb", buffering=0) as full,
+    ):
+        full.write(b"x")
+    assert caught.value.filename == str(tmp_path / "images.npy")
+
+
 def test_sha256(tmp_path: Path) -> None:
     """A wrong digest would let damaged files pass."""
     (tmp_path / "a").write_bytes(b"abc")

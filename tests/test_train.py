@@ -280,14 +280,14 @@ def test_flip_mirrors_about_half(root: Path, small_params: Params) -> None:
     plan = train.plan(params.model, params.train, root)
     rows, device = plan.rows[:40], torch.device("cpu")
     plain = train.to_float(torch.from_numpy(plan.data.images[rows]))
-    drawn = train._real_batch(plan, rows, 3, device)
+    drawn = train._real_batch(plan, rows, "flip", 3, device)
     mirrored = [
         torch.equal(a, b.flip(2)) and not torch.equal(a, b) for a, b in zip(drawn, plain, strict=True)
     ]
     same = [torch.equal(a, b) for a, b in zip(drawn, plain, strict=True)]
     assert all(m or s for m, s in zip(mirrored, same, strict=True)) and 10 < sum(mirrored) < 30
-    assert torch.equal(drawn, train._real_batch(plan, rows, 3, device))
-    assert not torch.equal(drawn, train._real_batch(plan, rows, 4, device))
+    assert torch.equal(drawn, train._real_batch(plan, rows, "flip", 3, device))
+    assert not torch.equal(drawn, train._real_batch(plan, rows, "flip", 4, device))
 
 
 def test_divergence_is_said_and_never_saved(
@@ -307,3 +307,74 @@ def test_divergence_is_said_and_never_saved(
     found = checkpoint.load(train.plan(small_params.model, small_params.train, root).folder)
     assert found is not None and found[0] == 5
     assert all(torch.isfinite(tensor).all() for tensor in found[1].values())
+
+
+def test_extra_updates_alternate(root: Path, small_params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Marchesi's schedule: at 3, 9 … one more update of G, at 6, 12 … one more of D; here with 3 for 50."""
+    order: list[str] = []
+    for name in ("update_g", "update_d"):
+        original = getattr(train, name)
+
+        def note(*args: Any, original: Any = original, name: str = name) -> torch.Tensor:
+            order.append(name[-1])
+            return original(*args)
+
+        monkeypatch.setattr(train, name, note)
+    run(root, updated(small_params, train__extra_update_every=3))
+    regular, with_g, with_d = "dg", "dgg", "dgd"
+    expected = [
+        regular,
+        regular,
+        with_g,
+        regular,
+        regular,
+        with_d,
+        regular,
+        regular,
+        with_g,
+        regular,
+        regular,
+    ]
+    assert "".join(order) == "".join(expected)
+
+
+@pytest.mark.parametrize(
+    ("options", "changes"),
+    [
+        ({"save_memory": True}, {}),
+        ({}, {"train__micro_batch_size": 16}),
+        ({}, {"train__micro_batch_size": 99}),
+    ],
+)
+def test_ways_to_save_memory_that_change_no_number(
+    root: Path, small_params: Params, undisturbed: dict[str, bytes], options: Any, changes: Any
+) -> None:
+    """A run that fits in memory only so could not be compared with others."""
+    run(root, updated(small_params, **changes), **options)
+    ours, theirs = result(root), dict(undisturbed)
+    # model.json names the params.
+    del ours["stages/train/model.json"], theirs["stages/train/model.json"]
+    assert ours == theirs
+
+
+def test_resume_is_exact_with_every_option(root: Path, small_params: Params) -> None:
+    """Extra updates, parts and flips draw random numbers of their own, which a resumed run must repeat."""
+    params = updated(
+        small_params,
+        train__extra_update_every=2,
+        train__micro_batch_size=5,
+        train__flip=True,
+        train__ema_halflife_kimg=None,
+        model__z_distribution="uniform",
+        model__z_limit=1.0,
+    )
+    run(root, params)
+    whole = result(root)
+    child = multiprocessing.get_context("fork").Process(
+        target=die, args=(root, params, "after checkpoint", 7)
+    )
+    child.start()
+    child.join(60)
+    assert child.exitcode == -signal.SIGKILL
+    run(root, params)
+    assert result(root) == whole
