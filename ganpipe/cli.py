@@ -1,5 +1,6 @@
 """The command line: one command a stage, and the commands that people use. No logic; slow imports inside."""
 
+import errno
 import os
 import sys
 from pathlib import Path
@@ -29,9 +30,11 @@ Device = Annotated[
 def fetch() -> None:
     """Read the source's pictures into one archive, stages/fetch/images.zip, with a manifest."""
     from ganpipe import params
+
+    values = params.load()
     from ganpipe.fetch import fetch
 
-    fetch(params.load().fetch, ROOT)
+    fetch(values.fetch, ROOT)
 
 
 @app.command(rich_help_panel=STAGES)
@@ -45,9 +48,11 @@ def preprocess(
 ) -> None:
     """Crop, resize and pack the pictures into stages/preprocess/images.npy, and report on them."""
     from ganpipe import params
+
+    values = params.load()
     from ganpipe.preprocess import preprocess
 
-    preprocess(params.load().preprocess, ROOT, workers)
+    preprocess(values.preprocess, ROOT, workers)
 
 
 @app.command(rich_help_panel=STAGES)
@@ -55,6 +60,12 @@ def train(
     device: Device = "auto",
     fresh: Annotated[
         bool, typer.Option("--fresh", envvar="GANPIPE_FRESH", help="Forget an interrupted run, start anew.")
+    ] = False,
+    save_memory: Annotated[
+        bool,
+        typer.Option(
+            "--save-memory", envvar="GANPIPE_SAVE_MEMORY", help="Compute activations twice, keep few."
+        ),
     ] = False,
     log_seconds: Annotated[
         float, typer.Option(envvar="GANPIPE_LOG_SECONDS", min=0, help="Seconds between reads of the losses.")
@@ -64,24 +75,28 @@ def train(
     ] = 30.0,
 ) -> None:
     """Train the GAN, or go on where an interrupted run of the same training stopped."""
-    from ganpipe import params, tracking
+    from ganpipe import params
+
+    values = params.load()  # before torch, so that a mistyped value is told at once
+    from ganpipe import tracking
     from ganpipe import train as stage
     from ganpipe.device import resolve
 
-    values = params.load()
     plan = stage.plan(values.model, values.train, ROOT)
     with tracking.recording(ROOT, "train", plan.folder):
-        stage.train(plan, ROOT, resolve(device), fresh, log_seconds, checkpoint_seconds)
+        stage.train(plan, ROOT, resolve(device), fresh, save_memory, log_seconds, checkpoint_seconds)
 
 
 @app.command(rich_help_panel=STAGES)
 def sample(device: Device = "auto") -> None:
     """Generate images from the trained generator into stages/sample/samples.npy, and a grid of them."""
-    from ganpipe import params, tracking
+    from ganpipe import params
+
+    values = params.load()
+    from ganpipe import tracking
     from ganpipe.device import resolve
     from ganpipe.sample import sample
 
-    values = params.load()
     with tracking.recording(ROOT, "sample"):
         sample(values.sample, ROOT, resolve(device))
 
@@ -89,11 +104,13 @@ def sample(device: Device = "auto") -> None:
 @app.command(rich_help_panel=STAGES)
 def evaluate(device: Device = "auto") -> None:
     """Compare generated with real images: numbers in stages/evaluate/metrics.json, and a picture."""
-    from ganpipe import params, tracking
+    from ganpipe import params
+
+    values = params.load()
+    from ganpipe import tracking
     from ganpipe.device import resolve
     from ganpipe.evaluate import evaluate
 
-    values = params.load()
     with tracking.recording(ROOT, "evaluate"):
         evaluate(values.evaluate, ROOT, resolve(device))
 
@@ -105,6 +122,55 @@ def sync() -> None:
 
     for line in tracking.sync(ROOT):
         print(line)
+
+
+@app.command(rich_help_panel=PEOPLE)
+def recipe(
+    name: Annotated[str | None, typer.Argument(help="A recipe; none: list them.")] = None,
+) -> None:
+    """List the papers' settings, or print one for `dvc exp run $(ganpipe recipe NAME)`."""
+    from ganpipe import params, recipes
+
+    values = params.load()
+    if name is not None:
+        print(recipes.shell_line(recipes.recipe(values, name)))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("recipe", "paper", "px", "pictures")
+    for row in recipes.rows(values):
+        table.add_row(*row)
+    Console().print(table)
+
+
+@app.command(rich_help_panel=PEOPLE)
+def grid(
+    name: Annotated[str, typer.Argument(help="A grid in params.yaml.")],
+    seeds: Annotated[int, typer.Option(min=1, help="Experiments of each cell: train.seed 0, 1, 2 …")] = 3,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A value for all cells; repeat.")
+    ] = None,
+    run: Annotated[bool, typer.Option("--run", help="Run the queue and wait for it.")] = False,
+    jobs: Annotated[int, typer.Option(min=1, help="Experiments at a time, with --run.")] = 1,
+) -> None:
+    """Queue a DVC experiment for each cell and seed of a grid that has none yet."""
+    from ganpipe import experiments
+
+    experiments.grid(ROOT, name, seeds, settings or [], run, jobs)
+
+
+@app.command(rich_help_panel=PEOPLE)
+def compare(
+    experiments: Annotated[list[str] | None, typer.Argument(help="Their names; none: all.")] = None,
+    grid: Annotated[str | None, typer.Option(help="All experiments of a grid.")] = None,
+    csv: Annotated[Path | None, typer.Option(help="Write the table to a file.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write a page with images and loss curves.")] = None,
+) -> None:
+    """Compare finished experiments: what differs, and the metrics over the seeds, best KID first."""
+    from ganpipe.compare import compare
+
+    compare(ROOT, experiments or [], grid, csv, html)
 
 
 def main() -> NoReturn:
@@ -125,5 +191,6 @@ def main() -> NoReturn:
             raise
         path = error.filename2 or error.filename
         place = f"{path}: " if path else ""
-        print(f"{command}: error: {place}{error.strerror or error}", file=sys.stderr)
+        remedy = "; free some space and run it again" if error.errno == errno.ENOSPC else ""
+        print(f"{command}: error: {place}{error.strerror or error}{remedy}", file=sys.stderr)
     sys.exit(2)

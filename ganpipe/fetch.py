@@ -16,7 +16,8 @@ from ganpipe import files
 from ganpipe.errors import UserError
 from ganpipe.params import Fetch
 from ganpipe.progress import Progress
-from ganpipe.sources import SOURCES, Opener, Source
+from ganpipe.sources import SOURCES, Source
+from ganpipe.sources.archives import Opener
 
 PLACEHOLDER = "stages/fetch/packaged.txt"
 COLUMNS = ["name", "bytes", "sha256", "width", "height", "mode"]
@@ -41,7 +42,7 @@ def fetch(params: Fetch, root: Path) -> None:
         root: the checkout.
 
     Raises:
-        UserError: the path does not fit the source, is missing, damaged or empty.
+        UserError: the path does not fit the source, is missing, damaged or empty; a set cannot be downloaded.
     """
     source = SOURCES[params.source]
     path = _checked_path(params, source, root)
@@ -49,6 +50,11 @@ def fetch(params: Fetch, root: Path) -> None:
     with source.files(path) as found:
         if not found:
             raise UserError(f"fetch.path: {params.path} holds no files (hidden ones do not count)")
+        if source.published not in (None, len(found)):
+            # No error: a part of a set is a set as well.
+            print(
+                f"fetch: {params.source}: {len(found):,} of {source.published:,} published", file=sys.stderr
+            )
         found.sort(key=lambda pair: pair[0])
         with files.whole(out / "images.zip") as temporary:
             rows = _pack(found, temporary)
@@ -89,19 +95,16 @@ def _header(stream: IO[bytes]) -> tuple[int | None, int | None, str]:
     return image.width, image.height, image.mode
 
 
-def _checked_path(params: Fetch, source: Source, root: Path) -> Path:
+def _checked_path(params: Fetch, source: Source, root: Path) -> Path | None:
+    """Return the folder or archive to read; None where fetch.path is the placeholder."""
     if source.packaged:
         if params.path != PLACEHOLDER:
             raise UserError(
                 f"fetch.path: found {params.path!r}, but fetch.source={params.source} is inside a package; "
                 f"set fetch.source=folder to use your own pictures, or fetch.path={PLACEHOLDER}"
             )
-        return root / params.path
     if params.path == PLACEHOLDER:
-        raise UserError(
-            f"fetch.path: found the placeholder {PLACEHOLDER}, but fetch.source={params.source} reads your "
-            "own pictures; set fetch.path to a folder, zip or tar"
-        )
+        return None
     path = root / Path(params.path).expanduser()
     relative = not Path(params.path).expanduser().is_absolute()
     if not path.exists():

@@ -58,7 +58,7 @@ class Section(BaseModel):
 class Fetch(Section):
     """Where the pictures come from."""
 
-    source: Literal["mnist5k", "folder"]
+    source: Literal["mnist5k", "mnist", "flowers102", "celeba", "cat", "animeface", "folder"]
     path: Annotated[str, Field(min_length=1)]
 
 

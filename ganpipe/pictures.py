@@ -7,6 +7,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 Background = tuple[int, int, int]
 WHITE: Background = (255, 255, 255)
+# Pixels: the least side of an image in a labelled row, and the most that the images of a row take together.
+LEAST_SIDE, ROW_WIDTH = 64, 1200
 
 
 def columns_for(resolution: int) -> int:
@@ -48,9 +50,49 @@ def side_by_side(
     return canvas
 
 
-def captioned(picture: Image.Image, text: str) -> Image.Image:
+def cells(images: np.ndarray, columns: int, least: int = LEAST_SIDE) -> np.ndarray:
+    """Enlarge or reduce images by a whole factor to a side that suits rows of `columns` of them.
+
+    Args:
+        images: uint8 N×H×W×C in [0, 255], H = W, C 1 or 3.
+        columns: images in a row, which together take up to ROW_WIDTH pixels.
+        least: pixels that a side must have.
+
+    Returns:
+        The same in another side: pixels repeated, or averaged over squares.
+    """
+    side = images.shape[1]
+    larger, smaller = math.ceil(least / side), math.ceil(columns * side / ROW_WIDTH)
+    if smaller == 1:
+        return images.repeat(larger, axis=1).repeat(larger, axis=2)
+    reduced = [np.asarray(Image.fromarray(image.squeeze()).reduce(smaller)) for image in images]
+    return np.stack(reduced).reshape(len(images), *reduced[0].shape[:2], -1)
+
+
+def labelled(images: np.ndarray, columns: int, labels: list[str], caption: str) -> Image.Image:
+    """Lay images out in rows with a label, one line or more, at the left of each and a caption above.
+
+    Args:
+        images: uint8 N×H×W×C in [0, 255], such as `cells` gives.
+        columns: images in a row.
+        labels: one for each row.
+        caption: one line.
+    """
+    gap, margin, font = 2, 8, ImageFont.load_default(16)
+    rows = sheet(images, columns, gap)
+    blank = ImageDraw.Draw(rows)
+    strip = 2 * margin + math.ceil(max(blank.multiline_textbbox((0, 0), text, font)[2] for text in labels))
+    canvas = Image.new("RGB", (strip + rows.width, rows.height), WHITE)
+    canvas.paste(rows, (strip, 0))
+    draw = ImageDraw.Draw(canvas)
+    for row, text in enumerate(labels):
+        middle = row * (images.shape[1] + gap) + images.shape[1] / 2
+        draw.multiline_text((margin, middle), text, fill=(0, 0, 0), font=font, anchor="lm")
+    return captioned(canvas, caption, size=16)
+
+
+def captioned(picture: Image.Image, text: str, size: int = 24) -> Image.Image:
     """Put black text on a white strip above a picture, with white beside it where the text is wider."""
-    size = 24
     font = ImageFont.load_default(size)
     width = max(picture.width, math.ceil(font.getlength(text)))
     canvas = Image.new("RGB", (width, size * 3 // 2 + picture.height), WHITE)

@@ -1,10 +1,12 @@
 """The evaluate stage."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from conftest import digits
 from PIL import Image
@@ -25,10 +27,21 @@ Checkout = Callable[..., Path]
 def checkout(tmp_path: Path, write_packed: Callable[..., Path]) -> Checkout:
     """Return a function that makes a checkout with the files of the earlier stages."""
 
-    def make(images: np.ndarray, held_out: int, generated: np.ndarray) -> Path:
+    def make(
+        images: np.ndarray,
+        held_out: int,
+        generated: np.ndarray,
+        intervals: Sequence[tuple[float, np.ndarray]] = (),
+    ) -> Path:
         write_packed(tmp_path, images, held_out)
         (tmp_path / "stages/sample").mkdir(parents=True, exist_ok=True)
         np.save(tmp_path / "stages/sample/samples.npy", generated)
+        several = np.empty((len(intervals), *generated.shape), np.uint8)
+        for place, (_, each) in zip(several, intervals, strict=True):
+            place[:] = each
+        np.save(tmp_path / "stages/sample/intervals.npy", several)
+        described = [{"factor": factor, "z": f"[-{factor}, {factor}]"} for factor, _ in intervals]
+        (tmp_path / "stages/sample/intervals.json").write_text(json.dumps(described))
         return tmp_path
 
     return make
@@ -115,8 +128,73 @@ def test_a_rerun_writes_the_same_bytes_and_nothing_elsewhere(checkout: Checkout)
     assert {str(path.relative_to(root)) for path in set(first) - set(before)} == {
         "stages/evaluate/metrics.json",
         "stages/evaluate/real_fake.png",
+        "stages/evaluate/intervals.csv",
+        "stages/evaluate/intervals.png",
     }
     assert all(first[path] == content for path, content in before.items())
+
+
+def test_an_interval_scores_what_its_images_score_as_samples(
+    checkout: Checkout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rows of Marchesi's comparison would be judged otherwise than the samples, or in another order."""
+    sets = [(0.5, IMAGES[:12]), (1.0, GENERATED[:12]), (0.25, np.zeros_like(GENERATED[:12]))]
+    params = PARAMS.model_copy(update={"kid_subset_size": 5})
+    seen: list[int] = []
+    extract = features.extract
+
+    def counted(extractor: Any, images: np.ndarray, *arguments: Any) -> np.ndarray:
+        seen.append(len(arguments[-1]))
+        return extract(extractor, images, *arguments)
+
+    monkeypatch.setattr(features, "extract", counted)
+    evaluate(params, checkout(IMAGES, 8, GENERATED[:12], sets), "cpu")
+    assert seen == [12] * 5, "real, generated and three intervals, each once"
+    root = checkout(IMAGES, 8, GENERATED[:12])
+    table = pd.read_csv(root / "stages/evaluate/intervals.csv")
+    assert table["factor"].tolist() == [0.5, 1.0, 0.25]
+    for i, (_, images) in enumerate(sets):
+        alone = evaluate(params, checkout(IMAGES, 8, images), "cpu")
+        for name in table.columns[1:]:
+            assert table[name][i] == alone[name], name
+
+
+def test_without_intervals_a_table_without_rows_and_a_note(checkout: Checkout) -> None:
+    """DVC would miss an output, or a picture of nothing pass for one of something."""
+    root = checkout(IMAGES, 8, GENERATED)
+    evaluate(PARAMS, root, "cpu")
+    header = "factor,kid_lite0,kid_lite0_sd,precision,recall,coverage\n"
+    assert (root / "stages/evaluate/intervals.csv").read_text() == header
+    note = np.asarray(Image.open(root / "stages/evaluate/intervals.png").convert("L"))
+    ink = np.argwhere(note < 128)
+    assert note.shape[0] < 60 and len(ink) > 100 and ink[:, 1].min() > 2
+
+
+@pytest.mark.parametrize(("side", "channels", "columns"), [(28, 1, 8), (64, 3, 8), (256, 3, 4), (512, 1, 4)])
+def test_intervals_stand_in_rows_with_the_same_z_in_a_column(
+    checkout: Checkout, capsys: pytest.CaptureFixture[str], side: int, channels: int, columns: int
+) -> None:
+    """People would compare different images, or read the numbers of another row."""
+    shape = (10, side, side, channels)
+    images = np.zeros(shape, np.uint8)
+    sets = [
+        (factor, images + np.arange(i, i + 10, dtype=np.uint8)[:, None, None, None])
+        for i, factor in ((10, 0.4), (100, 1.0))
+    ]
+    evaluate(PARAMS, checkout(images, 0, images, sets), "cpu")
+    assert "stages/evaluate/intervals.png" in capsys.readouterr().out
+    picture = np.asarray(
+        Image.open(checkout(images, 0, images) / "stages/evaluate/intervals.png").convert("L")
+    )
+    rows = [[int(value) for value in range(first, first + columns)] for first in (10, 100)]
+    cell = {28: 84, 64: 64, 256: 256, 512: 256}[side]
+    centres = [picture.shape[1] - (columns - c) * (cell + 2) + 2 + cell // 2 for c in range(columns)]
+    for row, expected in enumerate(rows):
+        y = picture.shape[0] - (2 - row) * (cell + 2) + 2 + cell // 2
+        assert [int(picture[y, x]) for x in centres] == expected
+        strip = picture[y - cell // 2 : y + cell // 2, : centres[0] - cell // 2]
+        assert (strip < 50).sum() > 100, "no label"
+    assert picture.shape[1] < 1500
 
 
 @pytest.mark.parametrize(("side", "channels"), [(10, 1), (32, 1), (40, 3), (64, 1), (128, 3), (224, 1)])
@@ -177,7 +255,13 @@ def test_mistakes_get_one_clear_line(checkout: Checkout) -> None:
         with pytest.raises(UserError, match=words) as error:
             evaluate(PARAMS, checkout(IMAGES, 8, generated), "cpu")
         assert "\n" not in str(error.value)
-    root = checkout(IMAGES, 8, GENERATED)
+    root = checkout(IMAGES, 8, GENERATED, [(0.5, GENERATED)])
+    (root / "stages/sample/intervals.json").write_text("[]")
+    with pytest.raises(UserError, match=r"intervals\.npy: found .*\(1, 20, 28.* run the sample stage again"):
+        evaluate(PARAMS, root, "cpu")
+    (root / "stages/sample/intervals.npy").unlink()
+    with pytest.raises(UserError, match=r"intervals\.npy: no readable .* run the sample stage first"):
+        evaluate(PARAMS, root, "cpu")
     (root / "stages/sample/samples.npy").unlink()
     with pytest.raises(UserError, match=r"samples\.npy.*run the sample stage first"):
         evaluate(PARAMS, root, "cpu")

@@ -4,6 +4,7 @@ import hashlib
 import io
 import os
 import subprocess
+import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,13 +13,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import ROOT
 from PIL import Image
 
-from ganpipe import files, sources
+from ganpipe import files
 from ganpipe.errors import UserError
 from ganpipe.fetch import PLACEHOLDER, fetch
 from ganpipe.params import Fetch
-from ganpipe.sources import Opener
+from ganpipe.sources import archives
+from ganpipe.sources.archives import Opener
 
 
 def pictures(folder: Path) -> dict[str, bytes]:
@@ -86,7 +89,7 @@ def test_the_same_files_give_the_same_bytes(tmp_path: Path, monkeypatch: pytest.
                 yield where, folders, sorted(names)[::order]
 
         with monkeypatch.context() as patch:
-            patch.setattr(sources.os, "walk", reordered)
+            patch.setattr(archives.os, "walk", reordered)
             fetch(Fetch(source="folder", path=str(root / "pictures")), root)
         found.append(outputs(root))
     assert found[0] == found[1]
@@ -101,9 +104,22 @@ def test_an_archive_is_sorted_too(tmp_path: Path) -> None:
     assert manifest(tmp_path)["name"].tolist() == ["a.png", "b.png", "c.png"]
 
 
-def test_the_digits_are_the_same_everywhere(tmp_path: Path) -> None:
-    """The held-out digits are chosen by these bytes: other bytes elsewhere are another experiment."""
-    fetch(Fetch(source="mnist5k", path=PLACEHOLDER), tmp_path)
+def test_the_digits_are_the_same_everywhere_and_need_no_torch(tmp_path: Path) -> None:
+    """The held-out digits are chosen by these bytes; and imports of seconds go before all experiments."""
+    (tmp_path / "000001.jpg").write_bytes(b"1")
+    runs = [("folder", str(tmp_path)), ("celeba", str(tmp_path)), ("mnist5k", PLACEHOLDER)]
+    code = f"""
+import sys
+from pathlib import Path
+from ganpipe.fetch import fetch
+from ganpipe.params import Fetch
+for source, path in {runs}:
+    fetch(Fetch(source=source, path=path), Path({str(tmp_path)!r}))
+sys.exit("torch" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("published") == 1 and "celeba: 1 of 202,599 published" in done.stderr
     table = manifest(tmp_path)
     assert len(table) == 5000 and set(table["mode"]) == {"L"} and set(table["width"]) == {"28"}
     assert (
@@ -111,6 +127,18 @@ def test_the_digits_are_the_same_everywhere(tmp_path: Path) -> None:
         == "bcb17d77bd12fdcc6effb135a301e4ddc47200bba0fd9939e620fd841cd0532d"
     )
     assert list((tmp_path / "stages/fetch").glob(".*")) == []
+
+
+def test_a_part_of_a_set_is_taken_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """People study subsets; a result on 3 cats must not pass for one on CAT."""
+    (tmp_path / "CAT_00").mkdir()
+    for number in range(3):
+        for name in (f"00000001_00{number}.jpg", f"00000001_00{number}.jpg.cat"):
+            (tmp_path / "CAT_00" / name).write_bytes(b"1")
+    fetch(Fetch(source="cat", path=str(tmp_path / "CAT_00")), tmp_path)
+    assert manifest(tmp_path)["name"].tolist() == [f"00000001_00{number}.jpg" for number in range(3)]
+    lines = capsys.readouterr().err
+    assert "fetch: cat: 3 of 9,997 published\n" in lines and "left out 3 files" in lines
 
 
 def test_source_and_path_that_do_not_belong_together_are_told_apart(tmp_path: Path) -> None:
@@ -143,7 +171,7 @@ def test_a_failure_leaves_the_old_archive(tmp_path: Path, monkeypatch: pytest.Mo
     def full(path: Path) -> Opener:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(sources, "_open_file", full)
+    monkeypatch.setattr(archives, "_open_file", full)
     with pytest.raises(OSError, match="No space"):
         fetch(params, tmp_path)
     assert outputs(tmp_path) == before

@@ -38,7 +38,8 @@ def test_no_section_has_a_default_value(default_params: Params) -> None:
 
 def test_every_key_is_commented_and_in_block_style() -> None:
     """DVC rewrites flow lists when it sets a value, and a user learns what a key means from its comment."""
-    lines = (ROOT / "params.yaml").read_text().splitlines()
+    # Below the sections stand recipes and grids, lists of words.
+    lines = (ROOT / "params.yaml").read_text().split("\nrecipes:")[0].splitlines()
     for above, line in zip(lines, lines[1:], strict=False):
         if line.strip().startswith("#"):
             continue

@@ -73,3 +73,45 @@ def test_captioned_widens_for_the_text() -> None:
     titled = np.asarray(pictures.captioned(picture, "generated"))
     assert titled.shape[1] > 80
     assert (titled[-8:] == 9).all(axis=2).sum() == 64
+
+
+@pytest.mark.parametrize(
+    ("side", "columns", "expected"), [(16, 9, 64), (28, 9, 84), (64, 9, 64), (128, 9, 128), (256, 4, 256)]
+)
+def test_cells_enlarge_small_images(side: int, columns: int, expected: int) -> None:
+    """Stamps of 16 px would have to be looked at through a lens; smoothed ones would hide artifacts."""
+    images = np.random.default_rng(0).integers(0, 256, (2, side, side, 3), np.uint8)
+    shown = pictures.cells(images, columns)
+    assert shown.shape == (2, expected, expected, 3)
+    assert np.array_equal(shown[:, :: expected // side, :: expected // side], images)
+
+
+@pytest.mark.parametrize(
+    ("side", "channels", "columns", "expected"),
+    [(256, 3, 9, 128), (1024, 3, 9, 128), (192, 1, 9, 96), (1024, 1, 4, 256)],
+)
+def test_cells_average_large_images(side: int, channels: int, columns: int, expected: int) -> None:
+    """A traversal at 1,024 px would be a picture of 9,216 px; pixels left out would fake or hide detail."""
+    images = np.random.default_rng(0).integers(0, 256, (2, side, side, channels), np.uint8)
+    shown = pictures.cells(images, columns)
+    factor = side // expected
+    means = images.reshape(2, expected, factor, expected, factor, channels).mean(axis=(2, 4))
+    assert shown.shape == means.shape and np.abs(shown - means).max() <= 0.5 + 1e-9
+
+
+def test_labels_stand_beside_their_rows() -> None:
+    """An element's number beside another row would name the wrong one."""
+    images = np.random.default_rng(0).integers(0, 256, (6, 64, 64, 1), np.uint8)
+    blank = np.asarray(
+        pictures.labelled(images, 2, ["", "wide enough\nfor two lines\nor three", ""], "title")
+    )
+    left = blank.shape[1] - (2 * 64 + 2)
+    top = blank.shape[0] - (3 * 64 + 2 * 2)
+    for i, image in enumerate(images):
+        y, x = top + i // 2 * 66, left + i % 2 * 66
+        assert (blank[y : y + 64, x : x + 64] == image).all()
+    ink = np.argwhere(blank[top:, :left].min(axis=2) < 128)
+    assert len(ink) > 100 and ink[:, 0].min() >= 66 and ink[:, 0].max() < 66 + 64
+    assert ink[:, 1].min() > 2 and ink[:, 1].max() < left - 2
+    assert abs((ink[:, 0].min() + ink[:, 0].max()) / 2 - (66 + 32)) < 5
+    assert (blank[:top].min(axis=2) < 128).any(), "no caption"

@@ -50,6 +50,21 @@ def test_sampling_neither_changes_the_network_nor_mixes_images(G: torch.nn.Modul
         assert torch.equal(tensor, before[name]), name
 
 
+@pytest.mark.parametrize("count", [1, 3, 7, 16, 17, 33])
+def test_an_image_does_not_depend_on_how_many_are_asked_for(
+    G: torch.nn.Module, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    """CPU kernels round otherwise for odd batch sizes: image 2 of 3 would differ from image 2 of 500."""
+    sizes: list[int] = []
+    handle = G.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
+    monkeypatch.setattr(snapshot, "to_uint8", lambda images: images.numpy())
+    z = snapshot.z_of_seeds(MODEL, 0, 40, 1.0)
+    few, all_of_them = snapshot.images_of(G, z[:count]), snapshot.images_of(G, z)
+    handle.remove()
+    assert few.dtype == np.float32 and few.tobytes() == all_of_them[:count].tobytes()
+    assert set(sizes) == {snapshot.BATCH}
+
+
 def test_one_seed_for_each_image() -> None:
     """Image 7 must be the same image in a set of 10 and in one of 10,000."""
     z = snapshot.z_of_seeds(MODEL, 0, 10, 1.0)

@@ -4,7 +4,7 @@ from typing import Protocol
 
 import torch
 
-from ganpipe.models import dcgan
+from ganpipe.models import celeba64, dcgan, residual, upsample
 from ganpipe.params import Model
 
 
@@ -18,14 +18,27 @@ class Architecture(Protocol):
         """Build the network float32 N×channels×resolution×resolution in [-1, 1] → logits float32 N."""
 
 
-ARCHITECTURES: dict[str, Architecture] = {"dcgan": dcgan}
+ARCHITECTURES: dict[str, Architecture] = {
+    "dcgan": dcgan,
+    "celeba64": celeba64,
+    "upsample": upsample,
+    "residual": residual,
+}
 
 
 def generator(params: Model, resolution: int, channels: int) -> torch.nn.Module:
-    """Build a generator, float32 N×nz → float32 N×channels×resolution×resolution in [-1, 1]."""
+    """Build a generator, float32 N×nz → float32 N×channels×resolution×resolution in [-1, 1].
+
+    Raises:
+        UserError: the architecture cannot be built at the resolution or with model.first_channels.
+    """
     return ARCHITECTURES[params.architecture].generator(params, resolution, channels)
 
 
 def discriminator(params: Model, resolution: int, channels: int) -> torch.nn.Module:
-    """Build a discriminator, float32 N×channels×resolution×resolution in [-1, 1] → logits float32 N."""
+    """Build a discriminator, float32 N×channels×resolution×resolution in [-1, 1] → logits float32 N.
+
+    Raises:
+        UserError: the architecture cannot be built at the resolution or with model.first_channels.
+    """
     return ARCHITECTURES[params.architecture].discriminator(params, resolution, channels)

