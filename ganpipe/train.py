@@ -185,7 +185,7 @@ def _loop(
             d_numbers = update_d(G, D, D_optimizer, real, z, fake, labels, part)
             g_loss = update_g(G, D, G_optimizer, z, fake, part)
 
-            # Every k steps one player has one more update on a fresh batch, first G, then D, in turn (Marchesi).
+            # Every k steps one player has one more update on a fresh batch: G, then D, in turn (Marchesi).
             if params.extra_update_every and step % params.extra_update_every == 0:
                 z = rng.draw_z(plan.model, B, rng.generator(params.seed, "extra/z", step)).to(device)
                 if step // params.extra_update_every % 2:
