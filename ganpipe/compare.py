@@ -25,7 +25,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from ganpipe import experiments, files, params, recipes
+from ganpipe import files, params, recipes, revisions
 from ganpipe.errors import UserError
 
 BEST = "kid_lite0"  # lower is better
@@ -122,8 +122,8 @@ def compare(
 
 def _read(root: Path, names: Sequence[str], grid: str | None) -> tuple[list[Run], list[str]]:
     """Return the finished runs that were asked for, and remarks on those that were not found."""
-    with experiments.opened(root) as repo:
-        found = experiments.finished(repo)
+    with revisions.opened(root) as repo:
+        found = revisions.finished(repo)
     remarks: list[str] = []
     if grid is not None:
         cells = [cell.name for cell in recipes.cells(params.load(root / params.PARAMS_FILE), grid)]
@@ -154,9 +154,9 @@ def _run(root: Path, name: str, revision: str) -> Run:
     from dvc.api import DVCFileSystem
 
     with TemporaryDirectory(prefix="ganpipe-") as place:
-        values, complete = experiments.unpack(root, revision, Path(place))
-        code = experiments.code_of(Path(place))[:7]
-    if not complete:
+        values, last = revisions.unpack(root, revision, Path(place))
+        code = revisions.code_of(Path(place))[:7]
+    if last != "evaluate":
         raise UserError("its stages did not all run with its params and code")
     system = DVCFileSystem(str(root), rev=revision)
     try:
@@ -166,7 +166,7 @@ def _run(root: Path, name: str, revision: str) -> Run:
     return Run(
         name,
         values.train.seed,
-        {k: v for k, v in experiments.flat(values).items() if k != recipes.SEED} | {"code": code},
+        {k: v for k, v in revisions.flat(values).items() if k != recipes.SEED} | {"code": code},
         json.loads(content["metrics"]),
         json.loads(content["model"])["data_digest"],
         pd.read_csv(io.BytesIO(content["history"])),

@@ -3,16 +3,13 @@
 Nothing here imports mlflow: the runs are mirrored by the stages themselves, in the queue as anywhere.
 """
 
-import io
 import os
 import re
 import subprocess
 import sys
-import tarfile
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -20,9 +17,10 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from ganpipe import closure, params, recipes, tracking
+from ganpipe import params, recipes
 from ganpipe.errors import UserError
 from ganpipe.params import Params
+from ganpipe.revisions import Found, code_of, finished, flat, opened, unpack
 
 POLL = 1.0  # seconds between looks at the queue
 PATIENCE = 20.0  # seconds with experiments waiting and none running, before workers are started again
@@ -31,21 +29,6 @@ PLACEHOLDER = "stages/fetch/packaged.txt"  # what fetch.path names where there i
 NEEDS_PATH = ("folder", "cat", "animeface")  # sources that are neither packaged nor downloaded
 # What tells why a stage failed: an error of ganpipe's or of Python's; DVC's own line only says that it did.
 REASONS = (re.compile(r"^ganpipe \w+: (?:error: )?.+"), re.compile(r"^[\w.]*(?:Error|Exception|Exit)\b.*"))
-
-
-@dataclass(frozen=True)
-class Found:
-    """An experiment that DVC holds.
-
-    Attributes:
-        state: "finished", "running" or "queued".
-        revision: the commit that holds its params, code and dvc.lock.
-        baseline: the commit that it was made from.
-    """
-
-    state: str
-    revision: str
-    baseline: str
 
 
 def grid(
@@ -81,76 +64,6 @@ def grid(
         elif len(wanted) > states.count("finished"):
             print(f"Run them with `ganpipe grid {name} --run` or `dvc queue start`")
     print(f"Compare them with `ganpipe compare --grid {name}`")
-
-
-def finished(repo: Any) -> dict[str, list[Found]]:
-    """Return name → finished experiments: those made from the current commit first, then the newest."""
-    head, every = repo.scm.get_rev(), repo.experiments.ls(all_commits=True)
-    found: dict[str, list[Found]] = {}
-    for baseline, experiments in every.items():
-        for name, revision in experiments:
-            found.setdefault(name, []).append(Found("finished", revision, baseline))
-    for several in found.values():
-        several.sort(
-            key=lambda each: (each.baseline == head, repo.scm.resolve_commit(each.revision).commit_time),
-            reverse=True,
-        )
-    return found
-
-
-def unpack(root: Path, revision: str, folder: Path) -> tuple[Params, bool]:
-    """Copy params.yaml, dvc.lock and the code of an experiment into a folder.
-
-    Returns:
-        Its params, and whether its dvc.lock says that every stage ran with them and that code.
-
-    Raises:
-        UserError: the revision has no such files, or its params are not those of this version of ganpipe.
-    """
-    git = ["git", "-C", str(root)]
-    there = subprocess.run([*git, "ls-tree", "--name-only", revision], capture_output=True, text=True).stdout
-    paths = {"params.yaml", "dvc.lock", "ganpipe"} & set(there.splitlines())
-    packed = subprocess.run([*git, "archive", revision, *paths], capture_output=True).stdout if paths else b""
-    if "params.yaml" not in paths or not packed:
-        raise UserError(f"{revision[:7]}: holds no experiment of ganpipe")
-    with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
-        archive.extractall(folder, filter="data")
-    complete = "dvc.lock" in paths and tracking._last_valid(folder) == "evaluate"
-    return params.load(folder / params.PARAMS_FILE), complete
-
-
-def flat(values: Params) -> dict[str, Any]:
-    """Return dotted name → value of what makes an experiment, the batch size looked up in its table."""
-    sections = values.experiment.items()
-    names = {f"{section}.{name}": value for section, part in sections for name, value in part.items()}
-    names["train.batch_size"] = values.train.batch_size_for(values.preprocess.resolution)
-    del names["train.batch_per_resolution"]
-    return names
-
-
-def code_of(root: Path) -> str:
-    """Return the digest of the code of all stages of a checkout."""
-    each = [closure.import_closure(f"ganpipe.{stage}", root) for stage in tracking.PIPELINE]
-    return closure.code_digest(set().union(*each), root)
-
-
-@contextmanager
-def opened(root: Path) -> Iterator[Any]:
-    """Open the checkout's DVC repository, its own messages silenced and its errors in one line."""
-    from dvc.exceptions import DvcException
-    from dvc.lock import LockError
-    from dvc.repo import Repo
-    from dvc.scm import SCMError
-    from dvc.ui import ui
-
-    write, ui.write = ui.write, lambda *_, **__: None
-    try:
-        with Repo(str(root)) as repo:
-            yield repo
-    except (DvcException, LockError, SCMError) as error:
-        raise UserError(f"DVC: {' '.join(str(error).split())}") from None
-    finally:
-        ui.write = write
 
 
 def _wanted(
@@ -239,11 +152,11 @@ def _holds(root: Path, found: Found, values: Params, code: str) -> bool:
     """Say whether an experiment is whole, or on its way to be, and has these params and this code."""
     with TemporaryDirectory(prefix="ganpipe-") as place:
         try:
-            has, complete = unpack(root, found.revision, Path(place))
+            has, last = unpack(root, found.revision, Path(place))
             same = flat(has) == flat(values) and code_of(Path(place)) == code
         except (UserError, KeyError, ValueError, SyntaxError):  # an older version's
             return False
-    return same and (complete or found.state != "finished")
+    return same and (last == "evaluate" or found.state != "finished")
 
 
 def _run(repo: Any, root: Path, names: set[str], done: int, jobs: int) -> None:

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from filelock import FileLock
 
-from ganpipe import closure, files, packed, params
+from ganpipe import closure, files, packed, params, revisions
 from ganpipe.errors import Interrupted, UserError
 
 if TYPE_CHECKING:
@@ -37,7 +37,6 @@ Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 Folders = Mapping[Stage, Path]  # where a stage's files are, for those stages that are mirrored
 
 STAGES: tuple[Stage, ...] = ("train", "sample", "evaluate")
-PIPELINE = ("fetch", "preprocess", *STAGES)
 MIRRORED: dict[Stage, tuple[str, ...]] = {
     "train": ("model.json", "history.csv", "perf.csv", "grids"),
     "sample": ("grid.png",),
@@ -233,11 +232,11 @@ def sync(root: Path) -> list[str]:
 
 def _sync_workspace(home: Path, repo: Any) -> str:
     changed = {name.rpartition(":")[2] for name in repo.status()}
-    stale = next((i for i, name in enumerate(PIPELINE) if name in changed), len(PIPELINE))
-    valid = PIPELINE[:stale]
+    stale = next((i for i, name in enumerate(revisions.PIPELINE) if name in changed), len(revisions.PIPELINE))
+    valid = revisions.PIPELINE[:stale]
     if "train" not in valid:
-        return f"workspace: nothing to record, {PIPELINE[stale]} is not up to date; run `dvc repro`"
-    upto = STAGES[len(valid) - PIPELINE.index("sample")]
+        return f"workspace: nothing to record, {revisions.PIPELINE[stale]} is not up to date; run `dvc repro`"
+    upto = STAGES[len(valid) - revisions.PIPELINE.index("sample")]
     try:
         status: Status | None = "FINISHED" if upto == "evaluate" else None  # the next stage may have failed
         mirrored = _mirror(home, _identify(home), _folders(home, upto), status)
@@ -270,9 +269,8 @@ def _sync_experiment(home: Path, copy: Path, name: str, origin: dict[str, str], 
             ) from None
 
     try:
-        for path in ("params.yaml", "dvc.lock", "ganpipe"):
-            get(path)
-        upto = _last_valid(copy)
+        last = revisions.unpack(home, origin[COMMIT], copy)[1]
+        upto = next((stage for stage in STAGES if stage == last), None)
         if upto is None:
             return "skipped: no trained model belongs to its params and code"
         folders = _folders(copy, upto)
@@ -288,35 +286,6 @@ def _sync_experiment(home: Path, copy: Path, name: str, origin: dict[str, str], 
         return f"skipped: {_brief(error)}"
     except (KeyError, ValueError, SyntaxError) as error:
         return f"skipped: not readable by this version of ganpipe: {type(error).__name__}: {_brief(error)}"
-
-
-def _last_valid(copy: Path) -> Stage | None:
-    """Return the last stage up to which dvc.lock fits the params, the code and itself."""
-    from ruamel.yaml import YAML
-
-    read = YAML(typ="safe", pure=True).load
-    lock, values = read(copy / "dvc.lock")["stages"], read(copy / "params.yaml")
-    digests = {out["path"]: out.get("md5") for entry in lock.values() for out in entry.get("outs", [])}
-    digests |= {
-        path.relative_to(copy).as_posix(): hashlib.md5(path.read_bytes()).hexdigest()
-        for path in copy.glob("ganpipe/**/*.py")
-    }
-    last: Stage | None = None
-    for name in PIPELINE:
-        if name not in lock:
-            break
-        entry = lock[name]
-        used = entry.get("params", {}).get("params.yaml", {})
-        needed = {dependency["path"]: dependency.get("md5") for dependency in entry.get("deps", [])}
-        # A dependency that is neither an output nor code is the source itself, which no revision holds.
-        fits = all(
-            digests.get(path, None if path.startswith("ganpipe/") else md5) == md5
-            for path, md5 in needed.items()
-        )
-        if not fits or any(values.get(section) != value for section, value in used.items()):
-            break
-        last = next((stage for stage in STAGES if stage == name), None)
-    return last
 
 
 def _identify(

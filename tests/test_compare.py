@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from ganpipe import compare, experiments
+from ganpipe import compare, revisions
 from ganpipe.compare import Run
 from ganpipe.errors import UserError
 
@@ -152,9 +152,9 @@ def test_files_hold_everything_and_load_nothing(
 
 def test_without_a_finished_experiment_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An empty table looks like a result, and a mistyped name like an unfinished experiment."""
-    none: dict[str, list[experiments.Found]] = {}
-    monkeypatch.setattr(experiments, "finished", lambda repo: none)
-    monkeypatch.setattr(experiments, "opened", lambda root: io.StringIO())
+    none: dict[str, list[revisions.Found]] = {}
+    monkeypatch.setattr(revisions, "finished", lambda repo: none)
+    monkeypatch.setattr(revisions, "opened", lambda root: io.StringIO())
     with pytest.raises(UserError, match="no finished experiment to compare"):
         compare.compare(tmp_path)
     with pytest.raises(UserError, match="rate-1: no such experiment"):

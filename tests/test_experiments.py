@@ -11,7 +11,7 @@ from conftest import ROOT
 from mlflow import MlflowClient
 from ruamel.yaml import YAML
 
-from ganpipe import experiments, params
+from ganpipe import experiments, params, revisions
 from ganpipe.errors import UserError
 
 GRID = "xin2024-two-rates"
@@ -64,7 +64,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def queued(checkout: Path) -> dict[str, params.Params]:
     """Return name → params of what waits in DVC's queue, read from git."""
-    with experiments.opened(checkout) as repo:
+    with revisions.opened(checkout) as repo:
         entries = list(repo.experiments.celery_queue.iter_queued())
     found = {}
     for entry in entries:
