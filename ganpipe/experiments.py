@@ -21,12 +21,12 @@ from ganpipe import params, recipes
 from ganpipe.errors import UserError
 from ganpipe.params import Params
 from ganpipe.revisions import Found, code_of, finished, flat, opened, unpack
+from ganpipe.sources import SOURCES
+from ganpipe.sources.paths import ADVICE, PLACEHOLDER, travels
 
 POLL = 1.0  # seconds between looks at the queue
 PATIENCE = 20.0  # seconds with experiments waiting and none running, before workers are started again
 ATTEMPTS = 3  # starts of workers that may pass without an experiment beginning
-PLACEHOLDER = "stages/fetch/packaged.txt"  # what fetch.path names where there is no path to give
-NEEDS_PATH = ("folder", "cat", "animeface")  # sources that are neither packaged nor downloaded
 # What tells why a stage failed: an error of ganpipe's or of Python's; DVC's own line only says that it did.
 REASONS = (re.compile(r"^ganpipe \w+: (?:error: )?.+"), re.compile(r"^[\w.]*(?:Error|Exception|Exit)\b.*"))
 
@@ -100,18 +100,13 @@ def _wanted(
 def _unseen(root: Path, values: Params) -> str:
     """Return why a queued experiment, which runs in a copy of what git tracks, could not read fetch.path."""
     path = values.fetch.path
-    if values.fetch.source in NEEDS_PATH and path == PLACEHOLDER:
+    if SOURCES[values.fetch.source].needs_path and path == PLACEHOLDER:
         return "fetch.path: names no pictures; give theirs with --set fetch.path=/a/folder"
     if not (root / path).exists():
         return f"fetch.path: {path} is not there"
-    added = [f"{part}.dvc" for part in (Path(path), *Path(path).parents) if part.name]
-    tracked = subprocess.run(["git", "-C", str(root), "ls-files", "--", path, *added], capture_output=True)
-    if Path(path).is_absolute() or tracked.stdout:
+    if Path(path).is_absolute() or travels(root / path, root):
         return ""
-    return (
-        f"fetch.path: {path} is not in the copy that a queued experiment runs in; give its absolute path, "
-        f"{(root / path).resolve()}, or `dvc add {path}`"
-    )
+    return f"fetch.path: {path}: {ADVICE.format(path=path)}"
 
 
 def _missing(

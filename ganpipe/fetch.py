@@ -2,7 +2,6 @@
 
 import hashlib
 import logging
-import subprocess
 import sys
 import warnings
 import zipfile
@@ -18,16 +17,12 @@ from ganpipe.params import Fetch
 from ganpipe.progress import Progress
 from ganpipe.sources import SOURCES, Source
 from ganpipe.sources.archives import Opener
+from ganpipe.sources.paths import ADVICE, PLACEHOLDER, travels
 
-PLACEHOLDER = "stages/fetch/packaged.txt"
 COLUMNS = ["name", "bytes", "sha256", "width", "height", "mode"]
 BLOCK = 1 << 20
 # Without a handler Python prints what Pillow logs about damaged files into the progress bar.
 logging.getLogger("PIL").addHandler(logging.NullHandler())
-TRAVEL_ADVICE = (
-    "a queued or --temp experiment runs in a copy of the checkout that has only tracked files: "
-    "give an absolute path, or run `dvc add {path}` and commit the .dvc file"
-)
 
 
 def fetch(params: Fetch, root: Path) -> None:
@@ -108,25 +103,8 @@ def _checked_path(params: Fetch, source: Source, root: Path) -> Path | None:
     path = root / Path(params.path).expanduser()
     relative = not Path(params.path).expanduser().is_absolute()
     if not path.exists():
-        advice = "; " + TRAVEL_ADVICE.format(path=params.path) if relative else "; check the path"
+        advice = "; " + ADVICE.format(path=params.path) if relative else "; check the path"
         raise UserError(f"fetch.path: {params.path} does not exist{advice}")
-    if relative and not _tracked(path, root):
-        print(
-            f"warning: fetch.path: {params.path}: {TRAVEL_ADVICE.format(path=params.path)}", file=sys.stderr
-        )
+    if relative and not travels(path, root):
+        print(f"warning: fetch.path: {params.path}: {ADVICE.format(path=params.path)}", file=sys.stderr)
     return path
-
-
-def _tracked(path: Path, root: Path) -> bool:
-    """Say whether DVC or git puts a path into a copy of the checkout."""
-    path, root = path.resolve(), root.resolve()
-    if not path.is_relative_to(root):
-        return False
-    places = [path, *path.parents]
-    if any(p.with_name(f"{p.name}.dvc").is_file() for p in places[: places.index(root)]):
-        return True
-    try:
-        listed = subprocess.run(["git", "ls-files", "--", path], cwd=root, capture_output=True, check=False)
-    except FileNotFoundError:
-        return False
-    return bool(listed.stdout)

@@ -18,10 +18,11 @@ from PIL import Image
 
 from ganpipe import files
 from ganpipe.errors import UserError
-from ganpipe.fetch import PLACEHOLDER, fetch
+from ganpipe.fetch import fetch
 from ganpipe.params import Fetch
 from ganpipe.sources import archives
 from ganpipe.sources.archives import Opener
+from ganpipe.sources.paths import PLACEHOLDER
 
 
 def pictures(folder: Path) -> dict[str, bytes]:
@@ -112,6 +113,7 @@ def test_the_digits_are_the_same_everywhere_and_need_no_torch(tmp_path: Path) ->
 import sys
 from pathlib import Path
 from ganpipe.fetch import fetch
+from ganpipe.sources.paths import PLACEHOLDER
 from ganpipe.params import Fetch
 for source, path in {runs}:
     fetch(Fetch(source=source, path=path), Path({str(tmp_path)!r}))

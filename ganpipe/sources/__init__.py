@@ -18,6 +18,7 @@ class Source(Protocol):
         cite: what to cite.
         published: number of pictures in the whole set; None: no number is fixed.
         packaged: True where the pictures install with a Python package, so that there is no path to give.
+        needs_path: True where a path must be given, because the pictures are neither packaged nor downloaded.
     """
 
     name: str
@@ -26,6 +27,7 @@ class Source(Protocol):
     cite: str
     published: int | None
     packaged: bool
+    needs_path: bool
 
     def files(self, path: Path | None) -> Listing:
         """List the files while the context is open: cleaned, unique names, and how to open each for reading.

@@ -73,6 +73,7 @@ class Folder:
     licence = cite = "your own"
     published: int | None = None
     packaged = False
+    needs_path = True
 
     def files(self, path: Path | None) -> Listing:
         """List the files of a folder or archive; see `listing`."""

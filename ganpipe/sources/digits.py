@@ -38,6 +38,7 @@ class Mnist5k:
     cite = CITE
     published: int | None = 5000
     packaged = True
+    needs_path = False
 
     @contextmanager
     def files(self, path: Path | None) -> Iterator[list[tuple[str, Opener]]]:
@@ -57,6 +58,7 @@ class Mnist:
     cite = CITE
     published: int | None = 60_000
     packaged = False
+    needs_path = False
     page = MIRRORS[0]
     remotes = tuple(
         Published(name, md5, tuple(mirror + name for mirror in MIRRORS))

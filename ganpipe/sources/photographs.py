@@ -30,6 +30,7 @@ class Photographs:
     cite: str
     published: int | None
     packaged = False
+    needs_path = False
     pattern: str
     example: str
     page: str
@@ -114,6 +115,7 @@ class Cat(Photographs):
     published: int | None = 9997
     pattern, example = r"\d{8}_\d{3}\.jpg", "00000001_000.jpg"
     page = "https://archive.org/details/CAT_DATASET"
+    needs_path = True
 
     def _default(self) -> Path:
         raise UserError(
@@ -131,6 +133,7 @@ class AnimeFace(Photographs):
     cite = "who collected the set that you use"
     published: int | None = None
     pattern, example = r".+\.(jpe?g|png|webp)", "1.jpg"
+    needs_path = True
 
     def _default(self) -> Path:
         raise UserError(
