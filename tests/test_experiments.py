@@ -127,9 +127,7 @@ def test_pictures_that_a_queued_copy_lacks_are_refused(checkout: Path, tmp_path:
         grid("stages/fetch/packaged.txt")
     with pytest.raises(UserError, match="fetch.path: elsewhere is not there"):
         grid("elsewhere")
-    with pytest.raises(
-        UserError, match=r"only tracked files: give an absolute path, or run `dvc add"
-    ):
+    with pytest.raises(UserError, match=r"only tracked files: give an absolute path, or run `dvc add"):
         grid("pictures")
     grid(str(checkout / "pictures"))
     (checkout / "pictures.dvc").touch()
