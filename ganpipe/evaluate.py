@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ganpipe import features, files, metrics, packed, pictures, rng
+from ganpipe import files, lite0, metrics, packed, pictures, rng
 from ganpipe.errors import UserError
+from ganpipe.kid import kid
 from ganpipe.params import Evaluate
 from ganpipe.progress import Progress
 
@@ -50,21 +51,19 @@ def evaluate(params: Evaluate, root: Path, device: str) -> Metrics:
     held_out_rows = _choose(data.held_out_rows, n, params.seed, "held_out")
     has_floor = len(held_out_rows) == n
 
-    extractor = features.Lite0(params.feature_resolution)
+    extractor = lite0.Lite0(params.feature_resolution)
     batch_size = max(1, BATCH_PIXELS // params.feature_resolution**2)
     with Progress("evaluate", n * (2 + has_floor + len(intervals))) as progress:
-        real = features.extract(extractor, data.images, batch_size, device, progress, real_rows)
-        fake = features.extract(extractor, generated, batch_size, device, progress, fake_rows)
+        real = lite0.extract(extractor, data.images, batch_size, device, progress, real_rows)
+        fake = lite0.extract(extractor, generated, batch_size, device, progress, fake_rows)
         held_out = (
-            features.extract(extractor, data.images, batch_size, device, progress, held_out_rows)
+            lite0.extract(extractor, data.images, batch_size, device, progress, held_out_rows)
             if has_floor
             else None
         )
         # The same rows as of the samples, so that rows of the table differ in nothing but the interval.
         compared = [
-            _judged(
-                real, features.extract(extractor, images, batch_size, device, progress, fake_rows), params
-            )
+            _judged(real, lite0.extract(extractor, images, batch_size, device, progress, fake_rows), params)
             for _, _, images in intervals
         ]
 
@@ -72,7 +71,7 @@ def evaluate(params: Evaluate, root: Path, device: str) -> Metrics:
     judged = _judged(real, fake, params)
     kid_floor = fd_floor = None
     if held_out is not None:
-        kid_floor = metrics.kid(real, held_out, params.kid_subsets, subset_size, params.seed)[0]
+        kid_floor = kid(real, held_out, params.kid_subsets, subset_size, params.seed)[0]
         fd_floor = metrics.fd(real, held_out)
     result: Metrics = {
         "kid_lite0": judged["kid_lite0"],
@@ -142,11 +141,11 @@ def _judged(real: np.ndarray, fake: np.ndarray, params: Evaluate) -> dict[str, f
     """Compare the features of N training and N generated images: the numbers that JUDGED names."""
     n = len(real)
     subset_size = min(n, params.kid_subset_size)
-    kid, kid_sd = metrics.kid(real, fake, params.kid_subsets, subset_size, params.seed)
+    distance, spread = kid(real, fake, params.kid_subsets, subset_size, params.seed)
     precision, recall = metrics.precision_recall(real, fake, params.neighbours)
     # Subsets as large as the sets are all the same one: their spread would be a misleading zero.
-    sd = kid_sd if subset_size < n else None
-    values = (kid, sd, precision, recall, metrics.coverage(real, fake, params.neighbours))
+    sd = spread if subset_size < n else None
+    values = (distance, sd, precision, recall, metrics.coverage(real, fake, params.neighbours))
     return {name: _rounded(value) for name, value in zip(JUDGED, values, strict=True)}
 
 

@@ -11,9 +11,10 @@ import pytest
 from conftest import digits
 from PIL import Image
 
-from ganpipe import features, metrics
+from ganpipe import lite0, metrics
 from ganpipe.errors import UserError
 from ganpipe.evaluate import Metrics, evaluate
+from ganpipe.kid import kid
 from ganpipe.params import Evaluate
 
 PARAMS = Evaluate(feature_resolution=32, neighbours=3, kid_subsets=4, kid_subset_size=100, seed=0)
@@ -57,10 +58,10 @@ def test_numbers_are_the_metrics_of_the_right_images(checkout: Checkout) -> None
     """Held-out and training images confused, or sets swapped, would make every number plausible and wrong."""
     root = checkout(IMAGES, 8, GENERATED[:16])
     result = evaluate(PARAMS, root, "cpu")
-    extractor = features.Lite0(32)
-    real, fake = (features.extract(extractor, x, 5, "cpu") for x in (IMAGES[8:], GENERATED[:16]))
+    extractor = lite0.Lite0(32)
+    real, fake = (lite0.extract(extractor, x, 5, "cpu") for x in (IMAGES[8:], GENERATED[:16]))
     expected = {
-        "kid_lite0": metrics.kid(real, fake, 1, 16, 0)[0],
+        "kid_lite0": kid(real, fake, 1, 16, 0)[0],
         "fd_lite0": metrics.fd(real, fake),
         "coverage": metrics.coverage(real, fake, 3),
         **dict(zip(("precision", "recall"), metrics.precision_recall(real, fake, 3), strict=True)),
@@ -112,7 +113,7 @@ def test_sides_are_brought_to_equal_n_by_the_seed(checkout: Checkout) -> None:
 def test_protocol_says_all_that_must_be_equal(checkout: Checkout) -> None:
     """Runs of different N, reference or neighbours would be compared."""
     text = evaluate(PARAMS, checkout(IMAGES, 8, GENERATED), "cpu")["protocol"]
-    assert text == features.Lite0(32).protocol + "; n=16, reference=train, kid 4 subsets of 16, k=3"
+    assert text == lite0.Lite0(32).protocol + "; n=16, reference=train, kid 4 subsets of 16, k=3"
     changed = PARAMS.model_copy(update={"kid_subset_size": 5})
     assert "kid 4 subsets of 5," in str(evaluate(changed, checkout(IMAGES, 8, GENERATED), "cpu")["protocol"])
 
@@ -141,13 +142,13 @@ def test_an_interval_scores_what_its_images_score_as_samples(
     sets = [(0.5, IMAGES[:12]), (1.0, GENERATED[:12]), (0.25, np.zeros_like(GENERATED[:12]))]
     params = PARAMS.model_copy(update={"kid_subset_size": 5})
     seen: list[int] = []
-    extract = features.extract
+    extract = lite0.extract
 
     def counted(extractor: Any, images: np.ndarray, *arguments: Any) -> np.ndarray:
         seen.append(len(arguments[-1]))
         return extract(extractor, images, *arguments)
 
-    monkeypatch.setattr(features, "extract", counted)
+    monkeypatch.setattr(lite0, "extract", counted)
     evaluate(params, checkout(IMAGES, 8, GENERATED[:12], sets), "cpu")
     assert seen == [12] * 5, "real, generated and three intervals, each once"
     root = checkout(IMAGES, 8, GENERATED[:12])

@@ -12,6 +12,7 @@ from torchmetrics.image.kid import KernelInceptionDistance
 
 from ganpipe import metrics
 from ganpipe.errors import UserError
+from ganpipe.kid import kid
 
 
 def gaussian(count: int, dimensions: int, seed: int, shift: float = 0.0) -> np.ndarray:
@@ -84,32 +85,32 @@ def test_kid_is_that_of_torchmetrics() -> None:
     theirs = KernelInceptionDistance(feature=Identity(7), subsets=1, subset_size=45).set_dtype(torch.float64)
     theirs.update(torch.from_numpy(real), real=True)
     theirs.update(torch.from_numpy(fake), real=False)
-    assert metrics.kid(real, fake, 1, 45, 0)[0] == pytest.approx(float(theirs.compute()[0]), rel=1e-9)
+    assert kid(real, fake, 1, 45, 0)[0] == pytest.approx(float(theirs.compute()[0]), rel=1e-9)
 
 
 def test_kid_by_hand() -> None:
     """Within both sets the kernel of the two different points is 1; across, (1 + 1 + 1 + 27) / 4."""
-    mean, sd = metrics.kid(np.array([[0.0], [1.0]]), np.array([[0.0], [2.0]]), 3, 2, 0)
+    mean, sd = kid(np.array([[0.0], [1.0]]), np.array([[0.0], [2.0]]), 3, 2, 0)
     assert mean == pytest.approx(1 + 1 - 2 * 7.5)
     assert sd == pytest.approx(0, abs=1e-12)
 
 
 def test_kid_subsets_are_drawn_without_replacement() -> None:
     """With repeats, subsets of all images would differ from each other and the kernel be biased upwards."""
-    mean, sd = metrics.kid(REAL[:45], FAKE, 5, 45, 0)
+    mean, sd = kid(REAL[:45], FAKE, 5, 45, 0)
     assert sd == pytest.approx(0, abs=1e-12)
-    assert mean == pytest.approx(metrics.kid(REAL[:45], FAKE, 1, 45, 7)[0])
+    assert mean == pytest.approx(kid(REAL[:45], FAKE, 1, 45, 7)[0])
 
 
 def test_kid_of_subsets_is_unbiased_and_seeded() -> None:
     """Small subsets would have another mean than the whole, or runs with one seed differ."""
-    whole = metrics.kid(REAL[:45], FAKE, 1, 45, 0)[0]
-    mean, sd = metrics.kid(REAL[:45], FAKE, 800, 10, 0)
+    whole = kid(REAL[:45], FAKE, 1, 45, 0)[0]
+    mean, sd = kid(REAL[:45], FAKE, 800, 10, 0)
     assert abs(mean - whole) < 4 * sd / 800**0.5
     assert sd > 0
-    few = metrics.kid(REAL, FAKE, 4, 10, 0)
-    assert few == metrics.kid(REAL, FAKE, 4, 10, 0)
-    assert few != metrics.kid(REAL, FAKE, 4, 10, 1)
+    few = kid(REAL, FAKE, 4, 10, 0)
+    assert few == kid(REAL, FAKE, 4, 10, 0)
+    assert few != kid(REAL, FAKE, 4, 10, 1)
 
 
 def distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -171,7 +172,7 @@ def test_float32_features_are_summed_in_float64() -> None:
 
 METRICS: dict[str, Callable[[np.ndarray, np.ndarray], object]] = {
     "fd": metrics.fd,
-    "kid": lambda real, fake: metrics.kid(real, fake, 2, 2, 0),
+    "kid": lambda real, fake: kid(real, fake, 2, 2, 0),
     "precision_recall": lambda real, fake: metrics.precision_recall(real, fake, 1),
     "coverage": lambda real, fake: metrics.coverage(real, fake, 1),
 }
@@ -202,7 +203,7 @@ def test_too_many_neighbours_or_too_large_subsets() -> None:
         with pytest.raises(UserError, match=r"evaluate\.neighbours: 5 .* found 5"):
             metrics.coverage(few, many, 5)
         with pytest.raises(UserError, match=r"evaluate\.kid_subset_size"):
-            metrics.kid(few, many, 1, 6, 0)
+            kid(few, many, 1, 6, 0)
     assert metrics.precision_recall(REAL, FAKE[:5], 4)[0] > 0
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 from torch.nn import functional
 
-from ganpipe import features
+from ganpipe import lite0
 from ganpipe.errors import UserError
 from ganpipe.progress import Progress
 
@@ -30,9 +30,9 @@ TABLE = [
 
 
 @pytest.fixture(scope="module")
-def extractor() -> features.Lite0:
+def extractor() -> lite0.Lite0:
     """An extractor that sees 64 px."""
-    return features.Lite0(64)
+    return lite0.Lite0(64)
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,7 @@ def by_hand(x: torch.Tensor, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
 
 
 def test_features_are_those_of_the_network_written_by_hand(
-    extractor: features.Lite0, tensors: dict[str, torch.Tensor]
+    extractor: lite0.Lite0, tensors: dict[str, torch.Tensor]
 ) -> None:
     """A weight in the wrong layer or another padding: every number would be of some other network."""
     images = np.concatenate(
@@ -90,7 +90,7 @@ def test_features_are_those_of_the_network_written_by_hand(
     )
     x = (torch.from_numpy(images).permute(0, 3, 1, 2).float() - 127) / 128
     found = extract(extractor, images)
-    assert found.dtype == np.float32 and found.shape == (4, features.Lite0.dimension)
+    assert found.dtype == np.float32 and found.shape == (4, lite0.Lite0.dimension)
     np.testing.assert_allclose(found, by_hand(x, tensors).numpy(), atol=2e-4)
 
 
@@ -105,47 +105,45 @@ def test_a_photograph_is_recognised(tensors: dict[str, torch.Tensor]) -> None:
     network.load_state_dict(dict(zip(network.state_dict(), tensors.values(), strict=True)))
     with torch.inference_mode():
         logits = network((torch.from_numpy(image).permute(0, 3, 1, 2).float() - 127) / 128)
-    found = (
-        torch.from_numpy(extract(features.Lite0(224), image)) @ tensors["_fc.weight"].T + tensors["_fc.bias"]
-    )
+    found = torch.from_numpy(extract(lite0.Lite0(224), image)) @ tensors["_fc.weight"].T + tensors["_fc.bias"]
     assert found.argmax() == 698
     torch.testing.assert_close(found, logits, atol=1e-3, rtol=1e-3)
     assert float(found.max()) == pytest.approx(8.05, abs=0.05)
 
 
-def extract(extractor: features.Lite0, images: np.ndarray, batch_size: int = 16) -> np.ndarray:
+def extract(extractor: lite0.Lite0, images: np.ndarray, batch_size: int = 16) -> np.ndarray:
     """Extract on the CPU."""
-    return features.extract(extractor, images, batch_size, "cpu")
+    return lite0.extract(extractor, images, batch_size, "cpu")
 
 
-def test_neither_batch_size_nor_order_changes_an_images_features(extractor: features.Lite0) -> None:
+def test_neither_batch_size_nor_order_changes_an_images_features(extractor: lite0.Lite0) -> None:
     """Numbers would depend on memory and on how files are sorted: a batch norm in training mode does that."""
     images = digits()[::500]
     whole = extract(extractor, images)
     for batch_size in (1, 3, 10):
         np.testing.assert_allclose(extract(extractor, images, batch_size), whole, atol=1e-4)
     rows = np.random.default_rng(0).permutation(10)[:7]
-    chosen = features.extract(extractor, images, 4, "cpu", rows=rows)
+    chosen = lite0.extract(extractor, images, 4, "cpu", rows=rows)
     np.testing.assert_allclose(chosen, whole[rows], atol=1e-4)
     assert np.abs(whole[0] - whole[1]).max() > 0.1
     assert np.array_equal(extract(extractor, images), whole)
 
 
-def test_training_mode_is_switched_off(extractor: features.Lite0) -> None:
+def test_training_mode_is_switched_off(extractor: lite0.Lite0) -> None:
     """An extractor left in training mode would normalise by the batch and move its statistics."""
     expected = extract(extractor, digits()[:4])
     extractor.train()
     assert np.array_equal(extract(extractor, digits()[:4]), expected)
 
 
-def test_grey_is_three_equal_channels(extractor: features.Lite0) -> None:
+def test_grey_is_three_equal_channels(extractor: lite0.Lite0) -> None:
     """The same digits, grey or stored as colour, would score differently."""
     images = digits()[:4]
     np.testing.assert_allclose(extract(extractor, images), extract(extractor, images.repeat(3, 3)), atol=1e-5)
 
 
 @pytest.mark.parametrize("side", [28, 224])
-def test_the_one_resize(extractor: features.Lite0, side: int) -> None:
+def test_the_one_resize(extractor: lite0.Lite0, side: int) -> None:
     """Another filter, an aliased one, or rounding to whole grey values moves FD by more than training does.
 
     The reference averages by the filter's own weights: triangles as wide as the coarser of both pixel grids.
@@ -161,16 +159,16 @@ def test_the_one_resize(extractor: features.Lite0, side: int) -> None:
     np.testing.assert_allclose(extract(extractor, image), expected.numpy(), atol=2e-4)
 
 
-def test_progress_counts_every_image(extractor: features.Lite0) -> None:
+def test_progress_counts_every_image(extractor: lite0.Lite0) -> None:
     """The bar would not end where the work does."""
     progress = Progress("test", 5)
-    features.extract(extractor, digits()[:5], 2, "cpu", progress)
+    lite0.extract(extractor, digits()[:5], 2, "cpu", progress)
     assert progress.done == 5
 
 
 def test_protocol_names_what_decides_the_features() -> None:
     """Numbers of two protocols would be compared."""
-    assert features.Lite0(128).protocol == (
+    assert lite0.Lite0(128).protocol == (
         "EfficientNet-Lite0 sha256:57934424, pooled 1280, 128 px float bilinear antialias, (x-127)/128"
     )
 
@@ -182,6 +180,6 @@ def test_damaged_or_missing_weights_get_one_clear_line(tmp_path: Path) -> None:
     (tmp_path / "damaged.pth").write_bytes(damaged)
     for name, words in (("damaged.pth", "damaged: sha256"), ("missing.pth", "No such file")):
         with pytest.raises(UserError, match=words) as error:
-            features.Lite0(64, tmp_path / name)
+            lite0.Lite0(64, tmp_path / name)
         assert f"{tmp_path / name}" in str(error.value) and "pip install" in str(error.value)
         assert "\n" not in str(error.value)
