@@ -5,8 +5,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from ganpipe.errors import UserError
 
@@ -205,6 +203,9 @@ def load(path: Path = PARAMS_FILE) -> Params:
     Raises:
         UserError: the file is missing or not YAML, or values are wrong; each wrong one is named, a line each.
     """
+    from ruamel.yaml import YAML  # here, so that networks can be built where it is not installed
+    from ruamel.yaml.error import YAMLError
+
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
