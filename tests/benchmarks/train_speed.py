@@ -171,7 +171,7 @@ def in_bfloat16(network: nn.Module, device: torch.device) -> None:
             out: torch.Tensor = plain(x)
         return out.float()
 
-    network.forward = forward  # type: ignore[method-assign]
+    network.forward = forward
 
 
 class Files(torch.utils.data.Dataset[torch.Tensor]):
