@@ -1,4 +1,4 @@
-"""Start the ranks of a training that shares a machine's devices, and end them together. Imports nothing slow."""
+"""Start the ranks of a training on one machine, and end them together. Imports nothing slow."""
 
 import os
 import signal
@@ -26,7 +26,7 @@ def follow_launcher() -> None:
     if os.environ.pop(PARENT, None):
 
         def wait() -> None:
-            sys.stdin.buffer.read()
+            os.read(0, 1)  # not sys.stdin, whose lock would be taken when Python ends
             os._exit(1)
 
         threading.Thread(target=wait, name="launcher", daemon=True).start()
@@ -35,8 +35,8 @@ def follow_launcher() -> None:
 def launch(count: int, words: list[str]) -> int:
     """Run `python -m ganpipe` with these words in `count` ranks, and wait for all.
 
-    Signals reach the ranks, which agree on the step to stop after. When one ends in failure, the others get GRACE
-    seconds to end by themselves, then are killed: checkpoints are whole at any moment.
+    Signals reach the ranks, which agree on the step to stop after. When one ends in failure, the others get
+    GRACE seconds to end by themselves, then are killed: checkpoints are whole at any moment.
 
     Returns:
         0, or the exit code of the first rank that ended by itself in failure.

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+import torch._dynamo  # what optimizers import when first built: once, before the ranks are forked
 from conftest import updated
 from torch import nn
 
