@@ -63,8 +63,9 @@ class Fetch(Section):
 class Preprocess(Section):
     """How pictures become training images."""
 
-    crop: Literal["none", "square", "centre"]
+    crop: Literal["none", "square", "centre", "landmarks"]
     crop_size: Positive | None
+    margin: Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)]
     resolution: Annotated[int, Field(ge=8, le=4096)]
     channels: Literal[1, 3]
     held_out: Annotated[float, Field(ge=0, le=0.9, allow_inf_nan=False)]
