@@ -118,7 +118,7 @@ def c2st_auc(real: np.ndarray, fake: np.ndarray, seed: int) -> float:
     from sklearn.pipeline import make_pipeline
 
     real, fake = checked(real, fake)
-    rows = np.concatenate([real, fake])
+    rows = np.concatenate([real, fake]).astype(np.float32)  # as they came, and in a third of the time
     labels = np.repeat([0, 1], [len(real), len(fake)])
     folds = min(FOLDS, len(real), len(fake))
     components = min(COMPONENTS, len(rows) - -(-len(rows) // folds) - 1, rows.shape[1])
