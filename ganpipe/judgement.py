@@ -17,6 +17,7 @@ from ganpipe.memorisation import LEAST_HELD_OUT, Neighbours
 from ganpipe.params import Evaluate
 
 Numbers = dict[str, float | None]
+Judged = dict[str, float | str | None]
 # What compares generated with training images one by one, without a `_floor` of the usual meaning.
 MEMORISATION = ("nn_ratio", "authenticity")
 
@@ -46,7 +47,7 @@ def names(extractor: str) -> tuple[str, str]:
     return f"kid_{extractor}", "fid" if extractor == "inception" else f"fd_{extractor}"
 
 
-def judged(features: Features, extractor: str, params: Evaluate) -> dict[str, float | str | None]:
+def judged(features: Features, extractor: str, params: Evaluate) -> Judged:
     """Compare sets of generated images with the training images.
 
     Returns:
@@ -61,7 +62,7 @@ def judged(features: Features, extractor: str, params: Evaluate) -> dict[str, fl
     real = features.train[:n]
     if (real == real[0]).all():
         raise UserError(
-            f"metrics: all {n} real images are equal, or alike to the extractor; nothing can be compared with them"
+            f"metrics: all {n} real images are alike to {extractor}; nothing can be compared with them"
         )
     near = [memorisation.neighbours(fake, features.train) for fake in features.fakes]
     held_out = features.held_out

@@ -11,11 +11,13 @@ import numpy as np
 from ganpipe.kid import checked
 from ganpipe.metrics import squared_distances
 
-# Held-out images that must be there for the numbers to have something to be compared with.
-LEAST_HELD_OUT = 20
+# Held-out images that must be there for the numbers to have something to be compared with: with fewer, chance
+# alone brings good generators under the bounds below.
+LEAST_HELD_OUT = 100
 # Generated images are suspicious where they lie at less than this share of the distance at which new images
-# lie, or where this share or less of what would be authentic among new images is authentic among them.
-NEAR, FEW = 0.8, 0.8
+# lie, or where less than this share of what is authentic among new images is so among them. That is between
+# generators of one dense category of digits (0.76, 0.76 at 32 px) and of 30 % copies (0.85, 0.65 at 64 px).
+NEAR, FEW = 0.6, 0.7
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ class Normal:
             shift = np.sqrt(self.count * len(part) / total) * (mean - self.mean)
             self.root = np.concatenate([self.root, part - mean, *([shift[None]] if self.count else [])])
             if len(self.root) > self.root.shape[1]:
-                self.root = np.linalg.qr(self.root, mode="r")
+                self.root = np.asarray(np.linalg.qr(self.root, mode="r"))
             self.mean = self.mean + (mean - self.mean) * (len(part) / total)
             self.count = total
         return self
@@ -54,9 +54,9 @@ class Normal:
     def distance(self, other: "Normal") -> float:
         """Return the squared Fréchet distance to another normal distribution.
 
-        |μ₁-μ₂|² + tr C₁ + tr C₂ - 2 tr (C₁C₂)^½ (Heusel et al. 2017, eq. 6). With Cᵢ = AᵢᵀAᵢ the last trace is
-        the sum of the singular values of A₁A₂ᵀ, whatever the covariances' rank: exact for N < d too, where
-        the root of a singular matrix is not.
+        |μ₁-μ₂|² + tr C₁ + tr C₂ - 2 tr (C₁C₂)^½ (Heusel et al. 2017, eq. 6). With Cᵢ = AᵢᵀAᵢ the last trace
+        is the sum of the singular values of A₁A₂ᵀ, whatever the covariances' rank: exact for N < d too,
+        where the root of a singular matrix is not.
         """
         one, two = (each.root / np.sqrt(each.count - 1) for each in (self, other))
         shift = self.mean - other.mean

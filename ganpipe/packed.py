@@ -19,7 +19,7 @@ class Packed:
 
     Attributes:
         images: uint8 N×H×W×C in [0, 255], row i described by row i of the index.
-        index: columns name, width, height, left, top, right, bottom, scale, split.
+        index: columns name, width, height, left, top, right, bottom, angle, scale, split.
         digest: sha256 (hexadecimal) of what training sees, pixels and split, whatever the files are called.
     """
 

@@ -5,8 +5,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from ganpipe.errors import UserError
 
@@ -65,8 +63,9 @@ class Fetch(Section):
 class Preprocess(Section):
     """How pictures become training images."""
 
-    crop: Literal["none", "square", "centre"]
+    crop: Literal["none", "square", "centre", "landmarks"]
     crop_size: Positive | None
+    margin: Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)]
     resolution: Annotated[int, Field(ge=8, le=4096)]
     channels: Literal[1, 3]
     held_out: Annotated[float, Field(ge=0, le=0.9, allow_inf_nan=False)]
@@ -156,7 +155,11 @@ class Sample(Section):
 class Evaluate(Section):
     """The protocol of the metrics."""
 
+    extractor: Literal["lite0", "inception", "dinov2_vits14", "pixels"]
+    weights: str | None
     feature_resolution: Annotated[int, Field(ge=32, le=1024)]
+    seeds: Positive
+    search_images: Positive | None
     neighbours: Positive
     kid_subsets: Positive
     kid_subset_size: Annotated[int, Field(ge=2)]
@@ -204,6 +207,9 @@ def load(path: Path = PARAMS_FILE) -> Params:
     Raises:
         UserError: the file is missing or not YAML, or values are wrong; each wrong one is named, a line each.
     """
+    from ruamel.yaml import YAML  # here, so that networks can be built where it is not installed
+    from ruamel.yaml.error import YAMLError
+
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:

@@ -17,13 +17,14 @@ import pandas as pd
 from PIL import Image
 
 from ganpipe import files, pictures
+from ganpipe.crops import Target
 from ganpipe.errors import UserError
-from ganpipe.images import Prepared, Target, prepare_all, start_worker
+from ganpipe.images import File, Prepared, prepare_all, start_worker
 from ganpipe.packed import IMAGES, INDEX
 from ganpipe.params import Preprocess
 from ganpipe.progress import Progress
 
-INDEX_COLUMNS = ["name", "width", "height", "left", "top", "right", "bottom", "scale", "split"]
+INDEX_COLUMNS = ["name", "width", "height", "left", "top", "right", "bottom", "angle", "scale", "split"]
 # Files go to the workers in chunks, which end at whichever comes first; they bound the memory in use.
 CHUNK_FILES = 64
 CHUNK_BYTES = 1 << 22
@@ -48,7 +49,7 @@ def preprocess(params: Preprocess, root: Path, workers: int | None = None) -> No
             image is left to train on.
     """
     source, out = root / "stages" / "fetch", root / "stages" / "preprocess"
-    target = Target(params.crop, params.crop_size, params.resolution, params.channels)
+    target = Target(params.crop, params.crop_size, params.margin, params.resolution, params.channels)
     index: list[tuple[Any, ...]] = []
     rejected: list[tuple[str, str]] = []
     with _open_fetched(source) as archive:
@@ -57,12 +58,14 @@ def preprocess(params: Preprocess, root: Path, workers: int | None = None) -> No
         with files.whole(out / IMAGES) as temporary, open(temporary, "wb") as file:
             start = _write_header(file, 0, target)
             with Progress("preprocess", len(names)) as progress:
-                results = _results(archive, names, target, workers or _cores())
+                points = _landmarks(source) if params.crop == "landmarks" else {}
+                results = _results(archive, names, points, target, workers or _cores())
                 for name, sha256, result in zip(names, manifest["sha256"], results, strict=True):
                     if isinstance(result, Prepared):
                         file.write(result.pixels.tobytes())
                         split = split_of(sha256, params.held_out)
-                        index.append((name, result.width, result.height, *result.box, result.scale, split))
+                        where = *result.crop.box, result.crop.angle, result.scale
+                        index.append((name, result.width, result.height, *where, split))
                     else:
                         rejected.append((name, result))
                     progress.advance()
@@ -113,6 +116,22 @@ def _manifest(source: Path, archive: zipfile.ZipFile) -> pd.DataFrame:
     return manifest
 
 
+def _landmarks(source: Path) -> dict[str, tuple[float, ...]]:
+    """Read each picture's landmarks: x, y, x, y … in pixels."""
+    path = source / "landmarks.csv"
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); run the fetch stage first") from None
+    if table.empty:
+        raise UserError(
+            "preprocess.crop: found landmarks, but the source came without; put a table landmarks.csv beside "
+            "the pictures (see stages/fetch/README.md) or choose another crop"
+        )
+    rows = table.itertuples(index=False)
+    return {name: tuple(float(value) for value in values if value) for name, *values in rows}
+
+
 def _write_header(file: IO[bytes], count: int, target: Target) -> int:
     """Write the header of an npy file of uint8 count×H×W×C; return its length in bytes."""
     shape = (count, target.resolution, target.resolution, target.channels)
@@ -122,7 +141,11 @@ def _write_header(file: IO[bytes], count: int, target: Target) -> int:
 
 
 def _results(
-    archive: zipfile.ZipFile, names: list[str], target: Target, workers: int
+    archive: zipfile.ZipFile,
+    names: list[str],
+    points: dict[str, tuple[float, ...]],
+    target: Target,
+    workers: int,
 ) -> Iterator[Prepared | str]:
     """Yield each file's training image, or the reason why it has none, in the order of `names`."""
     # Processes even for one worker: a decoder that crashes or prints does so there. Spawned, because a fork
@@ -131,7 +154,7 @@ def _results(
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=start_worker)
     waiting: deque[tuple[list[str], Future[list[Prepared | str]]]] = deque()
     try:
-        for part, chunk in _chunks(archive, names, target):
+        for part, chunk in _chunks(archive, names, points, target):
             waiting.append((part, pool.submit(prepare_all, chunk, target)))
             if len(waiting) > 2 * workers:
                 part, future = waiting.popleft()
@@ -149,11 +172,11 @@ def _results(
 
 
 def _chunks(
-    archive: zipfile.ZipFile, names: list[str], target: Target
-) -> Iterator[tuple[list[str], list[bytes]]]:
+    archive: zipfile.ZipFile, names: list[str], points: dict[str, tuple[float, ...]], target: Target
+) -> Iterator[tuple[list[str], list[File]]]:
     most = max(1, min(CHUNK_FILES, CHUNK_BYTES // (target.resolution**2 * target.channels)))
     part: list[str] = []
-    chunk: list[bytes] = []
+    chunk: list[File] = []
     size = 0
     for name in names:
         try:
@@ -161,7 +184,7 @@ def _chunks(
         except (zipfile.BadZipFile, zlib.error, EOFError) as error:
             raise UserError(f"{archive.filename}: damaged ({error}); run the fetch stage again") from None
         part.append(name)
-        chunk.append(data)
+        chunk.append((data, points.get(name)))
         size += len(data)
         if len(chunk) == most or size >= CHUNK_BYTES:
             yield part, chunk

@@ -19,9 +19,9 @@ import torch
 from ganpipe import checkpoint, closure, files, memory, models, packed, pictures, rng, snapshot, unfinished
 from ganpipe.ema import EMA
 from ganpipe.errors import Interrupted, UserError
+from ganpipe.feed import Feed
 from ganpipe.packed import Packed
 from ganpipe.params import Model, Train
-from ganpipe.pixels import to_float
 from ganpipe.progress import Progress
 from ganpipe.table import Table
 from ganpipe.updates import update_d, update_g
@@ -103,6 +103,7 @@ def train(
     save_memory: bool = False,
     log_seconds: float = 2.0,
     checkpoint_seconds: float = 30.0,
+    data_memory_gb: float | None = None,
 ) -> None:
     """Train, or go on training, and publish the result in stages/train.
 
@@ -114,6 +115,7 @@ def train(
         save_memory: compute activations again in the backward pass instead of keeping them.
         log_seconds: seconds between reads of the losses from the device.
         checkpoint_seconds: seconds between checkpoints; 0 for one after each step.
+        data_memory_gb: most GB of images to keep on a GPU; None: a quarter of what is free there.
 
     Raises:
         Interrupted: SIGTERM, SIGINT or SIGUSR1 came; a checkpoint was written.
@@ -123,13 +125,19 @@ def train(
         if fresh:
             unfinished.remove(plan.folder)
             plan.folder.mkdir(parents=True)
-        _loop(plan, torch.device(device), save_memory, log_seconds, checkpoint_seconds)
+        cadence = log_seconds, checkpoint_seconds
+        _loop(plan, torch.device(device), save_memory, *cadence, data_memory_gb)
         _publish(plan.folder, root / FOLDER)
         unfinished.remove(plan.folder)
 
 
 def _loop(
-    plan: Plan, device: torch.device, save_memory: bool, log_seconds: float, checkpoint_seconds: float
+    plan: Plan,
+    device: torch.device,
+    save_memory: bool,
+    log_seconds: float,
+    checkpoint_seconds: float,
+    data_memory_gb: float | None,
 ) -> None:
     params, B = plan.train, plan.batch_size
 
@@ -161,7 +169,9 @@ def _loop(
     _write_json(plan.folder / "model.json", _description(plan))
     grid_size = pictures.columns_for(plan.resolution) ** 2
     grid_z = rng.draw_z(plan.model, grid_size, rng.generator(params.seed, "grid"))
-    batches = _batches(plan, start)
+    feed = Feed(plan.data.images, device, data_memory_gb)
+    draws = enumerate(_batches(plan, start), start + 1)
+    batches = feed.batches((drawn, _mirrored(plan, "flip", step)) for step, drawn in draws)
     part, labels = params.micro_batch_size or B, (params.real_label, params.fake_label)
     rows: list[tuple[int, torch.Tensor]] = []
 
@@ -176,7 +186,7 @@ def _loop(
         logged_step = start
         for step in range(start + 1, plan.steps + 1):
             # Draw the batch and the latent vectors of this step.
-            real = _real_batch(plan, next(batches), "flip", step, device)
+            real = next(batches)
             z = rng.draw_z(plan.model, B, rng.generator(params.seed, "z", step)).to(device)
 
             # Update D, then G through the new D, on the same generated images. In parts they are made twice:
@@ -191,7 +201,7 @@ def _loop(
                 if step // params.extra_update_every % 2:
                     update_g(G, D, G_optimizer, z, None, part)
                 else:
-                    real = _real_batch(plan, _extra_rows(plan, step), "extra/flip", step, device)
+                    real = feed(_extra_rows(plan, step), _mirrored(plan, "extra/flip", step))
                     update_d(G, D, D_optimizer, real, z, None, labels, part)
             if G_ema:
                 G_ema.update(G, step * B)
@@ -250,13 +260,11 @@ def _extra_rows(plan: Plan, step: int) -> np.ndarray:
     return plan.rows[torch.randint(len(plan.rows), (plan.batch_size,), generator=source).numpy()]
 
 
-def _real_batch(plan: Plan, rows: np.ndarray, purpose: str, step: int, device: torch.device) -> torch.Tensor:
-    """Gather images, float32 B×C×H×W in [-1, 1] on the device, mirrored or not as drawn for this step."""
-    images = to_float(torch.from_numpy(plan.data.images[rows]).to(device))
+def _mirrored(plan: Plan, purpose: str, step: int) -> torch.Tensor | None:
+    """Draw which images of a batch are mirrored, bool B; None where train.flip is off."""
     if not plan.train.flip:
-        return images
-    mirrored = torch.rand(len(rows), generator=rng.generator(plan.train.seed, purpose, step)) < 0.5
-    return torch.where(mirrored.to(device)[:, None, None, None], images.flip(3), images)
+        return None
+    return torch.rand(plan.batch_size, generator=rng.generator(plan.train.seed, purpose, step)) < 0.5
 
 
 def _write_rows(history: Table, rows: list[tuple[int, torch.Tensor]], plan: Plan) -> str:

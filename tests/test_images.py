@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ganpipe.images import DEPTHS, MAX_PIXELS, Prepared, Rejected, Target, crop_box, prepare
+from ganpipe.crops import Rejected, Target
+from ganpipe.images import DEPTHS, MAX_PIXELS, Prepared, prepare
 
-WHOLE = Target("none", None, 32, 3)
+WHOLE = Target("none", None, 0.0, 32, 3)
+GREY = Target("none", None, 0.0, 32, 1)
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
@@ -43,21 +45,11 @@ def reason(data: bytes, target: Target = WHOLE) -> str:
 def test_pixels_are_those_of_a_plain_crop_and_lanczos(channels: int) -> None:
     """Every number downstream rests on these pixels; the reference is Pillow, a step at a time."""
     noise = np.random.default_rng(0).integers(0, 256, (50, 71, 3), np.uint8)
-    found = prepare(encoded(Image.fromarray(noise)), Target("square", None, 24, channels))
+    found = prepare(encoded(Image.fromarray(noise)), Target("square", None, 0.0, 24, channels))
     mode = "L" if channels == 1 else "RGB"
     side = Image.fromarray(noise[:, 10:60]).convert(mode).resize((24, 24), Image.Resampling.LANCZOS)
     np.testing.assert_array_equal(found.pixels, np.asarray(side).reshape(24, 24, channels))
-    assert (found.width, found.height, found.box, found.scale) == (71, 50, (10, 0, 60, 50), 24 / 50)
-
-
-def test_crops_are_centred_and_a_fixed_one_is_never_smaller() -> None:
-    """Faces would be cut off-centre, or one picture enlarged more than its neighbours."""
-    assert crop_box(178, 218, Target("centre", 160, 64, 3)) == (9, 29, 169, 189)
-    assert crop_box(178, 218, Target("square", None, 64, 3)) == (0, 20, 178, 198)
-    assert crop_box(178, 218, Target("none", None, 64, 3)) == (0, 0, 178, 218)
-    small = encoded(Image.new("RGB", (200, 40)))
-    assert reason(small, Target("centre", 41, 64, 3)) == "smaller than preprocess.crop_size (41 px) in a side"
-    assert prepare(small, Target("none", None, 64, 3)).scale == 64 / 40
+    assert (found.width, found.height, found.crop.box, found.scale) == (71, 50, (10, 0, 60, 50), 24 / 50)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
@@ -139,16 +131,16 @@ def test_deep_grey_keeps_its_shades(dtype: str, factor: float, offset: float) ->
     """Pillow's own conversion clips: 16-bit and float pictures would all be one white or black square."""
     ramp = np.tile(np.linspace(0, 255, 32).round(), (32, 1))
     stored = (ramp * factor + offset).astype(dtype)
-    found = prepare(encoded(Image.fromarray(stored), "TIFF"), Target("none", None, 32, 1)).pixels[:, :, 0]
+    found = prepare(encoded(Image.fromarray(stored), "TIFF"), GREY).pixels[:, :, 0]
     assert np.abs(found - ramp).max() <= 1
 
 
 def test_dark_deep_pictures_stay_dark() -> None:
     """Stretching each picture to full contrast would make a night shot a day shot beside its neighbours."""
     half = np.full((32, 32), int(DEPTHS[-1]) // 2, np.uint16)
-    assert prepare(encoded(Image.fromarray(half)), Target("none", None, 32, 1)).pixels.max() == 127
+    assert prepare(encoded(Image.fromarray(half)), GREY).pixels.max() == 127
     black = np.zeros((32, 32), np.float32)
-    assert prepare(encoded(Image.fromarray(black), "TIFF"), Target("none", None, 32, 1)).pixels.max() == 0
+    assert prepare(encoded(Image.fromarray(black), "TIFF"), GREY).pixels.max() == 0
 
 
 def test_a_bilevel_picture_is_black_and_white() -> None:

@@ -13,9 +13,10 @@ import pytest
 from PIL import Image
 
 from ganpipe import files, packed, params
+from ganpipe.crops import Target
 from ganpipe.errors import UserError
 from ganpipe.fetch import fetch
-from ganpipe.images import Target, prepare
+from ganpipe.images import prepare
 from ganpipe.preprocess import preprocess, split_of
 
 COUNT, BROKEN = 150, 7
@@ -24,7 +25,14 @@ OUTPUTS = ["contact_sheet.png", "images.npy", "index.csv", "rejected.csv", "repo
 
 def section(**changes: Any) -> params.Preprocess:
     """The section preprocess for colour at 16 px."""
-    values = {"crop": "square", "crop_size": None, "resolution": 16, "channels": 3, "held_out": 0.2}
+    values = {
+        "crop": "square",
+        "crop_size": None,
+        "margin": 0.0,
+        "resolution": 16,
+        "channels": 3,
+        "held_out": 0.2,
+    }
     return params.Preprocess.model_validate({**values, "max_rejected": 0.05, **changes})
 
 
@@ -70,20 +78,35 @@ def test_every_file_is_in_one_table_and_row_i_is_image_i(checkout: Path) -> None
     assert data.images.shape == (COUNT, 16, 16, 3) and data.images.dtype == np.uint8
     with zipfile.ZipFile(checkout / "stages/fetch/images.zip") as archive:
         for i, row in enumerate(data.index.to_dict("records")):
-            expected = prepare(archive.read(row["name"]), Target("square", None, 16, 3))
+            expected = prepare(archive.read(row["name"]), Target("square", None, 0.0, 16, 3))
             np.testing.assert_array_equal(data.images[i], expected.pixels)
             assert (row["width"], row["height"], row["scale"]) == (
                 expected.width,
                 expected.height,
                 expected.scale,
             )
-            assert tuple(row[side] for side in ("left", "top", "right", "bottom")) == expected.box
+            assert tuple(row[side] for side in ("left", "top", "right", "bottom")) == expected.crop.box
             assert row["split"] == split_of(manifest[row["name"]], 0.2)
     assert report["rejected_by_reason"] == {"not a picture of a known format": BROKEN - 1, "empty file": 1}
     assert [report[key] for key in ("read", "accepted", "rejected")] == [COUNT + BROKEN, COUNT, BROKEN]
     assert report["train"] == len(data.train_rows) and report["held_out"] == len(data.held_out_rows)
     assert report["share_upscaled"] == pytest.approx((data.index["scale"] > 1).mean())
     assert report["width"] == {"min": 10, "median": data.index["width"].median(), "max": 59}
+
+
+def test_landmarks_reach_the_crop(tmp_path: Path) -> None:
+    """Points of another picture would cut every head elsewhere; a picture without any would be used whole."""
+    for i in range(3):
+        write(tmp_path / f"pictures/{i}.png", i, (40, 40))
+    (tmp_path / "pictures/landmarks.csv").write_text("name,x,y,x,y\n2.png,10,20,30,20\n0.png,4,6,4,26,9,9\n")
+    with pytest.raises(UserError, match="max_rejected: 1 of 3 .*1 no landmarks"):
+        run(fetched(tmp_path), crop="landmarks", held_out=0)
+    table = pd.read_csv(tmp_path / "stages/preprocess/index.csv").set_index("name")
+    boxes = table[["left", "top", "right", "bottom", "angle"]].to_numpy().tolist()
+    assert boxes == [[-4, 6, 16, 26, 90], [10, 10, 30, 30, 0]] and table.index.tolist() == ["0.png", "2.png"]
+    (tmp_path / "pictures/landmarks.csv").unlink()
+    with pytest.raises(UserError, match=r"preprocess\.crop: found landmarks, but the source came without"):
+        run(fetched(tmp_path), crop="landmarks")
 
 
 def test_the_number_of_workers_changes_no_byte(checkout: Path) -> None:

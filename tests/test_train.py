@@ -276,18 +276,14 @@ def test_every_epoch_sees_every_image_once(root: Path, small_params: Params, bat
 
 def test_flip_mirrors_about_half(root: Path, small_params: Params) -> None:
     """All or none mirrored would not be the augmentation that the param names."""
-    params = updated(small_params, train__flip=True)
-    plan = train.plan(params.model, params.train, root)
-    rows, device = plan.rows[:40], torch.device("cpu")
-    plain = train.to_float(torch.from_numpy(plan.data.images[rows]))
-    drawn = train._real_batch(plan, rows, "flip", 3, device)
-    mirrored = [
-        torch.equal(a, b.flip(2)) and not torch.equal(a, b) for a, b in zip(drawn, plain, strict=True)
-    ]
-    same = [torch.equal(a, b) for a, b in zip(drawn, plain, strict=True)]
-    assert all(m or s for m, s in zip(mirrored, same, strict=True)) and 10 < sum(mirrored) < 30
-    assert torch.equal(drawn, train._real_batch(plan, rows, "flip", 3, device))
-    assert not torch.equal(drawn, train._real_batch(plan, rows, "flip", 4, device))
+    plan = train.plan(small_params.model, updated(small_params, train__flip=True).train, root)
+    several = [train._mirrored(plan, "flip", step) for step in range(1, 21)]
+    drawn = torch.cat([each for each in several if each is not None])
+    assert len(drawn) == 20 * 16 and 120 < drawn.sum() < 200
+    again, other = train._mirrored(plan, "flip", 3), train._mirrored(plan, "flip", 4)
+    assert several[2] is not None and again is not None and other is not None
+    assert torch.equal(several[2], again) and not torch.equal(again, other)
+    assert train._mirrored(train.plan(small_params.model, small_params.train, root), "flip", 3) is None
 
 
 def test_divergence_is_said_and_never_saved(

@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import Protocol
 
-from ganpipe.sources.archives import Folder, Listing
 from ganpipe.sources.digits import Mnist, Mnist5k
+from ganpipe.sources.found import Contents
+from ganpipe.sources.own import Folder
 from ganpipe.sources.photographs import AnimeFace, Cat, CelebA, Flowers102
 
 
@@ -29,8 +30,8 @@ class Source(Protocol):
     packaged: bool
     needs_path: bool
 
-    def files(self, path: Path | None) -> Listing:
-        """List the files while the context is open: cleaned, unique names, and how to open each for reading.
+    def files(self, path: Path | None) -> Contents:
+        """List the pictures while the context is open, and read the points in them.
 
         Args:
             path: a folder or archive in the layout that the set is published in; None where fetch.path is the

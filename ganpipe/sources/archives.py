@@ -65,26 +65,6 @@ def listing(path: Path) -> Listing:
     return _tar(path)
 
 
-class Folder:
-    """Pictures on disk: all visible files below a folder, or in a zip or tar, at any depth."""
-
-    name = "folder"
-    description = "your own pictures: a folder (with its subfolders), zip or tar (.gz, .bz2, .xz) on disk"
-    licence = cite = "your own"
-    published: int | None = None
-    packaged = False
-    needs_path = True
-
-    def files(self, path: Path | None) -> Listing:
-        """List the files of a folder or archive; see `listing`."""
-        if path is None:
-            raise UserError(
-                "fetch.path: found the placeholder, but fetch.source=folder reads your own pictures; "
-                "set fetch.path to a folder, zip or tar"
-            )
-        return listing(path)
-
-
 @contextmanager
 def _folder(path: Path) -> Iterator[list[tuple[str, Opener]]]:
     found: list[tuple[str, Opener]] = []

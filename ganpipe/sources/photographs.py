@@ -9,17 +9,20 @@ from pathlib import Path
 from ganpipe.errors import UserError
 from ganpipe.sources.archives import Opener, listing
 from ganpipe.sources.download import Published, cached
+from ganpipe.sources.found import Found, Points
+from ganpipe.sources.points import CSV_NAME, read_cat, read_table
 
 
 class Photographs:
     """A set whose pictures have a fixed pattern of names, each name once.
 
     A picture keeps its file name and loses its folders, so that the archive as published, the folder unpacked
-    from it and a flat copy give the same names. Other files (landmarks, lists) are left out.
+    from it and a flat copy give the same names. Other files are left out; a table of points is read.
 
     Attributes:
         pattern: matches the whole file name of a picture.
         example: such a name.
+        tables: names that the set's table of points goes by.
         page: where the publisher, or who keeps the set, offers it.
         remotes: the archive, to be downloaded; none: people get the set by hand.
     """
@@ -33,15 +36,17 @@ class Photographs:
     needs_path = False
     pattern: str
     example: str
+    tables: tuple[str, ...] = (CSV_NAME,)
     page: str
     remotes: tuple[Published, ...] = ()
 
     @contextmanager
-    def files(self, path: Path | None) -> Iterator[list[tuple[str, Opener]]]:
+    def files(self, path: Path | None) -> Iterator[Found]:
         """List the pictures of a folder, zip or tar; None: of the downloaded archive."""
         path = self._default() if path is None else path
         with listing(path) as found:
-            yield self._pictures(path, found)
+            pictures = self._pictures(path, found)
+            yield Found(pictures, self._points(path, found, pictures))
 
     def _default(self) -> Path:
         return cached(self.name, self.remotes, self.page) / self.remotes[0].name
@@ -63,11 +68,25 @@ class Photographs:
                 f"fetch.path: {path} holds no pictures with names such as {self.example}, which those of "
                 f"{self.name} have; fetch.source=folder takes any"
             )
-        if others := len(found) - len(pictures):
+        points = sum(self._is_points(name) for name, _ in found)
+        if others := len(found) - len(pictures) - points:
             print(
                 f"fetch: {path}: left out {others:,} files that are no pictures of the set", file=sys.stderr
             )
         return [(file, opener) for file, (_, opener) in pictures.items()]
+
+    def _is_points(self, name: str) -> bool:
+        return name.rpartition("/")[2] in self.tables
+
+    def _points(
+        self, path: Path, found: list[tuple[str, Opener]], pictures: list[tuple[str, Opener]]
+    ) -> Points:
+        points: Points = {}
+        for name, opener in found:
+            if self._is_points(name):
+                table = read_table(f"fetch.path: {path}: {name}", opener)
+                points.update({key.rpartition("/")[2]: values for key, values in table.items()})
+        return points
 
 
 class Flowers102(Photographs):
@@ -92,6 +111,7 @@ class CelebA(Photographs):
     cite = "Liu, Luo, Wang, Tang: Deep learning face attributes in the wild, ICCV 2015"
     published: int | None = 202_599
     pattern, example = r"\d{6}\.(jpg|png)", "000001.jpg"
+    tables = ("list_landmarks_align_celeba.txt", "list_landmarks_align_celeba.csv", CSV_NAME)
     page = "https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html"
     remotes = (
         Published(
@@ -103,7 +123,7 @@ class CelebA(Photographs):
 
 
 class Cat(Photographs):
-    """CAT: the folders CAT_00 to CAT_06; the landmark files beside the pictures are left out."""
+    """CAT: the folders CAT_00 to CAT_06; beside each picture a file with nine points of the head."""
 
     name = "cat"
     description = "CAT: 9,997 photographs of cats, mixed sizes; 1.9 GB"
@@ -122,6 +142,16 @@ class Cat(Photographs):
             "fetch.source=cat is not downloaded; get CAT_DATASET_01.zip and CAT_DATASET_02.zip by hand from "
             f"{self.page}, unpack both and set fetch.path=<path of the folder that holds CAT_00 to CAT_06>"
         )
+
+    def _is_points(self, name: str) -> bool:
+        return name.endswith(".cat")
+
+    def _points(
+        self, path: Path, found: list[tuple[str, Opener]], pictures: list[tuple[str, Opener]]
+    ) -> Points:
+        openers = {name.rpartition("/")[2]: opener for name, opener in found if self._is_points(name)}
+        read = {name: read_cat(openers[f"{name}.cat"]) for name, _ in pictures if f"{name}.cat" in openers}
+        return {name: values for name, values in read.items() if values is not None}
 
 
 class AnimeFace(Photographs):

@@ -1,0 +1,25 @@
+"""What a source gives: pictures, and points in them where it has any."""
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+
+from ganpipe.sources.archives import Opener
+
+# Picture → x, y, x, y … in pixels of the upright picture; the first two points are the eyes, left one first.
+Points = dict[str, tuple[float, ...]]
+
+
+@dataclass(frozen=True)
+class Found:
+    """The pictures of a source, which can be opened as long as its context is open.
+
+    Attributes:
+        pictures: clean, unique names, and how to open each for reading.
+        points: landmarks by the picture's name; pictures without any are left out.
+    """
+
+    pictures: list[tuple[str, Opener]]
+    points: Points = field(default_factory=dict)
+
+
+Contents = AbstractContextManager[Found]

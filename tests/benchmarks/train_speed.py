@@ -1,0 +1,393 @@
+"""How fast a training step is, against a plain writing of the standard DCGAN example and the device's limit.
+
+    python tests/benchmarks/train_speed.py --side 64 --width 64 --batch-size 128
+
+Both loops train the same networks on the same pictures, in turn, each in a process of its own, because the
+threads of the example's wait as its user's would: spinning. The example's loop decodes JPEG files in two
+loader workers in every epoch, computes in float32 and reads five numbers from the device in every step, as
+pytorch/examples' does. The last line is the ratio of the rates end to end, the median over the rounds.
+
+Needs torch, numpy, Pillow, typer and pydantic; of this project only what is imported below. `--overhead`
+needs the whole project: it measures what logging, checkpoints and MLflow cost a real `ganpipe train`.
+"""
+
+import io
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+sys.path.insert(0, str(ROOT))
+
+import ganpipe  # noqa: E402, F401, I001  (before torch: it tells OpenMP's threads how to wait)
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+import typer  # noqa: E402
+from PIL import Image  # noqa: E402
+from torch import nn  # noqa: E402
+from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
+
+from ganpipe import rng  # noqa: E402
+from ganpipe.feed import Feed  # noqa: E402
+from ganpipe.models import dcgan  # noqa: E402
+from ganpipe.params import Model  # noqa: E402
+from ganpipe.updates import update_d, update_g  # noqa: E402
+
+PICTURES = 1024
+NZ = 100
+# What libgomp does where nobody tells it otherwise.
+SPINNING = {"GOMP_SPINCOUNT": "300000"}
+LOG_SECONDS = 2.0
+
+Rate = Callable[[float], float]  # seconds to measure → images a second
+
+
+def networks(side: int, width: int, channels: int) -> tuple[nn.Module, nn.Module, Model]:
+    """Build the DCGAN that both loops train."""
+    model = Model(
+        architecture="dcgan",
+        nz=NZ,
+        z_distribution="normal",
+        z_limit=None,
+        ngf=width,
+        ndf=width,
+        first_channels=None,
+        discriminator_norm="batch",
+    )
+    torch.manual_seed(0)
+    return dcgan.generator(model, side, channels), dcgan.discriminator(model, side, channels), model
+
+
+def pictures(side: int, channels: int) -> np.ndarray:
+    """Draw smooth random pictures, uint8 PICTURES×side×side×channels; noise would be slow to decode."""
+    small = np.random.default_rng(0).integers(0, 256, (PICTURES, 8, 8, 3), dtype=np.uint8)
+    mode = "L" if channels == 1 else "RGB"
+    size, filter = (side, side), Image.Resampling.BICUBIC
+    drawn = [np.asarray(Image.fromarray(one).resize(size, filter).convert(mode)) for one in small]
+    return np.stack(drawn).reshape(PICTURES, side, side, channels)
+
+
+def limit(device: torch.device, dtype: torch.dtype) -> float:
+    """Measure the best rate of a square matrix multiplication on the device, in FLOP a second."""
+    n = 8192 if device.type == "cuda" else 2048
+    a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
+    times = []
+    for _ in range(12):
+        began = time.perf_counter()
+        a @ b
+        synchronize(device)
+        times.append(time.perf_counter() - began)
+    return 2 * n**3 / min(times[2:])
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until a GPU has done what it was told."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def rate_of(step: Callable[[], Any], batch_size: int, device: torch.device) -> Rate:
+    """Make a measurement of a step after three that warm up."""
+    for _ in range(3):
+        step()
+
+    def rate(seconds: float) -> float:
+        synchronize(device)
+        began, count = time.perf_counter(), 0
+        while time.perf_counter() - began < seconds:
+            step()
+            count += 1
+            if device.type == "cuda" and count % 50 == 0:
+                torch.cuda.synchronize(device)  # or the queue would grow past the end of the measurement
+        synchronize(device)
+        return count * batch_size / (time.perf_counter() - began)
+
+    return rate
+
+
+def ours(
+    images: np.ndarray, width: int, batch_size: int, device: torch.device, precision: str
+) -> tuple[Rate, Rate, float]:
+    """Make measurements of our step alone and of our loop end to end, and count the step's FLOP an image."""
+    _, side, _, channels = images.shape
+    G, D, model = networks(side, width, channels)
+    for network in (G, D):
+        network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if precision == "bfloat16":
+            in_bfloat16(network, device)
+    G_optimizer = torch.optim.Adam(G.parameters(), 2e-4, (0.5, 0.999), fused=True)
+    D_optimizer = torch.optim.Adam(D.parameters(), 2e-4, (0.5, 0.999), fused=True)
+    feed = Feed(images, device)
+
+    def update(real: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+        fake = G(z)
+        d = update_d(G, D, D_optimizer, real, z, fake, (1.0, 0.0), batch_size)
+        g = update_g(G, D, G_optimizer, z, fake, batch_size)
+        return torch.cat([d, g.reshape(-1)])
+
+    def draws() -> Iterator[tuple[np.ndarray, None]]:
+        epoch = 0
+        while True:
+            order = torch.randperm(PICTURES, generator=rng.generator(0, "shuffle", epoch)).numpy()
+            yield from (
+                (rows, None) for rows in np.split(order, range(batch_size, PICTURES, batch_size))[:-1]
+            )
+            epoch += 1
+
+    batches, rows, read, count = feed.batches(draws()), [], time.perf_counter(), 0
+    real, z = feed(np.arange(batch_size), None), torch.randn(batch_size, NZ).to(device)
+    with FlopCounterMode(display=False) as counter:
+        update(real, z)
+
+    def loop() -> None:
+        nonlocal read, count
+        count += 1
+        z = rng.draw_z(model, batch_size, rng.generator(0, "z", count)).to(device)
+        rows.append(update(next(batches), z))
+        if time.perf_counter() - read > LOG_SECONDS:
+            torch.stack(rows).cpu().tolist()
+            rows.clear()
+            read = time.perf_counter()
+
+    step = rate_of(lambda: update(real, z), batch_size, device)
+    return step, rate_of(loop, batch_size, device), counter.get_total_flops() / batch_size
+
+
+def in_bfloat16(network: nn.Module, device: torch.device) -> None:
+    """Compute layers in bfloat16 under autocast; what comes out, and so the losses, is float32."""
+    plain = network.forward
+
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(device.type, torch.bfloat16):
+            out: torch.Tensor = plain(x)
+        return out.float()
+
+    network.forward = forward
+
+
+class Files(torch.utils.data.Dataset[torch.Tensor]):
+    """JPEG files, decoded each time that they are asked for, float32 C×H×W in [-1, 1]."""
+
+    def __init__(self, files: list[bytes], side: int, mode: str) -> None:
+        self.files, self.side, self.mode = files, side, mode
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, i: int) -> torch.Tensor:
+        picture = Image.open(io.BytesIO(self.files[i])).convert(self.mode)
+        if picture.size != (self.side, self.side):
+            picture = picture.resize((self.side, self.side), Image.Resampling.BILINEAR)
+        pixels = np.asarray(picture, dtype=np.float32).reshape(self.side, self.side, -1).transpose(2, 0, 1)
+        return torch.from_numpy(np.ascontiguousarray(pixels)) / 255 * 2 - 1
+
+
+def example(images: np.ndarray, width: int, batch_size: int, device: torch.device) -> Rate:
+    """Make a measurement of the standard DCGAN example's loop."""
+    _, side, _, channels = images.shape
+    netG, netD, _ = networks(side, width, channels)
+    netG.to(device), netD.to(device)
+    optimizerD = torch.optim.Adam(netD.parameters(), lr=2e-4, betas=(0.5, 0.999))
+    optimizerG = torch.optim.Adam(netG.parameters(), lr=2e-4, betas=(0.5, 0.999))
+    criterion = nn.BCELoss()
+    files = []
+    for pixels in images:
+        file = io.BytesIO()
+        Image.fromarray(pixels.squeeze()).save(file, "JPEG", quality=90)
+        files.append(file.getvalue())
+    dataset = Files(files, side, "L" if channels == 1 else "RGB")
+    loader = torch.utils.data.DataLoader(
+        dataset, batch_size, shuffle=True, num_workers=2, drop_last=True, timeout=60
+    )
+
+    def epochs() -> Iterator[torch.Tensor]:
+        while True:
+            yield from loader
+
+    batches = epochs()
+
+    def step() -> tuple[float, ...]:
+        netD.zero_grad()
+        real = next(batches).to(device)
+        label = torch.full((batch_size,), 1.0, device=device)
+        output = netD(real).sigmoid()
+        errD_real = criterion(output, label)
+        errD_real.backward()
+        D_x = output.mean().item()
+        fake = netG(torch.randn(batch_size, NZ, device=device))
+        label.fill_(0.0)
+        output = netD(fake.detach()).sigmoid()
+        errD_fake = criterion(output, label)
+        errD_fake.backward()
+        D_G_z1 = output.mean().item()
+        optimizerD.step()
+        netG.zero_grad()
+        label.fill_(1.0)
+        output = netD(fake).sigmoid()
+        errG = criterion(output, label)
+        errG.backward()
+        D_G_z2 = output.mean().item()
+        optimizerG.step()
+        return (errD_real + errD_fake).item(), errG.item(), D_x, D_G_z1, D_G_z2
+
+    return rate_of(step, batch_size, device)
+
+
+@contextmanager
+def example_process(words: list[str]) -> Iterator[Rate]:
+    """Run the example in a process of its own, which measures when told to and sleeps meanwhile."""
+    environment = {k: v for k, v in os.environ.items() if k not in ("OMP_WAIT_POLICY", "KMP_BLOCKTIME")}
+    process = subprocess.Popen(
+        [sys.executable, __file__, *words, "--serve-example"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment | SPINNING,
+    )
+    assert process.stdin and process.stdout
+    send, receive = process.stdin, process.stdout
+
+    def rate(seconds: float) -> float:
+        print(seconds, file=send, flush=True)
+        line = receive.readline()
+        if not line:
+            raise RuntimeError("the example's process ended")
+        return float(line)
+
+    try:
+        rate(0)
+        yield rate
+    finally:
+        send.close()
+        process.wait()
+
+
+@contextmanager
+def busy(count: int) -> Iterator[None]:
+    """Keep so many processes busy, as other people's work on the machine."""
+    program = "import os\nparent = os.getppid()\nwhile os.getppid() == parent: sum(range(10**5))"
+    processes = [subprocess.Popen([sys.executable, "-c", program]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+def overhead(side: int, width: int, batch_size: int, seconds: float, device: str) -> float:
+    """Measure a real training with and without logging, checkpoints and MLflow; return the ratio of rates."""
+    import pandas as pd
+
+    from ganpipe import packed, params, tracking
+    from ganpipe import train as stage
+
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name)
+        (root / "ganpipe").symlink_to(ROOT / "ganpipe")
+        folder = root / "stages/preprocess"
+        folder.mkdir(parents=True)
+        images = pictures(side, 3)
+        np.save(folder / packed.IMAGES, images)
+        table = {"name": [f"{i}.png" for i in range(PICTURES)], "width": side, "height": side, "left": 0}
+        table |= {"top": 0, "right": side, "bottom": side, "scale": 1.0, "split": "train"}
+        pd.DataFrame(table).to_csv(folder / packed.INDEX, index=False)
+        for name in ("stages/train", "stages/fetch", "stages/sample", "stages/evaluate"):
+            (root / name).mkdir()
+        values = params.load(ROOT / "params.yaml").model_dump()
+        values["preprocess"] |= {"resolution": side, "channels": 3}
+        values["model"] |= {"ngf": width, "ndf": width}
+        values["train"] |= {"batch_size": batch_size, "snapshot_epochs": []}
+        step, _, _ = ours(images, width, batch_size, torch.device(device), "float32")
+        epochs = max(2, math.ceil(step(3.0) * seconds / PICTURES))
+        values["train"] |= {"epochs": epochs}
+        rates: dict[str, list[float]] = {"bare": [], "whole": []}
+        for seed in range(2 * 3):
+            kind = ("bare", "whole")[seed % 2]
+            values["train"]["seed"] = seed
+            chosen = params.parse(values, "benchmark")
+            (root / "params.yaml").write_text(json.dumps(values))
+            plan = stage.plan(chosen.model, chosen.train, root)
+            with ExitStack() as stack:
+                if kind == "whole":
+                    stack.enter_context(tracking.recording(root, "train", plan.folder))
+                cadence = {} if kind == "whole" else {"log_seconds": 1e9, "checkpoint_seconds": 1e9}
+                stage.train(plan, root, device, **cadence)  # type: ignore[arg-type]
+            perf = pd.read_csv(root / "stages/train/perf.csv").iloc[-1]
+            rates[kind].append(perf.nimg / perf.seconds)
+            print(f"{kind}: {rates[kind][-1]:,.1f} images/s", flush=True)
+    return ratio(rates["whole"], rates["bare"])
+
+
+def main(
+    side: Annotated[int, typer.Option(help="Pixels a side.")] = 64,
+    width: Annotated[int, typer.Option(help="ngf and ndf.")] = 64,
+    batch_size: Annotated[int, typer.Option()] = 128,
+    channels: Annotated[int, typer.Option(help="1 or 3.")] = 3,
+    device: Annotated[str, typer.Option()] = "cuda" if torch.cuda.is_available() else "cpu",
+    precision: Annotated[str, typer.Option(help="Ours: float32 or bfloat16.")] = "float32",
+    jpeg_side: Annotated[int, typer.Option(help="Of the example's files; 0: as the training's.")] = 0,
+    busy_processes: Annotated[int, typer.Option(help="Beside the measurement.")] = 0,
+    rounds: Annotated[int, typer.Option()] = 5,
+    seconds: Annotated[float, typer.Option(help="Of one measurement; there are four a round.")] = 4.0,
+    with_overhead: Annotated[bool, typer.Option("--overhead", help="Measure that instead.")] = False,
+    serve_example: Annotated[bool, typer.Option(hidden=True)] = False,
+) -> None:
+    """Measure; see the top of this file."""
+    torch.backends.cudnn.benchmark = True  # for both
+    where = torch.device(device)
+    if serve_example:
+        rate = example(pictures(jpeg_side or side, channels), width, batch_size, where)
+        for line in sys.stdin:
+            print(rate(float(line)), flush=True)
+        return
+    name = torch.cuda.get_device_name(where) if where.type == "cuda" else f"{torch.get_num_threads()} threads"
+    print(f"{side} px, width {width}, batch {batch_size}, {device} ({name}), torch {torch.__version__}")
+    if with_overhead:
+        share = overhead(side, width, batch_size, seconds, device)
+        print(f"rate with logging, checkpoints and MLflow against that without: {share:.3f}")
+        return
+    words = ["--side", side, "--width", width, "--batch-size", batch_size, "--channels", channels]
+    words += ["--device", device, "--jpeg-side", jpeg_side]
+    images = pictures(side, channels)
+    step, loop, flop = ours(images, width, batch_size, where, precision)
+    top = limit(where, torch.bfloat16 if precision == "bfloat16" else torch.float32)
+    threads = torch.get_num_threads()
+    found: dict[str, list[float]] = {}
+    with example_process([str(word) for word in words]) as theirs, busy(busy_processes):
+        for _ in range(rounds):
+            found.setdefault("our step", []).append(step(seconds))
+            found.setdefault("our loop", []).append(loop(seconds))
+            found.setdefault("example", []).append(theirs(seconds))
+            if where.type == "cpu" and threads > 1:
+                torch.set_num_threads(1)
+                found.setdefault("our step, one thread", []).append(step(seconds))
+                torch.set_num_threads(threads)
+    for what, rates in found.items():
+        print(f"{what}: {statistics.median(rates):,.1f} images/s ({min(rates):,.1f} to {max(rates):,.1f})")
+    reached = statistics.median(found["our step"]) * flop
+    print(
+        f"our step: {flop / 1e9:.2f} GFLOP an image, {reached / 1e9:,.0f} GFLOP/s: {reached / top:.0%} of the"
+    )
+    print(f"limit, the {top / 1e9:,.0f} GFLOP/s of a matrix multiplication in {precision}")
+    if one := found.get("our step, one thread"):
+        print(f"our step against one thread: {ratio(found['our step'], one):.2f}")
+    print(f"ratio {ratio(found['our loop'], found['example']):.2f}")
+
+
+def ratio(ours: list[float], theirs: list[float]) -> float:
+    """Return the median over the rounds of the ratio of two rates."""
+    return statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
+
+
+if __name__ == "__main__":
+    typer.run(main)
