@@ -8,28 +8,27 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ganpipe import files, lite0, metrics, packed, pictures, rng
+from ganpipe import extractors, features, files, judgement, lite0, packed, pictures, rng
 from ganpipe.errors import UserError
-from ganpipe.kid import kid
+from ganpipe.judgement import Features
 from ganpipe.params import Evaluate
 from ganpipe.progress import Progress
 
-# Pixels that the network sees at once. 16 images at 128 px are quickest on the CPU; it bounds the memory too.
-BATCH_PIXELS = 16 * 128**2
 # Pixels in width that one half of real_fake.png may take.
 HALF_WIDTH = 540
-# Columns of intervals.csv after the factor.
-JUDGED = ("kid_lite0", "kid_lite0_sd", "precision", "recall", "coverage")
+# What intervals.csv has of each set of images, after the factor: KID under its own name, then these.
+JUDGED = ("precision", "recall", "coverage")
 
 Metrics = dict[str, float | int | str | None]
 
 
 def evaluate(params: Evaluate, root: Path, device: str) -> Metrics:
-    """Compare N generated with N training images, and as many of each interval of z; print a summary.
+    """Compare sets of generated images, and of each interval of z, with training images; print a summary.
 
     Writes metrics.json, real_fake.png, and intervals.csv and intervals.png, without rows where there are no
-    intervals. N is the number of generated or of training images, whichever is smaller. The floor is the same
-    comparison with N held-out images in the generated ones' place: what a perfect generator would score.
+    intervals. The generated images are cut into `params.seeds` sets of N, N being at most the number of
+    training images. The floor is the same comparison with N held-out images in the generated ones' place:
+    what a perfect generator would score.
 
     Args:
         params: the section `evaluate`.
@@ -45,64 +44,66 @@ def evaluate(params: Evaluate, root: Path, device: str) -> Metrics:
     data = packed.load(root / "stages/preprocess")
     generated = _samples(root / "stages/sample/samples.npy", data.images.shape[1:])
     intervals = _intervals(root / "stages/sample", generated.shape)
-    n = min(len(generated), len(data.train_rows))
-    real_rows = _choose(data.train_rows, n, params.seed, "train")
-    fake_rows = _choose(np.arange(len(generated)), n, params.seed, "generated")
-    held_out_rows = _choose(data.held_out_rows, n, params.seed, "held_out")
-    has_floor = len(held_out_rows) == n
-
-    extractor = lite0.Lite0(params.feature_resolution)
-    batch_size = max(1, BATCH_PIXELS // params.feature_resolution**2)
-    with Progress("evaluate", n * (2 + has_floor + len(intervals))) as progress:
-        real = lite0.extract(extractor, data.images, batch_size, device, progress, real_rows)
-        fake = lite0.extract(extractor, generated, batch_size, device, progress, fake_rows)
-        held_out = (
-            lite0.extract(extractor, data.images, batch_size, device, progress, held_out_rows)
-            if has_floor
-            else None
+    n = min(len(generated) // params.seeds, len(data.train_rows))
+    if n < 2:
+        raise UserError(
+            f"evaluate.seeds: {params.seeds} sets of at least 2 images cannot be cut from {len(generated)} "
+            f"generated and {len(data.train_rows)} training images; lower it or raise sample.count"
         )
-        # The same rows as of the samples, so that rows of the table differ in nothing but the interval.
-        compared = [
-            _judged(real, lite0.extract(extractor, images, batch_size, device, progress, fake_rows), params)
-            for _, _, images in intervals
-        ]
+    searched = len(data.train_rows) if params.search_images is None else max(n, params.search_images)
+    train_rows = _choose(data.train_rows, searched, params.seed, "train")
+    held_out_rows = _choose(data.held_out_rows, n, params.seed, "held_out")
 
-    subset_size = min(n, params.kid_subset_size)
-    judged = _judged(real, fake, params)
-    kid_floor = fd_floor = None
-    if held_out is not None:
-        kid_floor = kid(real, held_out, params.kid_subsets, subset_size, params.seed)[0]
-        fd_floor = metrics.fd(real, held_out)
+    extractor = extractors.build(params.extractor, params.feature_resolution, params.weights)
+    total = len(train_rows) + len(held_out_rows) + n * params.seeds * (1 + len(intervals))
+    with Progress("evaluate", total) as progress:
+
+        def seen(images: np.ndarray, rows: np.ndarray) -> np.ndarray:
+            size = extractors.batch_size(extractor)
+            return lite0.extract(extractor, images, size, device, progress, rows)
+
+        def real(rows: np.ndarray) -> np.ndarray:
+            key = (extractor.protocol, data.digest, device, str(rows.tolist()))
+            before = progress.done
+            found = features.cached(root, key, lambda: seen(data.images, rows))
+            progress.advance(before + len(rows) - progress.done)  # all, where they were kept from before
+            return found
+
+        train = real(train_rows)
+        held_out = real(held_out_rows) if len(held_out_rows) else train[:0]
+        sets = [np.arange(n) + n * i for i in range(params.seeds)]
+        fakes = [seen(generated, rows) for rows in sets]
+        # The same rows as of the samples, so that rows of the table differ in nothing but the interval.
+        several = [[seen(images, rows) for rows in sets] for _, _, images in intervals]
+
     result: Metrics = {
-        "kid_lite0": judged["kid_lite0"],
-        "kid_lite0_sd": judged["kid_lite0_sd"],
-        "kid_lite0_floor": _rounded(kid_floor),
-        "fd_lite0": _rounded(metrics.fd(real, fake)),
-        "fd_lite0_floor": _rounded(fd_floor),
-        "precision": judged["precision"],
-        "recall": judged["recall"],
-        "coverage": judged["coverage"],
+        **judgement.judged(Features(train, fakes, held_out), extractor.name, params),
         "n": n,
         "protocol": (
-            f"{extractor.protocol}; n={n}, reference=train, "
-            f"kid {params.kid_subsets} subsets of {subset_size}, k={params.neighbours}"
+            f"{extractor.protocol}; n={n} in {params.seeds} sets, reference=train by seed {params.seed}, "
+            f"kid {params.kid_subsets} subsets of {min(n, params.kid_subset_size)}, k={params.neighbours}, "
+            f"copies among {len(train)}"
         ),
+        "reference": data.digest[:8],
     }
-    folder = root / "stages/evaluate"
+    compared = [
+        judgement.judged(Features(train, each, held_out[:0]), extractor.name, params) for each in several
+    ]
+    folder, kid = root / "stages/evaluate", judgement.names(extractor.name)[0]
     with files.whole(folder / "metrics.json") as path:
         path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    picture = _real_fake(data.images, real_rows, generated, fake_rows)
+    picture = _real_fake(data.images, train_rows[:n], generated, sets[0])
     with files.whole(folder / "real_fake.png") as path:
         picture.save(path, format="PNG")
     with files.whole(folder / "intervals.csv") as path, open(path, "w", newline="") as file:
-        table = csv.writer(file, lineterminator="\n")
-        table.writerow(("factor", *JUDGED))
+        table, columns = csv.writer(file, lineterminator="\n"), (kid, f"{kid}_sd", *JUDGED)
+        table.writerow(("factor", *columns))
         for (factor, _, _), row in zip(intervals, compared, strict=True):
-            table.writerow((factor, *(row[name] for name in JUDGED)))
-    picture = _interval_rows(intervals, compared, n)
+            table.writerow((factor, *(row[name] for name in columns)))
+    picture = _interval_rows(intervals, compared, kid, n * params.seeds)
     with files.whole(folder / "intervals.png") as path:
         picture.save(path, format="PNG")
-    _print_summary(result, len(intervals), held_out=len(data.held_out_rows), neighbours=params.neighbours)
+    _print_summary(result, extractor.name, params, len(intervals), len(data.held_out_rows))
     return result
 
 
@@ -137,27 +138,10 @@ def _intervals(folder: Path, shape: tuple[int, ...]) -> list[tuple[float, str, n
     return [(factor, z, part) for (factor, z), part in zip(names, images, strict=True)]
 
 
-def _judged(real: np.ndarray, fake: np.ndarray, params: Evaluate) -> dict[str, float | None]:
-    """Compare the features of N training and N generated images: the numbers that JUDGED names."""
-    n = len(real)
-    subset_size = min(n, params.kid_subset_size)
-    distance, spread = kid(real, fake, params.kid_subsets, subset_size, params.seed)
-    precision, recall = metrics.precision_recall(real, fake, params.neighbours)
-    # Subsets as large as the sets are all the same one: their spread would be a misleading zero.
-    sd = spread if subset_size < n else None
-    values = (distance, sd, precision, recall, metrics.coverage(real, fake, params.neighbours))
-    return {name: _rounded(value) for name, value in zip(JUDGED, values, strict=True)}
-
-
 def _choose(rows: np.ndarray, count: int, seed: int, purpose: str) -> np.ndarray:
     """Return at most `count` of the rows in random order: the first ones are a fair sample to look at."""
     order = torch.randperm(len(rows), generator=rng.generator(seed, f"evaluate/{purpose}"))
     return rows[order[:count].numpy()]
-
-
-def _rounded(value: float | None) -> float | None:
-    """Keep six significant digits: all that float32 features carry, and stable in a diff."""
-    return None if value is None else float(f"{value:.6g}")
 
 
 def _real_fake(
@@ -176,7 +160,7 @@ def _real_fake(
 
 
 def _interval_rows(
-    intervals: list[tuple[float, str, np.ndarray]], compared: list[dict[str, float | None]], n: int
+    intervals: list[tuple[float, str, np.ndarray]], compared: list[judgement.Judged], kid: str, n: int
 ) -> Image.Image:
     """Show the first images of each interval in a row of their own, its numbers beside them."""
     if not intervals:
@@ -187,9 +171,9 @@ def _interval_rows(
     columns = min(len(images[0]), max(4, min(8, 1024 // images[0].shape[1])))
     labels = []
     for (factor, z, _), row in zip(intervals, compared, strict=True):
-        spread = "" if row["kid_lite0_sd"] is None else f" ± {row['kid_lite0_sd']:.3f}"
+        spread = "" if row[f"{kid}_sd"] is None else f" ± {row[f'{kid}_sd']:.3f}"
         labels.append(
-            f"z times {factor:g}: {z}\nKID {row['kid_lite0']:.3f}{spread}\n"
+            f"z times {factor:g}: {z}\nKID {row[kid]:.3f}{spread}\n"
             f"precision {row['precision']:.2f}   recall {row['recall']:.2f}"
         )
     return pictures.labelled(
@@ -200,25 +184,28 @@ def _interval_rows(
     )
 
 
-def _print_summary(result: Metrics, intervals: int, held_out: int, neighbours: int) -> None:
-    n = result["n"]
+def _print_summary(result: Metrics, extractor: str, params: Evaluate, intervals: int, held_out: int) -> None:
+    n, (kid, fd) = result["n"], judgement.names(extractor)
     kid_floor = fd_floor = ""
-    if result["fd_lite0_floor"] is None:
-        fewer = f"set sample.count to at most {held_out} or " if held_out > neighbours else ""
+    if result[f"{fd}_floor"] is None:
+        few = held_out > params.neighbours
+        fewer = f"set sample.count to at most {held_out * params.seeds} or " if few else ""
         print(
             f"No floor: it needs {n} held-out images and there are {held_out}; "
             f"{fewer}raise preprocess.held_out."
         )
     else:
-        kid_floor = f"   floor {result['kid_lite0_floor']:.4f}"
-        fd_floor = f"   floor {result['fd_lite0_floor']:.1f}, which {n} held-out real images score"
+        kid_floor = f"   floor {result[f'{kid}_floor']:.4f}"
+        fd_floor = f"   floor {result[f'{fd}_floor']:.1f}, which {n} held-out real images score"
     rows = "  stages/evaluate/intervals.png       narrower and wider z, a row each\n" if intervals else ""
-    spread = "" if result["kid_lite0_sd"] is None else f" ± {result['kid_lite0_sd']:.4f}"
+    spread = "" if result[f"{kid}_sd"] is None else f" ± {result[f'{kid}_sd']:.4f}"
     print(
-        f"KID {result['kid_lite0']:.4f}{spread}{kid_floor}\n"
-        f"FD  {result['fd_lite0']:.1f}{fd_floor}\n"
+        f"KID {result[kid]:.4f}{spread}{kid_floor}\n"
+        f"FD  {result[fd]:.1f}{fd_floor}\n"
         f"precision {result['precision']:.2f}   recall {result['recall']:.2f}   "
-        f"coverage {result['coverage']:.2f}   n {n}\n"
+        f"coverage {result['coverage']:.2f}   n {n}, {params.seeds} sets of them\n"
+        f"told from real images: {result['c2st_auc']:.2f}, 0.5 is perfect\n"
+        f"copies of training images: {result['memorisation']}\n"
         "Where to look next:\n"
         "  stages/evaluate/real_fake.png       real and generated images side by side\n"
         f"{rows}"

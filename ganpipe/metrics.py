@@ -7,6 +7,7 @@ All raise UserError where a set has fewer than 2 rows, NaN or infinity, and wher
 """
 
 from collections.abc import Iterator
+from typing import Self
 
 import numpy as np
 
@@ -15,39 +16,139 @@ from ganpipe.kid import checked
 
 # Entries of a block of the distance matrix: 128 MiB in float64.
 BLOCK = 2**24
+# Rows that a normal distribution takes in at once.
+ROWS = 1024
+# The classifier that tells generated from real images: principal components that it sees, folds of its trial.
+COMPONENTS, FOLDS = 64, 5
+
+
+class Normal:
+    """Mean and (unbiased) covariance of rows that come in parts, in memory that does not grow with them.
+
+    The covariance is kept as A with AᵀA = its sum of squares: the centred rows themselves or, where they are
+    more than d, their d×d QR factor. Nothing is squared, so small directions keep all their digits.
+
+    Attributes:
+        count: rows so far.
+        mean: float64 d.
+        root: float64 at most (d + ROWS)×d.
+    """
+
+    def __init__(self, dimension: int) -> None:
+        self.count, self.mean, self.root = 0, np.zeros(dimension), np.empty((0, dimension))
+
+    def add(self, rows: np.ndarray) -> Self:
+        """Take in some more rows, float N×d."""
+        for start in range(0, len(rows), ROWS):
+            part = rows[start : start + ROWS].astype(np.float64)
+            mean, total = part.mean(0), self.count + len(part)
+            # Two sets' squares about their own means fall short of those about the common mean by one row.
+            shift = np.sqrt(self.count * len(part) / total) * (mean - self.mean)
+            self.root = np.concatenate([self.root, part - mean, *([shift[None]] if self.count else [])])
+            if len(self.root) > self.root.shape[1]:
+                self.root = np.asarray(np.linalg.qr(self.root, mode="r"))
+            self.mean = self.mean + (mean - self.mean) * (len(part) / total)
+            self.count = total
+        return self
+
+    def distance(self, other: "Normal") -> float:
+        """Return the squared Fréchet distance to another normal distribution.
+
+        |μ₁-μ₂|² + tr C₁ + tr C₂ - 2 tr (C₁C₂)^½ (Heusel et al. 2017, eq. 6). With Cᵢ = AᵢᵀAᵢ the last trace
+        is the sum of the singular values of A₁A₂ᵀ, whatever the covariances' rank: exact for N < d too,
+        where the root of a singular matrix is not.
+        """
+        one, two = (each.root / np.sqrt(each.count - 1) for each in (self, other))
+        shift = self.mean - other.mean
+        cross = np.linalg.svd(one @ two.T, compute_uv=False).sum()
+        # The sum of rounded terms may fall a hair below zero for equal sets; the distance does not.
+        return max(0.0, float(shift @ shift + (one**2).sum() + (two**2).sum() - 2 * cross))
 
 
 def fd(real: np.ndarray, fake: np.ndarray) -> float:
     """Fréchet distance of the normal distributions with the two sets' means and (unbiased) covariances.
 
-    |μ₁-μ₂|² + tr C₁ + tr C₂ - 2 tr (C₁C₂)^½ (Heusel et al. 2017, eq. 6). With Cᵢ = AᵢᵀAᵢ the last trace
-    is the sum of the singular values of A₁A₂ᵀ, whatever the covariances' rank: exact for N < d too, where the
-    root of a singular matrix is not. The value falls as N grows on the same distribution: compare at equal N.
+    The value falls as N grows on the same distribution: compare at equal N. The memory that it takes beside
+    the features does not depend on N.
     """
+    parts = (rows[start : start + ROWS] for rows in (real, fake) for start in range(0, len(rows), ROWS))
+    alike = real.ndim == fake.ndim == 2 and real.shape[1] == fake.shape[1]
+    if not alike or min(len(real), len(fake)) < 2 or not all(np.isfinite(part).all() for part in parts):
+        checked(real, fake)  # says what is wrong
+    return Normal(real.shape[1]).add(real).distance(Normal(fake.shape[1]).add(fake))
+
+
+def manifold(real: np.ndarray, fake: np.ndarray, k: int) -> dict[str, float]:
+    """Compare the sets by balls around their points that reach to their k-th nearest neighbour.
+
+    Returns:
+        precision: share of fake inside a real ball, recall: share of real inside a fake ball (Kynkäänniemi et
+        al. 2019, eq. 2). density: real balls that hold a fake point, over k; coverage: share of real balls
+        with a fake point (Naeem et al. 2020, eq. 3 and 4). A point on a ball's edge is inside.
+    """
+    real, fake = _checked(real, fake, k)
+    real_radii, fake_radii = _squared_radii(real, k), _squared_radii(fake, k)
+    precise = held = start = 0
+    recalled = covered = np.zeros(len(real), bool)
+    for block in squared_distances(fake, real):
+        inside = block <= real_radii
+        precise += inside.any(1).sum()
+        held += inside.sum()
+        covered = covered | inside.any(0)
+        recalled = recalled | (block <= fake_radii[start : start + len(block), None]).any(0)
+        start += len(block)
+    return {
+        "precision": float(precise / len(fake)),
+        "recall": float(recalled.mean()),
+        "density": float(held / (k * len(fake))),
+        "coverage": float(covered.mean()),
+    }
+
+
+def c2st_auc(real: np.ndarray, fake: np.ndarray, seed: int) -> float:
+    """Say how well a classifier tells fake from real: the area under its ROC curve on images it has not seen.
+
+    A logistic classifier on whitened principal components; these and it are fitted to four fifths of both
+    sets and tried on the last, in turn (a two-sample test after Lopez-Paz & Oquab 2017). 0.5: it cannot tell
+    them apart; 1: always. Below 0.5 is chance.
+    """
+    from sklearn.decomposition import PCA
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import StratifiedKFold, cross_val_score
+    from sklearn.pipeline import make_pipeline
+
     real, fake = checked(real, fake)
-    roots = _covariance_root(real), _covariance_root(fake)
-    shift = real.mean(0) - fake.mean(0)
-    cross = np.linalg.svd(roots[0] @ roots[1].T, compute_uv=False).sum()
-    # The sum of rounded terms may fall a hair below zero for equal sets; the distance does not.
-    return max(0.0, float(shift @ shift + sum((root**2).sum() for root in roots) - 2 * cross))
-
-
-def precision_recall(real: np.ndarray, fake: np.ndarray, k: int) -> tuple[float, float]:
-    """Share of fake inside real's manifold, and of real inside fake's (Kynkäänniemi et al. 2019, eq. 2).
-
-    A set's manifold is the union of the balls around its points that reach to their k-th nearest neighbour.
-    """
-    real, fake = _checked(real, fake, k)
-    return _share_inside(fake, real, _squared_radii(real, k)), _share_inside(
-        real, fake, _squared_radii(fake, k)
+    rows = np.concatenate([real, fake]).astype(np.float32)  # as they came, and in a third of the time
+    labels = np.repeat([0, 1], [len(real), len(fake)])
+    folds = min(FOLDS, len(real), len(fake))
+    components = min(COMPONENTS, len(rows) - -(-len(rows) // folds) - 1, rows.shape[1])
+    if components < 1 or (rows == rows[0]).all():
+        return 0.5
+    classifier = make_pipeline(
+        PCA(components, whiten=True, svd_solver="randomized", random_state=seed % 2**32),
+        LogisticRegression(max_iter=1000),
     )
+    trials = StratifiedKFold(folds, shuffle=True, random_state=seed % 2**32)
+    return float(cross_val_score(classifier, rows, labels, scoring="roc_auc", cv=trials).mean())
 
 
-def coverage(real: np.ndarray, fake: np.ndarray, k: int) -> float:
-    """Share of real points with a fake one as near as the k-th real neighbour (Naeem et al. 2020, eq. 4)."""
-    real, fake = _checked(real, fake, k)
-    nearest = np.concatenate([squared.min(1) for squared in _squared_distances(real, fake)])
-    return float((nearest <= _squared_radii(real, k)).mean())
+def spread(rows: np.ndarray) -> float:
+    """Return the mean distance of two different rows of N×d."""
+    rows, _ = checked(rows, rows)
+    total = sum(np.sqrt(block).sum() for block in squared_distances(rows, rows))
+    return float(total / (len(rows) * (len(rows) - 1)))
+
+
+def squared_distances(a: np.ndarray, b: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield the squared distances of some rows of `a` to all of `b`, block after block, in order."""
+    norms_a, norms_b = (a**2).sum(1), (b**2).sum(1)
+    step = max(1, BLOCK // len(b))
+    for start in range(0, len(a), step):
+        scale = norms_a[start : start + step, None] + norms_b
+        squared = scale - 2 * a[start : start + step] @ b.T
+        # Equal images come out a rounding error apart; a ball of radius 0 must still hold its own copies.
+        squared[squared < 1e-10 * scale] = 0
+        yield squared
 
 
 def _checked(real: np.ndarray, fake: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -61,29 +162,6 @@ def _checked(real: np.ndarray, fake: np.ndarray, k: int) -> tuple[np.ndarray, np
     return real, fake
 
 
-def _covariance_root(rows: np.ndarray) -> np.ndarray:
-    """Return A with AᵀA = the unbiased covariance: the centred rows or, if smaller, their d×d QR factor."""
-    centred = (rows - rows.mean(0)) / np.sqrt(len(rows) - 1)
-    return centred if len(rows) <= rows.shape[1] else np.asarray(np.linalg.qr(centred, mode="r"))
-
-
-def _squared_distances(a: np.ndarray, b: np.ndarray) -> Iterator[np.ndarray]:
-    """Yield the squared distances of some rows of `a` to all of `b`, block after block, in order."""
-    norms_a, norms_b = (a**2).sum(1), (b**2).sum(1)
-    step = max(1, BLOCK // len(b))
-    for start in range(0, len(a), step):
-        scale = norms_a[start : start + step, None] + norms_b
-        squared = scale - 2 * a[start : start + step] @ b.T
-        # Equal images come out a rounding error apart; a ball of radius 0 must still hold its own copies.
-        squared[squared < 1e-10 * scale] = 0
-        yield squared
-
-
 def _squared_radii(rows: np.ndarray, k: int) -> np.ndarray:
     """Return each row's squared distance to its k-th nearest neighbour; the 0th is the row itself."""
-    return np.concatenate([np.partition(block, k, axis=1)[:, k] for block in _squared_distances(rows, rows)])
-
-
-def _share_inside(points: np.ndarray, centres: np.ndarray, squared_radii: np.ndarray) -> float:
-    inside = [(block <= squared_radii).any(1) for block in _squared_distances(points, centres)]
-    return float(np.concatenate(inside).mean())
+    return np.concatenate([np.partition(block, k, axis=1)[:, k] for block in squared_distances(rows, rows)])

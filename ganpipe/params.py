@@ -155,7 +155,11 @@ class Sample(Section):
 class Evaluate(Section):
     """The protocol of the metrics."""
 
+    extractor: Literal["lite0", "inception", "dinov2_vits14", "pixels"]
+    weights: str | None
     feature_resolution: Annotated[int, Field(ge=32, le=1024)]
+    seeds: Positive
+    search_images: Positive | None
     neighbours: Positive
     kid_subsets: Positive
     kid_subset_size: Annotated[int, Field(ge=2)]

@@ -18,7 +18,7 @@ TINY = {
     "ngf: 32": "ngf: 4",
     "ndf: 32": "ndf: 4",
     "batch_size: 64": "batch_size: 256",
-    "count: 500": "count: 60",
+    "count: 1500": "count: 180",
     "feature_resolution: 128": "feature_resolution: 32",
     "kid_subset_size: 100": "kid_subset_size: 20",
 }

@@ -11,13 +11,23 @@ import pytest
 from conftest import digits
 from PIL import Image
 
-from ganpipe import lite0, metrics
+from ganpipe import lite0, memorisation, metrics
 from ganpipe.errors import UserError
 from ganpipe.evaluate import Metrics, evaluate
 from ganpipe.kid import kid
 from ganpipe.params import Evaluate
 
-PARAMS = Evaluate(feature_resolution=32, neighbours=3, kid_subsets=4, kid_subset_size=100, seed=0)
+PARAMS = Evaluate(
+    extractor="lite0",
+    weights=None,
+    feature_resolution=32,
+    seeds=1,
+    search_images=None,
+    neighbours=3,
+    kid_subsets=4,
+    kid_subset_size=100,
+    seed=0,
+)
 # 8 held out, 16 to train on; another 20 as if generated.
 IMAGES, GENERATED = digits()[:4800:200], digits()[100:4100:200]
 
@@ -54,6 +64,13 @@ def numbers(root: Path) -> Metrics:
     return read
 
 
+def number(metrics: Metrics, name: str) -> float:
+    """Read a number that must be one."""
+    found = metrics[name]
+    assert isinstance(found, float)
+    return found
+
+
 def test_numbers_are_the_metrics_of_the_right_images(checkout: Checkout) -> None:
     """Held-out and training images confused, or sets swapped, would make every number plausible and wrong."""
     root = checkout(IMAGES, 8, GENERATED[:16])
@@ -63,8 +80,9 @@ def test_numbers_are_the_metrics_of_the_right_images(checkout: Checkout) -> None
     expected = {
         "kid_lite0": kid(real, fake, 1, 16, 0)[0],
         "fd_lite0": metrics.fd(real, fake),
-        "coverage": metrics.coverage(real, fake, 3),
-        **dict(zip(("precision", "recall"), metrics.precision_recall(real, fake, 3), strict=True)),
+        **metrics.manifold(real, fake, 3),
+        "diversity": metrics.spread(fake) / metrics.spread(real),
+        "authenticity": memorisation.neighbours(fake, real).authentic.mean(),
     }
     assert {name: result[name] for name in expected} == pytest.approx(expected, rel=1e-4)
     assert result["n"] == 16
@@ -105,15 +123,20 @@ def test_sides_are_brought_to_equal_n_by_the_seed(checkout: Checkout) -> None:
     more_generated = evaluate(PARAMS, checkout(IMAGES, 8, GENERATED), "cpu")
     assert more_generated["n"] == 16
     assert evaluate(PARAMS, checkout(IMAGES, 8, GENERATED), "cpu") == more_generated
-    other = evaluate(PARAMS.model_copy(update={"seed": 1}), checkout(IMAGES, 8, GENERATED), "cpu")
-    assert other["n"] == 16 and other["fd_lite0"] != more_generated["fd_lite0"]
+    first, second = (
+        evaluate(PARAMS.model_copy(update={"seed": seed}), checkout(IMAGES, 8, GENERATED[:12]), "cpu")
+        for seed in (0, 1)
+    )
+    assert first["n"] == second["n"] == 12 and first["fd_lite0"] != second["fd_lite0"]
     assert evaluate(PARAMS, checkout(IMAGES, 0, GENERATED), "cpu")["n"] == 20
 
 
 def test_protocol_says_all_that_must_be_equal(checkout: Checkout) -> None:
     """Runs of different N, reference or neighbours would be compared."""
     text = evaluate(PARAMS, checkout(IMAGES, 8, GENERATED), "cpu")["protocol"]
-    assert text == lite0.Lite0(32).protocol + "; n=16, reference=train, kid 4 subsets of 16, k=3"
+    assert text == lite0.Lite0(32).protocol + (
+        "; n=16 in 1 sets, reference=train by seed 0, kid 4 subsets of 16, k=3, copies among 16"
+    )
     changed = PARAMS.model_copy(update={"kid_subset_size": 5})
     assert "kid 4 subsets of 5," in str(evaluate(changed, checkout(IMAGES, 8, GENERATED), "cpu")["protocol"])
 
@@ -126,7 +149,8 @@ def test_a_rerun_writes_the_same_bytes_and_nothing_elsewhere(checkout: Checkout)
     first = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
     evaluate(PARAMS, root, "cpu")
     assert first == {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
-    assert {str(path.relative_to(root)) for path in set(first) - set(before)} == {
+    made = {str(path.relative_to(root)) for path in set(first) - set(before)}
+    assert {path for path in made if not path.startswith(".ganpipe/features/")} == {
         "stages/evaluate/metrics.json",
         "stages/evaluate/real_fake.png",
         "stages/evaluate/intervals.csv",
@@ -150,14 +174,14 @@ def test_an_interval_scores_what_its_images_score_as_samples(
 
     monkeypatch.setattr(lite0, "extract", counted)
     evaluate(params, checkout(IMAGES, 8, GENERATED[:12], sets), "cpu")
-    assert seen == [12] * 5, "real, generated and three intervals, each once"
+    assert seen == [16, 8, 12, 12, 12, 12], "training, held-out, generated, three intervals, each once"
     root = checkout(IMAGES, 8, GENERATED[:12])
     table = pd.read_csv(root / "stages/evaluate/intervals.csv")
     assert table["factor"].tolist() == [0.5, 1.0, 0.25]
     for i, (_, images) in enumerate(sets):
         alone = evaluate(params, checkout(IMAGES, 8, images), "cpu")
         for name in table.columns[1:]:
-            assert table[name][i] == alone[name], name
+            assert table[name][i] == alone[name] or (alone[name] is None and np.isnan(table[name][i])), name
 
 
 def test_without_intervals_a_table_without_rows_and_a_note(checkout: Checkout) -> None:
@@ -182,11 +206,10 @@ def test_intervals_stand_in_rows_with_the_same_z_in_a_column(
         (factor, images + np.arange(i, i + 10, dtype=np.uint8)[:, None, None, None])
         for i, factor in ((10, 0.4), (100, 1.0))
     ]
-    evaluate(PARAMS, checkout(images, 0, images, sets), "cpu")
+    root = checkout(sets[0][1], 0, images, sets)
+    evaluate(PARAMS, root, "cpu")
     assert "stages/evaluate/intervals.png" in capsys.readouterr().out
-    picture = np.asarray(
-        Image.open(checkout(images, 0, images) / "stages/evaluate/intervals.png").convert("L")
-    )
+    picture = np.asarray(Image.open(root / "stages/evaluate/intervals.png").convert("L"))
     rows = [[int(value) for value in range(first, first + columns)] for first in (10, 100)]
     cell = {28: 84, 64: 64, 256: 256, 512: 256}[side]
     centres = [picture.shape[1] - (columns - c) * (cell + 2) + 2 + cell // 2 for c in range(columns)]
@@ -202,14 +225,16 @@ def test_intervals_stand_in_rows_with_the_same_z_in_a_column(
 def test_picture_shows_real_left_and_generated_right(checkout: Checkout, side: int, channels: int) -> None:
     """People would take generated for real images, or have to look at a stamp or at a wall."""
     generated = np.full((70, side, side, channels), 90, np.uint8)
-    root = checkout(np.zeros((70, side, side, channels), np.uint8) + 30, 0, generated)
+    real = np.full((70, side, side, channels), 30, np.uint8)
+    real[::2] = 31  # all alike, they would be refused
+    root = checkout(real, 0, generated)
     evaluate(PARAMS, root, "cpu")
     picture = np.asarray(Image.open(root / "stages/evaluate/real_fake.png").convert("L"))
     height, width = picture.shape
     assert 480 < width <= 1100 and height < 1200
     below = picture[40:]
     middle = (width - 16) // 2
-    assert (below[:, :middle] == 30).all() and (below[:, middle + 16 :] == 90).all()
+    assert np.isin(below[:, :middle], (30, 31)).all() and (below[:, middle + 16 :] == 90).all()
     assert (below[:, middle : middle + 16] == 255).all()
     assert (picture[:30, :middle] < 128).any() and (picture[:30, middle + 16 :] < 128).any()
 
@@ -233,15 +258,56 @@ def test_summary_says_the_numbers_and_where_to_look_next(
         assert words in shown
 
 
-@pytest.mark.parametrize(("subset_size", "has_spread"), [(5, True), (12, False), (100, False)])
-def test_subsets_of_everything_have_no_spread(
-    checkout: Checkout, capsys: pytest.CaptureFixture[str], subset_size: int, has_spread: bool
+def test_sets_of_generated_images_give_mean_and_spread(
+    checkout: Checkout, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A spread of zero would pass for certainty where the same subset was only drawn again and again."""
-    params = PARAMS.model_copy(update={"kid_subset_size": subset_size})
-    result = evaluate(params, checkout(IMAGES, 12, GENERATED[:12]), "cpu")
-    assert (result["kid_lite0_sd"] is not None) == has_spread
-    assert ("±" in capsys.readouterr().out) == has_spread
+    """The spread would be of something else than of the generator's images, or sets share images."""
+    params = PARAMS.model_copy(update={"seeds": 2})
+    result = evaluate(params, checkout(IMAGES, 10, GENERATED), "cpu")
+    assert result["n"] == 10
+    alone = [evaluate(PARAMS, checkout(IMAGES, 10, part), "cpu") for part in (GENERATED[:10], GENERATED[10:])]
+    for name in ("kid_lite0", "fd_lite0", "recall", "c2st_auc", "nn_ratio", "authenticity", "diversity"):
+        if name == "nn_ratio":
+            assert alone[0][name] is None and result[name] is None
+            continue
+        values = [number(each, name) for each in alone]
+        assert result[name] == pytest.approx(np.mean(values), rel=1e-4, abs=1e-6), name
+        assert result[f"{name}_sd"] == pytest.approx(np.std(values, ddof=1), rel=1e-3, abs=1e-6), name
+        assert alone[0][f"{name}_sd"] is None
+    distance, ratio, floor = (number(result, f"fd_lite0{end}") for end in ("", "_ratio", "_floor"))
+    assert ratio == pytest.approx(distance / floor, rel=1e-4)
+    assert "±" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"evaluate\.seeds: 11 sets"):
+        evaluate(params.model_copy(update={"seeds": 11}), checkout(IMAGES, 10, GENERATED), "cpu")
+
+
+def test_copies_are_found_among_all_training_images(checkout: Checkout) -> None:
+    """FD and precision call copies perfect, and a copy of an image outside the reference counts as well."""
+    images = digits()[np.random.default_rng(0).permutation(5000)[:460]]
+    pool, new = images[:360], images[360:]
+    found = evaluate(PARAMS, checkout(pool, 100, pool[-100:]), "cpu")
+    assert (found["nn_ratio"], found["authenticity"]) == (0, 0)
+    assert "suspicious" in str(found["memorisation"]) and number(found, "precision") > 0.8
+    found = evaluate(PARAMS, checkout(pool, 100, new), "cpu")
+    assert found["memorisation"] == "no sign of copies" and found["nn_ratio"] == pytest.approx(1, abs=0.15)
+    assert found["c2st_auc_floor"] == pytest.approx(0.5, abs=0.2)
+
+
+def test_real_features_are_kept(checkout: Checkout, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every evaluation of the same data would see all its images again, or take those of other data."""
+    seen: list[int] = []
+    extract = lite0.extract
+
+    def counted(extractor: Any, images: np.ndarray, *arguments: Any) -> np.ndarray:
+        seen.append(len(arguments[-1]))
+        return extract(extractor, images, *arguments)
+
+    monkeypatch.setattr(lite0, "extract", counted)
+    first = evaluate(PARAMS, checkout(IMAGES, 8, GENERATED[:12]), "cpu")
+    assert seen == [16, 8, 12]
+    assert evaluate(PARAMS, checkout(IMAGES, 8, GENERATED[:12]), "cpu") == first and seen[3:] == [12]
+    evaluate(PARAMS, checkout(IMAGES[::-1].copy(), 8, GENERATED[:12]), "cpu")
+    assert seen[4:] == [16, 8, 12]
 
 
 def test_mistakes_get_one_clear_line(checkout: Checkout) -> None:

@@ -3,16 +3,19 @@
 from collections.abc import Callable
 
 import numpy as np
+import prdc
 import pytest
 import scipy.linalg
 import torch
 from conftest import digits
+from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+from torch_fidelity.metric_kid import kernel_mmd
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
 from ganpipe import metrics
 from ganpipe.errors import UserError
-from ganpipe.kid import kid
+from ganpipe.kid import _draw, kid
 
 
 def gaussian(count: int, dimensions: int, seed: int, shift: float = 0.0) -> np.ndarray:
@@ -55,6 +58,27 @@ def test_fd_is_that_of_torchmetrics() -> None:
     assert metrics.fd(REAL, FAKE) == pytest.approx(float(theirs.compute()), rel=1e-6)
 
 
+def test_fd_is_that_of_torch_fidelity() -> None:
+    """FD would disagree with the other library that others use."""
+    sets = (fid_features_to_statistics(torch.from_numpy(rows)) for rows in (REAL, FAKE))
+    theirs = fid_statistics_to_metric(*sets, verbose=False)["frechet_inception_distance"]
+    assert metrics.fd(REAL, FAKE) == pytest.approx(theirs, rel=1e-4)
+
+
+@pytest.mark.parametrize("dimensions", [3, 7, 30])
+@pytest.mark.parametrize("rows", [4, 16, 1024])
+def test_a_normal_distribution_in_parts_is_that_of_all(
+    monkeypatch: pytest.MonkeyPatch, rows: int, dimensions: int
+) -> None:
+    """FD would depend on the size of the parts, or keep every row; mean and covariance must be exact."""
+    monkeypatch.setattr(metrics, "ROWS", rows)
+    points = gaussian(50, dimensions, 3, 2.0)
+    found = metrics.Normal(dimensions).add(points[:11]).add(points[11:])
+    assert found.count == 50 and found.mean == pytest.approx(points.mean(0))
+    assert found.root.T @ found.root / 49 == pytest.approx(np.cov(points, rowvar=False), rel=1e-9, abs=1e-12)
+    assert len(found.root) <= dimensions
+
+
 def test_fd_is_exact_below_full_rank() -> None:
     """With fewer images than features, the usual case, FD would depend on how features are laid out.
 
@@ -86,6 +110,15 @@ def test_kid_is_that_of_torchmetrics() -> None:
     theirs.update(torch.from_numpy(real), real=True)
     theirs.update(torch.from_numpy(fake), real=False)
     assert kid(real, fake, 1, 45, 0)[0] == pytest.approx(float(theirs.compute()[0]), rel=1e-9)
+
+
+def test_kid_is_that_of_torch_fidelity_on_the_same_subsets() -> None:
+    """The subsets' mean would be of other subsets, or of another kernel, than that of the other library."""
+    drawn = [
+        [_draw(len(x), 20, 3, f"kid/{s}", i) for s, x in (("real", REAL), ("fake", FAKE))] for i in range(9)
+    ]
+    theirs = [kernel_mmd(FAKE[f], REAL[r]) for r, f in drawn]
+    assert kid(REAL, FAKE, 9, 20, 3) == pytest.approx((np.mean(theirs), np.std(theirs)), rel=1e-9)
 
 
 def test_kid_by_hand() -> None:
@@ -129,20 +162,29 @@ def inside(points: np.ndarray, centres: np.ndarray, k: int) -> np.ndarray:
 def test_manifold_metrics_are_the_plain_loops(monkeypatch: pytest.MonkeyPatch, block: int, k: int) -> None:
     """Precision, recall or coverage would be off: by one neighbour, by swapped sets, or at a block's edge."""
     monkeypatch.setattr(metrics, "BLOCK", block)
-    precision, recall = metrics.precision_recall(REAL, FAKE, k)
-    assert precision == inside(FAKE, REAL, k).any(1).mean()
-    assert recall == inside(REAL, FAKE, k).any(1).mean()
-    assert metrics.coverage(REAL, FAKE, k) == inside(FAKE, REAL, k).any(0).mean()
-    assert 0 < precision != recall < 1
+    found = metrics.manifold(REAL, FAKE, k)
+    assert found["precision"] == inside(FAKE, REAL, k).any(1).mean()
+    assert found["recall"] == inside(REAL, FAKE, k).any(1).mean()
+    assert found["density"] == pytest.approx(inside(FAKE, REAL, k).sum() / (k * len(FAKE)))
+    assert found["coverage"] == inside(FAKE, REAL, k).any(0).mean()
+    assert 0 < found["precision"] != found["recall"] < 1
+
+
+@pytest.mark.parametrize("k", [1, 5])
+def test_manifold_metrics_are_those_of_prdc(k: int) -> None:
+    """The four numbers would disagree with the authors' own code."""
+    real, fake = pixels(slice(0, 300)), pixels(slice(1000, 3000, 8))
+    assert metrics.manifold(real, fake, k) == pytest.approx(prdc.compute_prdc(real, fake, k), rel=1e-12)
 
 
 def test_manifold_metrics_tell_collapse_from_noise() -> None:
     """One mode must show as lost recall and coverage with precision kept, far outliers as lost precision."""
     real, other = pixels(slice(0, 5000, 20)), pixels(slice(7, 5000, 20))
     collapsed = np.repeat(other[:5], 50, axis=0) + np.random.default_rng(0).normal(0, 1e-3, real.shape)
-    assert metrics.precision_recall(real, collapsed, 5)[1] < 0.05
-    assert metrics.coverage(real, collapsed, 5) < 0.2 < 0.9 < metrics.coverage(real, other, 5)
-    assert metrics.precision_recall(real, other + 5, 5) == (0.0, 0.0)
+    found = metrics.manifold(real, collapsed, 5)
+    assert found["recall"] < 0.05 and found["coverage"] < 0.2
+    assert metrics.manifold(real, other, 5)["coverage"] > 0.9
+    assert set(metrics.manifold(real, other + 5, 5).values()) == {0.0}
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e4])
@@ -150,17 +192,34 @@ def test_copies_are_covered_even_by_balls_of_no_radius(scale: float) -> None:
     """Rounding, which differs between batches, would decide the numbers where images coincide."""
     jitter = 1 + 1e-7 * np.random.default_rng(0).standard_normal((2, 40, 7))
     alike, again = gaussian(1, 7, 0) * scale * jitter
-    assert metrics.precision_recall(alike, again, 3) == (1.0, 1.0)
-    assert metrics.coverage(alike, again, 3) == 1.0
-    assert metrics.precision_recall(REAL, REAL, 3) == (1.0, 1.0)
+    for found in (metrics.manifold(alike, again, 3), metrics.manifold(REAL, REAL, 3)):
+        assert (found["precision"], found["recall"], found["coverage"]) == (1, 1, 1)
+
+
+def test_a_classifier_tells_sets_apart_as_far_as_they_differ() -> None:
+    """Fitted on what it is tried on, it would tell even equal distributions apart."""
+    real, same, other = (pixels(slice(i, 5000, 20)) for i in (0, 7, 13))
+    assert metrics.c2st_auc(real, same, 0) == pytest.approx(0.5, abs=0.08)
+    assert metrics.c2st_auc(real, other + 0.1, 0) > 0.75
+    assert metrics.c2st_auc(real, other + 5, 0) == 1
+    wide = np.random.default_rng(0).standard_normal((2, 100, 400))
+    assert metrics.c2st_auc(wide[0], wide[1], 0) == pytest.approx(0.5, abs=0.15)
+    assert metrics.c2st_auc(real, other, 1) == metrics.c2st_auc(real, other, 1)
+
+
+def test_spread_is_the_mean_over_pairs() -> None:
+    """Diversity would count each image as a pair with itself."""
+    between = distances(FAKE, FAKE)
+    assert metrics.spread(FAKE) == pytest.approx(between.sum() / (45 * 44))
+    assert metrics.spread(np.zeros((4, 3))) == 0
 
 
 def test_order_does_not_count() -> None:
     """A metric would depend on how files are sorted."""
     shuffled = FAKE[np.random.default_rng(0).permutation(len(FAKE))]
     assert metrics.fd(REAL, shuffled) == pytest.approx(metrics.fd(REAL, FAKE), rel=1e-10)
-    assert metrics.precision_recall(REAL, shuffled, 3) == metrics.precision_recall(REAL, FAKE, 3)
-    assert metrics.coverage(REAL, shuffled, 3) == metrics.coverage(REAL, FAKE, 3)
+    assert metrics.manifold(REAL, shuffled, 3) == metrics.manifold(REAL, FAKE, 3)
+    assert metrics.spread(shuffled) == pytest.approx(metrics.spread(FAKE), rel=1e-12)
 
 
 def test_float32_features_are_summed_in_float64() -> None:
@@ -173,8 +232,8 @@ def test_float32_features_are_summed_in_float64() -> None:
 METRICS: dict[str, Callable[[np.ndarray, np.ndarray], object]] = {
     "fd": metrics.fd,
     "kid": lambda real, fake: kid(real, fake, 2, 2, 0),
-    "precision_recall": lambda real, fake: metrics.precision_recall(real, fake, 1),
-    "coverage": lambda real, fake: metrics.coverage(real, fake, 1),
+    "manifold": lambda real, fake: metrics.manifold(real, fake, 1),
+    "c2st_auc": lambda real, fake: metrics.c2st_auc(real, fake, 0),
 }
 
 
@@ -199,12 +258,10 @@ def test_too_many_neighbours_or_too_large_subsets() -> None:
     """A ball would reach to a neighbour that does not exist, or images be drawn twice."""
     for few, many in ((REAL, FAKE[:5]), (FAKE[:5], REAL)):
         with pytest.raises(UserError, match=r"evaluate\.neighbours: 5 .* found 5"):
-            metrics.precision_recall(few, many, 5)
-        with pytest.raises(UserError, match=r"evaluate\.neighbours: 5 .* found 5"):
-            metrics.coverage(few, many, 5)
+            metrics.manifold(few, many, 5)
         with pytest.raises(UserError, match=r"evaluate\.kid_subset_size"):
             kid(few, many, 1, 6, 0)
-    assert metrics.precision_recall(REAL, FAKE[:5], 4)[0] > 0
+    assert metrics.manifold(REAL, FAKE[:5], 4)["precision"] > 0
 
 
 class Identity(torch.nn.Module):

@@ -1,0 +1,123 @@
+"""From features to all the numbers of metrics.json and `ganpipe score`: flat, `_sd` and `_floor` beside them.
+
+One set of generated images after the other is compared with the reference; a number is the mean over the sets
+and its `_sd` their standard deviation. Its `_floor` is the same comparison with held-out real images in the
+generated ones' place: what a perfect generator would score.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ganpipe import memorisation, metrics
+from ganpipe.errors import UserError
+from ganpipe.kid import kid
+from ganpipe.memorisation import LEAST_HELD_OUT, Neighbours
+from ganpipe.params import Evaluate
+
+Numbers = dict[str, float | None]
+Judged = dict[str, float | str | None]
+# What compares generated with training images one by one, without a `_floor` of the usual meaning.
+MEMORISATION = ("nn_ratio", "authenticity")
+
+
+@dataclass(frozen=True)
+class Features:
+    """Features of the images to compare, float32.
+
+    Attributes:
+        train: M×d, the training images to look for copies in; the first N of them are the reference.
+        fakes: sets of generated images, each N×d.
+        held_out: real images kept from training, at most N; any number, 0 too.
+    """
+
+    train: np.ndarray
+    fakes: Sequence[np.ndarray]
+    held_out: np.ndarray
+
+    @property
+    def n(self) -> int:
+        """Images in each set that is compared."""
+        return len(self.fakes[0])
+
+
+def names(extractor: str) -> tuple[str, str]:
+    """Return the names of KID and FD; the word FID is kept for the network that it is defined for."""
+    return f"kid_{extractor}", "fid" if extractor == "inception" else f"fd_{extractor}"
+
+
+def judged(features: Features, extractor: str, params: Evaluate) -> Judged:
+    """Compare sets of generated images with the training images.
+
+    Returns:
+        kid_… and fd_… (fid), with fd_…_ratio to its floor; precision, recall, density, coverage; c2st_auc;
+        diversity; nn_ratio, authenticity; each with _sd (null for one set) and _floor (null with fewer than N
+        held-out images); `memorisation`, a line that says what the latter two mean or lack. Six digits each.
+
+    Raises:
+        UserError: there are too few images, their features are not finite, or the real ones are all equal.
+    """
+    n = features.n
+    real = features.train[:n]
+    if (real == real[0]).all():
+        raise UserError(
+            f"metrics: all {n} real images are alike to {extractor}; nothing can be compared with them"
+        )
+    near = [memorisation.neighbours(fake, features.train) for fake in features.fakes]
+    held_out = features.held_out
+    beyond = memorisation.neighbours(held_out, features.train) if len(held_out) >= LEAST_HELD_OUT else None
+    sets = [
+        compared(real, fake, extractor, params) | copied(each, beyond)
+        for fake, each in zip(features.fakes, near, strict=True)
+    ]
+    floor: Numbers = compared(real, held_out, extractor, params) if len(held_out) == n else {}
+    if beyond is not None:
+        floor["authenticity"] = float(beyond.authentic.mean())
+    result: Numbers = {}
+    for name in sets[0]:
+        values = [value for each in sets if (value := each[name]) is not None]
+        result[name] = rounded(float(np.mean(values))) if values else None
+        result[f"{name}_sd"] = rounded(float(np.std(values, ddof=1))) if len(values) > 1 else None
+        if name != "nn_ratio":
+            result[f"{name}_floor"] = rounded(floor.get(name))
+        if name == names(extractor)[1]:
+            result |= _ratio(name, result)
+    ratio, authenticity, expected = (
+        result[key] for key in ("nn_ratio", "authenticity", "authenticity_floor")
+    )
+    assert authenticity is not None
+    return {**result, "memorisation": memorisation.verdict(ratio, authenticity, expected, len(held_out))}
+
+
+def compared(real: np.ndarray, fake: np.ndarray, extractor: str, params: Evaluate) -> Numbers:
+    """Compare one set of generated images N×d with the reference N×d."""
+    subset_size = min(len(real), params.kid_subset_size)
+    kid_name, fd_name = names(extractor)
+    return {
+        kid_name: kid(real, fake, params.kid_subsets, subset_size, params.seed)[0],
+        fd_name: metrics.fd(real, fake),
+        **metrics.manifold(real, fake, params.neighbours),
+        "c2st_auc": metrics.c2st_auc(real, fake, params.seed),
+        "diversity": metrics.spread(fake) / metrics.spread(real),
+    }
+
+
+def copied(near: Neighbours, beyond: Neighbours | None) -> Numbers:
+    """Say how near generated images are to training images, `beyond` being held-out images' neighbours."""
+    ratio = None if beyond is None else memorisation.nn_ratio(near, beyond)
+    return {"nn_ratio": ratio, "authenticity": float(near.authentic.mean())}
+
+
+def rounded(value: float | None) -> float | None:
+    """Keep six significant digits: all that float32 features carry, and stable in a diff."""
+    return None if value is None else float(f"{value:.6g}")
+
+
+def _ratio(name: str, result: Numbers) -> Numbers:
+    """Put a distance in terms of its floor, 1 being perfect."""
+    mean, sd, floor = (result[name + end] for end in ("", "_sd", "_floor"))
+    return {
+        f"{name}_ratio": rounded(mean / floor) if floor and mean is not None else None,
+        f"{name}_ratio_sd": rounded(sd / floor) if floor and sd is not None else None,
+    }
