@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import distributed, nn
-from torch.distributed.nn.functional import all_reduce  # type: ignore[attr-defined]
+from torch.distributed.nn.functional import all_reduce
 
 # A rank that is killed is noticed at once, by its connection; this is for one that hangs. Longer than any
 # work that rank 0 does alone while the others wait: a judgement of G, a checkpoint, a grid.
