@@ -92,8 +92,8 @@ def train(
 
     plan = stage.plan(values.model, values.train, ROOT)
     with tracking.recording(ROOT, "train", plan.folder):
-        cadence = log_seconds, checkpoint_seconds
-        stage.train(plan, ROOT, resolve(device), fresh, save_memory, *cadence, data_memory)
+        options = fresh, save_memory, log_seconds, checkpoint_seconds, data_memory
+        stage.train(plan, ROOT, resolve(device), *options)
 
 
 @app.command(rich_help_panel=STAGES)

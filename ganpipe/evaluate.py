@@ -86,9 +86,7 @@ def evaluate(params: Evaluate, root: Path, device: str) -> Metrics:
         ),
         "reference": data.digest[:8],
     }
-    compared = [
-        judgement.judged(Features(train, each, held_out[:0]), extractor.name, params) for each in several
-    ]
+    compared = [judgement.distances_over(train[:n], each, extractor.name, params) for each in several]
     folder, kid = root / "stages/evaluate", judgement.names(extractor.name)[0]
     with files.whole(folder / "metrics.json") as path:
         path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
@@ -160,7 +158,7 @@ def _real_fake(
 
 
 def _interval_rows(
-    intervals: list[tuple[float, str, np.ndarray]], compared: list[judgement.Judged], kid: str, n: int
+    intervals: list[tuple[float, str, np.ndarray]], compared: list[judgement.Numbers], kid: str, n: int
 ) -> Image.Image:
     """Show the first images of each interval in a row of their own, its numbers beside them."""
     if not intervals:

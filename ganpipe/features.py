@@ -5,7 +5,6 @@ A file is a sha256 in hexadecimal and then the .npy that it belongs to. It may b
 
 import hashlib
 import io
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -24,11 +23,11 @@ def cached(root: Path, key: tuple[str, ...], compute: Callable[[], np.ndarray]) 
     Of several processes one computes and the others wait. A damaged file is computed again.
 
     Args:
-        root: the checkout; DVC's main one counts also where a temporary copy of it runs.
+        root: the checkout that the command runs in.
         key: all that decides the result.
         compute: gives an array of numbers.
     """
-    folder = Path(os.environ.get("DVC_ROOT", root)).absolute() / ".ganpipe" / "features"
+    folder = files.main_checkout(root) / ".ganpipe" / "features"
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{hashlib.sha256(repr(key).encode()).hexdigest()[:16]}.features"
     with FileLock(path.with_suffix(".lock")):

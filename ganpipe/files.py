@@ -1,4 +1,4 @@
-"""Files that are whole or absent: write beside, sync, rename; and their sha256."""
+"""Files that are whole or absent: write beside, sync, rename; their sha256; and where work is kept."""
 
 import hashlib
 import os
@@ -43,3 +43,8 @@ def sha256(path: Path) -> str:
     """Return the sha256 of a file's bytes in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def main_checkout(root: Path) -> Path:
+    """Return the checkout that outlives a command: DVC runs queued ones in a copy, deleted afterwards."""
+    return Path(os.environ.get("DVC_ROOT") or root).resolve()

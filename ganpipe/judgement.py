@@ -76,9 +76,7 @@ def judged(features: Features, extractor: str, params: Evaluate) -> Judged:
         floor["authenticity"] = float(beyond.authentic.mean())
     result: Numbers = {}
     for name in sets[0]:
-        values = [value for each in sets if (value := each[name]) is not None]
-        result[name] = rounded(float(np.mean(values))) if values else None
-        result[f"{name}_sd"] = rounded(float(np.std(values, ddof=1))) if len(values) > 1 else None
+        result |= _over(sets, name)
         if name != "nn_ratio":
             result[f"{name}_floor"] = rounded(floor.get(name))
         if name == names(extractor)[1]:
@@ -90,14 +88,28 @@ def judged(features: Features, extractor: str, params: Evaluate) -> Judged:
     return {**result, "memorisation": memorisation.verdict(ratio, authenticity, expected, len(held_out))}
 
 
-def compared(real: np.ndarray, fake: np.ndarray, extractor: str, params: Evaluate) -> Numbers:
-    """Compare one set of generated images N×d with the reference N×d."""
+def distances_over(
+    real: np.ndarray, fakes: Sequence[np.ndarray], extractor: str, params: Evaluate
+) -> Numbers:
+    """Compare sets of generated images, each N×d, with the reference N×d in what costs little; with _sd."""
+    sets = [distances(real, fake, extractor, params) for fake in fakes]
+    return {key: value for name in sets[0] for key, value in _over(sets, name).items()}
+
+
+def distances(real: np.ndarray, fake: np.ndarray, extractor: str, params: Evaluate) -> Numbers:
+    """Compare one set of generated images N×d with the reference N×d by KID, FD and the sets' manifolds."""
     subset_size = min(len(real), params.kid_subset_size)
     kid_name, fd_name = names(extractor)
     return {
         kid_name: kid(real, fake, params.kid_subsets, subset_size, params.seed)[0],
         fd_name: metrics.fd(real, fake),
         **metrics.manifold(real, fake, params.neighbours),
+    }
+
+
+def compared(real: np.ndarray, fake: np.ndarray, extractor: str, params: Evaluate) -> Numbers:
+    """Compare one set of generated images N×d with the reference N×d in all numbers."""
+    return distances(real, fake, extractor, params) | {
         "c2st_auc": metrics.c2st_auc(real, fake, params.seed),
         "diversity": metrics.spread(fake) / metrics.spread(real),
     }
@@ -112,6 +124,15 @@ def copied(near: Neighbours, beyond: Neighbours | None) -> Numbers:
 def rounded(value: float | None) -> float | None:
     """Keep six significant digits: all that float32 features carry, and stable in a diff."""
     return None if value is None else float(f"{value:.6g}")
+
+
+def _over(sets: Sequence[Numbers], name: str) -> Numbers:
+    """Return a number's mean over the sets and its standard deviation, null for one set."""
+    values = [value for each in sets if (value := each[name]) is not None]
+    return {
+        name: rounded(float(np.mean(values))) if values else None,
+        f"{name}_sd": rounded(float(np.std(values, ddof=1))) if len(values) > 1 else None,
+    }
 
 
 def _ratio(name: str, result: Numbers) -> Numbers:

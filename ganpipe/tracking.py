@@ -102,7 +102,9 @@ def record(
         MlflowException: MLflow cannot be reached or refuses.
     """
     _settings()
-    return _mirror(_home(root), _identify(root, name), _folders(root, upto, train_folder), status).id
+    return _mirror(
+        files.main_checkout(root), _identify(root, name), _folders(root, upto, train_folder), status
+    ).id
 
 
 @contextmanager
@@ -171,7 +173,7 @@ def _follow(root: Path, stage: Stage, every: float, train_folder: Path | None) -
         try:
             # Once, at the start: hashing the data takes time, and code edited meanwhile is not what runs.
             experiment = experiment or _identify(root)
-            _mirror(_home(root), experiment, _so_far(root, stage, status, train_folder), status)
+            _mirror(files.main_checkout(root), experiment, _so_far(root, stage, status, train_folder), status)
             error, pause = None, every
         except Exception as problem:  # whatever it is: tell it at the end
             # A train that succeeds moves its files: the last update finds them in stages/.
@@ -376,11 +378,6 @@ def _settings() -> None:
         os.environ.setdefault(name, value)
     for logger in ("alembic", "urllib3.connectionpool"):
         logging.getLogger(logger).setLevel(logging.ERROR)
-
-
-def _home(root: Path) -> Path:
-    # In DVC's queued and temporary runs root is a copy, deleted afterwards; DVC_ROOT is the main checkout.
-    return Path(os.environ.get("DVC_ROOT") or root).resolve()
 
 
 def _address(home: Path) -> str:

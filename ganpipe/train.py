@@ -125,8 +125,8 @@ def train(
         if fresh:
             unfinished.remove(plan.folder)
             plan.folder.mkdir(parents=True)
-        cadence = log_seconds, checkpoint_seconds
-        _loop(plan, torch.device(device), save_memory, *cadence, data_memory_gb)
+        options = save_memory, log_seconds, checkpoint_seconds, data_memory_gb
+        _loop(plan, torch.device(device), *options)
         _publish(plan.folder, root / FOLDER)
         unfinished.remove(plan.folder)
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from ganpipe import files
 from ganpipe.errors import UserError
 
 
@@ -22,7 +23,7 @@ def folder_for(root: Path, identity: dict[str, Any]) -> Path:
         identity: plain values that decide the result: params, digests of data and code.
     """
     key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
-    return Path(os.environ.get("DVC_ROOT", root)).absolute() / ".ganpipe" / "unfinished" / key
+    return files.main_checkout(root) / ".ganpipe" / "unfinished" / key
 
 
 @contextmanager

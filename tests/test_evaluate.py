@@ -35,6 +35,20 @@ Checkout = Callable[..., Path]
 
 
 @pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many images each call of the extractor was given so far."""
+    calls: list[int] = []
+    extract = lite0.extract
+
+    def counted(extractor: Any, images: np.ndarray, *arguments: Any) -> np.ndarray:
+        calls.append(len(arguments[-1]))
+        return extract(extractor, images, *arguments)
+
+    monkeypatch.setattr(lite0, "extract", counted)
+    return calls
+
+
+@pytest.fixture
 def checkout(tmp_path: Path, write_packed: Callable[..., Path]) -> Checkout:
     """Return a function that makes a checkout with the files of the earlier stages."""
 
@@ -159,20 +173,10 @@ def test_a_rerun_writes_the_same_bytes_and_nothing_elsewhere(checkout: Checkout)
     assert all(first[path] == content for path, content in before.items())
 
 
-def test_an_interval_scores_what_its_images_score_as_samples(
-    checkout: Checkout, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interval_scores_what_its_images_score_as_samples(checkout: Checkout, seen: list[int]) -> None:
     """The rows of Marchesi's comparison would be judged otherwise than the samples, or in another order."""
     sets = [(0.5, IMAGES[:12]), (1.0, GENERATED[:12]), (0.25, np.zeros_like(GENERATED[:12]))]
     params = PARAMS.model_copy(update={"kid_subset_size": 5})
-    seen: list[int] = []
-    extract = lite0.extract
-
-    def counted(extractor: Any, images: np.ndarray, *arguments: Any) -> np.ndarray:
-        seen.append(len(arguments[-1]))
-        return extract(extractor, images, *arguments)
-
-    monkeypatch.setattr(lite0, "extract", counted)
     evaluate(params, checkout(IMAGES, 8, GENERATED[:12], sets), "cpu")
     assert seen == [16, 8, 12, 12, 12, 12], "training, held-out, generated, three intervals, each once"
     root = checkout(IMAGES, 8, GENERATED[:12])
@@ -293,16 +297,8 @@ def test_copies_are_found_among_all_training_images(checkout: Checkout) -> None:
     assert found["c2st_auc_floor"] == pytest.approx(0.5, abs=0.2)
 
 
-def test_real_features_are_kept(checkout: Checkout, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_real_features_are_kept(checkout: Checkout, seen: list[int]) -> None:
     """Every evaluation of the same data would see all its images again, or take those of other data."""
-    seen: list[int] = []
-    extract = lite0.extract
-
-    def counted(extractor: Any, images: np.ndarray, *arguments: Any) -> np.ndarray:
-        seen.append(len(arguments[-1]))
-        return extract(extractor, images, *arguments)
-
-    monkeypatch.setattr(lite0, "extract", counted)
     first = evaluate(PARAMS, checkout(IMAGES, 8, GENERATED[:12]), "cpu")
     assert seen == [16, 8, 12]
     assert evaluate(PARAMS, checkout(IMAGES, 8, GENERATED[:12]), "cpu") == first and seen[3:] == [12]

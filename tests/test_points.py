@@ -67,6 +67,14 @@ def test_cats_files() -> None:
         assert read_cat(opener(bad)) is None
 
 
+def test_a_cat_whose_eyes_are_swapped_is_not_turned_upside_down() -> None:
+    """Its head would train the networks standing on its ears."""
+    assert read_cat(opener(b"3 1 1 9 2 5 7")) == (1, 1, 9, 2, 5, 7)
+    assert read_cat(opener(b"3 9 2 1 1 5 7")) == (1, 1, 9, 2, 5, 7)
+    # Upside down in the picture, eyes in order: right as they are.
+    assert read_cat(opener(b"3 9 7 1 7 5 1")) == (9, 7, 1, 7, 5, 1)
+
+
 def test_each_source_finds_its_own(tmp_path: Path) -> None:
     """Points under names that no picture has are worth nothing."""
     for name in ("CAT_00/00000001_000.jpg", "CAT_00/00000001_001.jpg", "faces/000001.jpg", "own/a/b.png"):

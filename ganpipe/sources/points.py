@@ -47,11 +47,18 @@ def read_table(name: str, opener: Opener) -> Points:
 
 
 def read_cat(opener: Opener) -> tuple[float, ...] | None:
-    """Read a file of CAT: the number of points, then x and y of each. None: it is damaged."""
+    """Read a file of CAT: the number of points, then x and y of each. None: it is damaged.
+
+    Some files name the right eye first, which would turn the head upside down; the mouth, third, tells.
+    """
     with opener() as stream:
         words = stream.read(4096).decode("ascii", errors="replace").split()
     values = _numbers(words[1:])
-    return values if values is not None and words[0] == str(len(values) // 2) else None
+    if values is None or words[0] != str(len(values) // 2):
+        return None
+    (x1, y1, x2, y2), mouth = values[:4], values[4:6]
+    above = mouth and (x2 - x1) * (mouth[1] - y1) < (y2 - y1) * (mouth[0] - x1)
+    return (x2, y2, x1, y1, *values[4:]) if above else values
 
 
 def _numbers(cells: list[str]) -> tuple[float, ...] | None:

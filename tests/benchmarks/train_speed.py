@@ -337,8 +337,8 @@ def main(
     precision: Annotated[str, typer.Option(help="Ours: float32 or bfloat16.")] = "float32",
     jpeg_side: Annotated[int, typer.Option(help="Of the example's files; 0: as the training's.")] = 0,
     busy_processes: Annotated[int, typer.Option(help="Beside the measurement.")] = 0,
-    rounds: Annotated[int, typer.Option()] = 5,
-    seconds: Annotated[float, typer.Option(help="Of one measurement; there are four a round.")] = 4.0,
+    rounds: Annotated[int, typer.Option()] = 4,
+    seconds: Annotated[float, typer.Option(help="Of one measurement; there are four a round.")] = 3.0,
     with_overhead: Annotated[bool, typer.Option("--overhead", help="Measure that instead.")] = False,
     serve_example: Annotated[bool, typer.Option(hidden=True)] = False,
 ) -> None:
