@@ -115,6 +115,17 @@ class Train(Section):
     extra_update_every: Positive | None
     micro_batch_size: Positive | None
     snapshot_epochs: list[Positive]
+    eval_every_kimg: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None
+    keep: Literal["best", "last"]
+    on_nonfinite: Literal["stop", "rescue"]
+    on_collapse: Literal["warn", "stop", "rollback"]
+    precision: Literal["float32", "bfloat16"]
+
+    @model_validator(mode="after")
+    def _best_needs_judging(self) -> Self:
+        if self.keep == "best" and self.eval_every_kimg is None:
+            raise ValueError("keep: best needs eval_every_kimg, a number, to know which weights are the best")
+        return self
 
     @field_validator("batch_per_resolution")
     @classmethod

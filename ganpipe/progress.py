@@ -54,6 +54,10 @@ class Progress:
         elif time.monotonic() - self.printed >= self.every:
             self._line(note)
 
+    def say(self, text: str) -> None:
+        """Print a line of its own, above the bar where there is one."""
+        self.console.print(text, markup=False, soft_wrap=True)
+
     def _line(self, note: str) -> None:
         self.printed = time.monotonic()
         left = (self.total - self.done) / max(self.rate, 1e-9)

@@ -30,6 +30,7 @@ from ganpipe.errors import Interrupted, UserError
 
 if TYPE_CHECKING:
     import mlflow
+    import pandas as pd
     from mlflow.entities import Metric, Run
 
 Stage = Literal["train", "sample", "evaluate"]
@@ -38,13 +39,16 @@ Folders = Mapping[Stage, Path]  # where a stage's files are, for those stages th
 
 STAGES: tuple[Stage, ...] = ("train", "sample", "evaluate")
 MIRRORED: dict[Stage, tuple[str, ...]] = {
-    "train": ("model.json", "history.csv", "perf.csv", "grids"),
+    "train": ("model.json", "history.csv", "evals.csv", "events.csv", "perf.csv", "grids"),
     "sample": ("grid.png",),
     "evaluate": ("metrics.json", "real_fake.png"),
 }
-LOSSES = {column: f"train/{column}" for column in ("d_loss", "g_loss", "d_real", "d_fake")}
+NUMBERS = ("d_loss", "g_loss", "d_real", "d_fake", "d_grad_norm", "g_grad_norm")
+LOSSES = {column: f"train/{column}" for column in NUMBERS}
+JUDGED = {column: f"train/{column}" for column in ("kid_light", "spread")}
 SPEED = {"images_per_second": "perf/images_per_second"}
 PICTURES = {"grid.png": "samples/final", "real_fake.png": "samples/real_fake"}
+ENDING = ("ended", "interventions")  # of model.json, once the training has ended
 KEY, COMMIT, DIRTY = "ganpipe.key", "ganpipe.git_commit", "ganpipe.git_dirty"
 MAX_METRICS, MAX_PARAMS, MAX_PARAM_LENGTH = 1000, 100, 6000  # MLflow's, of one call and of one value
 LAST_FLUSH = 60.0  # seconds that the end of a stage waits for the mirror
@@ -434,7 +438,10 @@ def _mirror(home: Path, experiment: Experiment, folders: Folders, status: Status
         run.describe(experiment)
         if model:
             run.send_table(folders["train"] / "history.csv", LOSSES)
+            run.send_table(folders["train"] / "evals.csv", JUDGED)
             run.send_table(folders["train"] / "perf.csv", SPEED)
+            run.send_file(folders["train"] / "events.csv")
+            run.tell({f"ganpipe.{name}": str(model[name]) for name in ENDING if name in model})
             run.send_grids(folders["train"] / "grids", model["train_images"])
         if "evaluate" in folders:
             run.send_metrics(folders["evaluate"] / "metrics.json", model["nimg"])
@@ -474,7 +481,7 @@ class _Run:
 
     def describe(self, experiment: Experiment) -> None:
         """Send params and tags, and the resolved params as a file."""
-        from mlflow.entities import Param, RunTag
+        from mlflow.entities import Param
         from ruamel.yaml import YAML
 
         tags = experiment.tags
@@ -482,7 +489,6 @@ class _Run:
             tags = {name: value for name, value in tags.items() if name not in (COMMIT, DIRTY)}
         if COMMIT in tags:
             tags = tags | {"mlflow.source.git.commit": tags[COMMIT]}
-        new_tags = [RunTag(name, value) for name, value in tags.items() if self.data.tags.get(name) != value]
         texts = {
             name: value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
             for name, value in _flat(experiment).items()
@@ -490,30 +496,50 @@ class _Run:
         new = [Param(k, v[:MAX_PARAM_LENGTH]) for k, v in texts.items() if k not in self.data.params]
         for start in range(0, len(new), MAX_PARAMS):
             self.client.log_batch(self.id, params=new[start : start + MAX_PARAMS])
-        if new_tags:
-            self.client.log_batch(self.id, tags=new_tags)
+        self.tell(tags)
         if "params.yaml" not in self.files:
             text = io.StringIO()
             YAML().dump(experiment.values, text)
             self.client.log_text(self.id, text.getvalue(), "params.yaml")
 
+    def tell(self, tags: Mapping[str, str]) -> None:
+        """Send those tags that the run has not."""
+        from mlflow.entities import RunTag
+
+        new = [RunTag(name, value) for name, value in tags.items() if self.data.tags.get(name) != value]
+        if new:
+            self.client.log_batch(self.id, tags=new)
+
     def send_table(self, path: Path, names: Mapping[str, str]) -> None:
         """Send the later rows of a CSV file, which may be growing, in order and at step nimg.
+
+        Rows of an attempt after a rescue go to metrics of their own, "train/d_loss attempt 1": the curve that
+        was abandoned stays to be seen, and no metric has a step twice.
 
         Args:
             path: the file.
             names: column → metric.
         """
         import pandas as pd
-        from mlflow.entities import Metric
 
         text = path.read_bytes()
         text = text[: text.rfind(b"\n") + 1]  # the last line may be half written
         if not text:
             return
+        table = pd.read_csv(io.BytesIO(text))
+        if "attempt" not in table:
+            self._send_rows(table, names)
+            return
+        for attempt in sorted(set(table["attempt"].tolist())):
+            suffix = f" attempt {attempt}" if attempt else ""
+            rows = table[table["attempt"] == attempt]
+            self._send_rows(rows, {column: metric + suffix for column, metric in names.items()})
+
+    def _send_rows(self, table: "pd.DataFrame", names: Mapping[str, str]) -> None:
+        from mlflow.entities import Metric
+
         had = [self.steps.get(metric, -1) for metric in names.values()]
-        table = pd.read_csv(io.BytesIO(text))[["nimg", *names]]
-        table, now = table[table["nimg"] > min(had)], _now()
+        table, now = table.loc[table["nimg"] > min(had), ["nimg", *names]], _now()
         size = MAX_METRICS // len(names)
         for start in range(0, len(table), size):  # whole rows: an update that breaks off leaves no gap
             self._send(

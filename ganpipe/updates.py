@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import nn
+from torch.nn.utils import get_total_norm
 
 from ganpipe import losses
 
@@ -35,7 +36,8 @@ def update_d(
         part: images that pass through the networks at once.
 
     Returns:
-        float32 3, without gradient: D's loss, its mean probability of real for real and for generated images.
+        float32 4, without gradient: D's loss, its mean probability of real for real and for generated images,
+        and the norm of its gradients over all parameters.
     """
     real_label, fake_label = labels
     numbers = torch.zeros(3, device=real.device)
@@ -51,8 +53,9 @@ def update_d(
         with torch.no_grad():
             probabilities = real_logits.sigmoid().mean(), fake_logits.sigmoid().mean()
             numbers += share * torch.stack([loss_real + loss_fake, *probabilities])
+    norm = _gradient_norm(D)
     optimizer.step()
-    return numbers
+    return torch.cat([numbers, norm[None]])
 
 
 def update_g(
@@ -74,7 +77,7 @@ def update_g(
         part: images that pass through the networks at once.
 
     Returns:
-        G's loss, a float32 scalar without gradient.
+        float32 2, without gradient: G's loss, and the norm of its gradients over all parameters.
     """
     loss = torch.zeros((), device=z.device)
     D.requires_grad_(False)
@@ -84,9 +87,15 @@ def update_g(
         part_loss = losses.g_loss(D(G(z[i : i + part]) if fake is None else fake[i : i + part]))
         (share * part_loss).backward()
         loss += share * part_loss.detach()
+    norm = _gradient_norm(G)
     optimizer.step()
     D.requires_grad_(True)
-    return loss
+    return torch.stack([loss, norm])
+
+
+def _gradient_norm(network: nn.Module) -> torch.Tensor:
+    """Return the norm of all gradients as one vector, a float32 scalar; not finite where one is not."""
+    return get_total_norm(p.grad for p in network.parameters() if p.grad is not None)
 
 
 @torch.no_grad()

@@ -48,6 +48,9 @@ def small_params(default_params: params.Params) -> params.Params:
         train__real_label=1.0,
         train__snapshot_epochs=[1, 2],
         train__ema_halflife_kimg=0.05,
+        train__eval_every_kimg=None,
+        train__keep="last",
+        train__on_nonfinite="stop",
         sample__count=20,
     )
 

@@ -14,7 +14,11 @@ def test_cut_back_to_a_step(tmp_path: Path) -> None:
     with open(path, "a") as file:
         file.write("6,0.1")
     with Table(path, ("step", "loss"), step=3) as table:
-        assert table.last == [3, 1]
+        assert table.recent == [[3, 1]]
+        table.add(4, 0.123456789)
+        assert table.recent == [[4, 0.123457]]
+    with Table(path, ("step", "loss"), step=3, recent=2) as table:
+        assert table.recent == [[2, 0.666667], [3, 1]]
         table.add(4, 0.123456789)
     assert path.read_text() == "step,loss\n1,0.333333\n2,0.666667\n3,1\n4,0.123457\n"
 
@@ -22,7 +26,7 @@ def test_cut_back_to_a_step(tmp_path: Path) -> None:
 def test_rows_are_there_after_a_flush(tmp_path: Path) -> None:
     """Live views read the file while it grows."""
     with Table(tmp_path / "t.csv", ("step",)) as table:
-        assert table.last == []
+        assert table.recent == []
         table.add(1)
         table.flush()
         assert (tmp_path / "t.csv").read_text() == "step\n1\n"

@@ -30,7 +30,7 @@ from ganpipe.errors import Interrupted, UserError
 from ganpipe.params import Params
 
 BATCH_SIZE, TRAIN_IMAGES, STEPS = 16, 20, 600
-KEYS = ("train/d_loss", "train/g_loss", "train/d_real", "train/d_fake")
+KEYS = tuple(tracking.LOSSES.values())
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +66,7 @@ def checkout(tmp_path: Path, small_params: Params, write_packed: Callable[..., P
         (train / "grids").mkdir(parents=True)
         model = values.model.model_dump() | {"train": values.train.model_dump(), "batch_size": BATCH_SIZE}
         model |= {"train_images": TRAIN_IMAGES, "nimg": steps * BATCH_SIZE}
+        model |= {"ended": "finished", "interventions": 0}
         model["data_digest"] = packed.load(data).digest
         (train / "model.json").write_text(json.dumps(model))
         grow(train, steps)
@@ -83,11 +84,14 @@ def checkout(tmp_path: Path, small_params: Params, write_packed: Callable[..., P
 
 def grow(folder: Path, steps: int, tail: str = "") -> None:
     """Write the tables of the first `steps` steps; d_loss is the step's reciprocal."""
-    rows = [f"{i},{i * BATCH_SIZE},{i / 2},{1 / i:.6g},2.5,0.75,0.25\n" for i in range(1, steps + 1)]
-    header = "step,nimg,epoch,d_loss,g_loss,d_real,d_fake\n"
+    rows = [f"{i},{i * BATCH_SIZE},{i / 2},0,{1 / i:.6g},2.5,0.75,0.25,8,9\n" for i in range(1, steps + 1)]
+    header = "step,nimg,epoch,attempt,d_loss,g_loss,d_real,d_fake,d_grad_norm,g_grad_norm\n"
     (folder / "history.csv").write_text(header + "".join(rows) + tail)
     speeds = [f"{i},{i * BATCH_SIZE},{i / 10},{100 + i}\n" for i in range(10, steps + 1, 10)]
     (folder / "perf.csv").write_text("step,nimg,seconds,images_per_second\n" + "".join(speeds))
+    judged = [f"{i},{i * BATCH_SIZE},{1 / i:.6g},{i}.5,40.5\n" for i in range(100, steps + 1, 100)]
+    (folder / "evals.csv").write_text("step,nimg,kid_light,spread,real_spread\n" + "".join(judged))
+    (folder / "events.csv").write_text("step,attempt,what,action,back_to,text\n")
 
 
 def client_of(folder: Path) -> MlflowClient:
@@ -158,11 +162,16 @@ def test_run_is_complete(checkout: Callable[..., Path], client: MlflowClient, ho
         "train/g_loss": [2.5] * STEPS,
         "train/d_real": [0.75] * STEPS,
         "train/d_fake": [0.25] * STEPS,
+        "train/d_grad_norm": [8.0] * STEPS,
+        "train/g_grad_norm": [9.0] * STEPS,
     }.items():
         expected = [(i * BATCH_SIZE, value) for i, value in enumerate(values, 1)]
         assert points(client, run, key) == expected
     speeds = [(i * BATCH_SIZE, 100.0 + i) for i in range(10, STEPS + 1, 10)]
     assert points(client, run, "perf/images_per_second") == speeds
+    spreads = [(i * BATCH_SIZE, i + 0.5) for i in range(100, STEPS + 1, 100)]
+    assert points(client, run, "train/spread") == spreads
+    assert found.data.tags["ganpipe.ended"] == "finished"
     last = STEPS * BATCH_SIZE
     evals = {key: points(client, run, key) for key in found.data.metrics if key.startswith("eval/")}
     assert evals == {"eval/kid_lite0": [(last, 0.1 + 0.2)], "eval/n": [(last, 20.0)]}
@@ -175,7 +184,7 @@ def test_run_is_complete(checkout: Callable[..., Path], client: MlflowClient, ho
     assert found.info.run_name == f"repro-{found.data.tags['ganpipe.key'][:6]}"
     assert found.info.artifact_uri.startswith((home / "mlruns").as_uri())
     files = {file.path for file in client.list_artifacts(run)}
-    assert files == {"images", "params.yaml", "metrics.json", "grid.png", "real_fake.png"}
+    assert files == {"images", "params.yaml", "events.csv", "metrics.json", "grid.png", "real_fake.png"}
     stored = home / "mlruns/ganpipe" / run / "artifacts"
     assert YAML(typ="safe").load(stored / "params.yaml")["train"]["batch_size"] == BATCH_SIZE
     grid = next(path for path in (stored / "images").glob("*step+200+*.png"))
@@ -211,6 +220,26 @@ def test_growing_history_arrives_once(checkout: Callable[..., Path], client: Mlf
             BATCH_SIZE * i for i in range(1, steps + 1)
         ]
     assert client.get_run(run).info.status == "RUNNING"
+
+
+def test_rescued_attempts_stand_apart(checkout: Callable[..., Path], client: MlflowClient) -> None:
+    """A rescued run would pass for a plain one, or have two values at a step."""
+    root = checkout(seed=30, steps=5)
+    folder = root / "stages/train"
+    tracking.record(root, "train", folder, status="RUNNING")
+    lines = (folder / "history.csv").read_text().splitlines(keepends=True)
+    again = [f"{i},{i * BATCH_SIZE},{i / 2},1,0.5,2.5,0.75,0.25,8,9\n" for i in (4, 5, 6)]
+    (folder / "history.csv").write_text("".join(lines[:4] + again))
+    (folder / "events.csv").write_text("step,attempt,what,action,back_to,text\n6,0,diverged,rescue,3,nan\n")
+    model = json.loads((folder / "model.json").read_text()) | {"interventions": 1}
+    (folder / "model.json").write_text(json.dumps(model))
+    run = tracking.record(root, "train")
+    tracking.record(root, "train")
+    assert [step for step, _ in points(client, run, "train/d_loss")] == [BATCH_SIZE * i for i in range(1, 6)]
+    rescued = points(client, run, "train/d_loss attempt 1")
+    assert rescued == [(BATCH_SIZE * i, 0.5) for i in (4, 5, 6)]
+    assert client.get_run(run).data.tags["ganpipe.interventions"] == "1"
+    assert "events.csv" in {file.path for file in client.list_artifacts(run)}
 
 
 def test_partly_sent_run_is_completed(checkout: Callable[..., Path], client: MlflowClient) -> None:
@@ -443,7 +472,13 @@ stages:
     cmd: exit 1
     deps: [ganpipe/train.py, stages/preprocess/images.npy]
     params: [model, train]
-    outs: [stages/train/model.json, stages/train/history.csv, stages/train/perf.csv, stages/train/grids]
+    outs:
+      - stages/train/model.json
+      - stages/train/history.csv
+      - stages/train/evals.csv
+      - stages/train/events.csv
+      - stages/train/perf.csv
+      - stages/train/grids
   sample:
     cmd: exit 1
     deps: [ganpipe/sample.py, stages/train/model.json]

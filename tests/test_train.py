@@ -1,6 +1,9 @@
 """The training: against an independent writing of the DCGAN step, and after interruptions."""
 
+import io
+import itertools
 import json
+import math
 import multiprocessing
 import os
 import signal
@@ -15,12 +18,12 @@ import torch
 from conftest import digits, updated
 from torch import nn
 
-from ganpipe import checkpoint, files, losses, rng, train
-from ganpipe.errors import Interrupted, UserError
+from ganpipe import checkpoint, files, health, interventions, losses, rng, snapshot, train
+from ganpipe.errors import Interrupted
 from ganpipe.params import Params
 
 # What a rerun must repeat byte for byte; perf.csv holds times.
-EXACT = ("generator.safetensors", "model.json", "history.csv", "grids", "snapshots")
+EXACT = tuple(name for name in train.OUTPUTS if name != "perf.csv")
 
 
 def result(root: Path) -> dict[str, bytes]:
@@ -128,16 +131,23 @@ def test_outputs_are_complete(undisturbed: dict[str, bytes], small_params: Param
         "generator.safetensors",
         "model.json",
         "history.csv",
+        "evals.csv",
+        "events.csv",
         *(f"grids/{epoch}.png" for epoch in (1, 2, 3)),
         *(f"snapshots/{epoch}.safetensors" for epoch in (1, 2, 3)),
     }
     lines = undisturbed["stages/train/history.csv"].decode().splitlines()
     # 55 training images, three epochs, 16 a step: 165 images need 11 steps.
-    assert len(lines) == 12 and lines[-1].startswith("11,176,3.2,")
+    assert len(lines) == 12 and lines[-1].startswith("11,176,3.2,0,")
     description = json.loads(undisturbed["stages/train/model.json"])
-    assert (
-        description["steps"] == 11 and description["train_images"] == 55 and description["weights"] == "ema"
-    )
+    told = {
+        "steps": 11,
+        "train_images": 55,
+        "weights": "last, averaged",
+        "ended": "finished",
+        "kept_step": 11,
+    }
+    assert description | told == description and description["interventions"] == 0
     assert (
         undisturbed["stages/train/generator.safetensors"]
         == undisturbed["stages/train/snapshots/3.safetensors"]
@@ -174,6 +184,10 @@ def die(root: Path, params: Params, where: str, count: int) -> None:
         files.os.replace = fatal(files.os.replace, after=False)
     elif where == "after checkpoint":
         checkpoint.save = fatal(checkpoint.save, after=True)
+    elif where == "event":
+        interventions.write = fatal(interventions.write, after=True)
+    elif where == "best":
+        snapshot.save = fatal(snapshot.save, after=True)
     elif where == "publish":
         train.shutil.copyfile = fatal(train.shutil.copyfile, after=False)
     run(root, params)
@@ -277,32 +291,194 @@ def test_every_epoch_sees_every_image_once(root: Path, small_params: Params, bat
 def test_flip_mirrors_about_half(root: Path, small_params: Params) -> None:
     """All or none mirrored would not be the augmentation that the param names."""
     plan = train.plan(small_params.model, updated(small_params, train__flip=True).train, root)
-    several = [train._mirrored(plan, "flip", step) for step in range(1, 21)]
+    several = [train._mirrored(plan, 0, "flip", step) for step in range(1, 21)]
     drawn = torch.cat([each for each in several if each is not None])
     assert len(drawn) == 20 * 16 and 120 < drawn.sum() < 200
-    again, other = train._mirrored(plan, "flip", 3), train._mirrored(plan, "flip", 4)
+    again, other = train._mirrored(plan, 0, "flip", 3), train._mirrored(plan, 0, "flip", 4)
     assert several[2] is not None and again is not None and other is not None
     assert torch.equal(several[2], again) and not torch.equal(again, other)
-    assert train._mirrored(train.plan(small_params.model, small_params.train, root), "flip", 3) is None
+    assert train._mirrored(train.plan(small_params.model, small_params.train, root), 0, "flip", 3) is None
 
 
-def test_divergence_is_said_and_never_saved(
+def poison(monkeypatch: pytest.MonkeyPatch, params: Params, steps: dict[int, int]) -> None:
+    """Make the D of an attempt meet pictures that are not finite at a step of it: attempt → step."""
+    original, B = train.update_d, params.train.batch_size_for(16)
+    bad = [
+        rng.draw_z(params.model, B, rng.generator(train.seed_of(params.train, attempt), "z", step))
+        for attempt, step in steps.items()
+    ]
+
+    def update_d(G: Any, D: Any, optimizer: Any, real: torch.Tensor, z: torch.Tensor, *rest: Any) -> Any:
+        if any(torch.equal(z, each) for each in bad):
+            real = real * float("nan")
+        return original(G, D, optimizer, real, z, *rest)
+
+    monkeypatch.setattr(train, "update_d", update_d)
+
+
+def events_of(root: Path) -> list[tuple[Any, ...]]:
+    """Return what stands in events.csv but for the words: step, attempt, what, action, back_to."""
+    return list(
+        pd.read_csv(root / "stages/train/events.csv").drop(columns="text").itertuples(index=False, name=None)
+    )
+
+
+@pytest.mark.parametrize(
+    "cadence", [{}, {"checkpoint_seconds": 1e9, "log_seconds": 1e9}, {"log_seconds": 0.0}]
+)
+def test_a_diverged_training_is_a_result(
+    root: Path,
+    small_params: Params,
+    undisturbed: dict[str, bytes],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    cadence: dict[str, float],
+) -> None:
+    """A grid would lose its cell, or NaN would be saved, or the end would depend on when losses are read."""
+    poison(monkeypatch, small_params, {0: 6})
+    run(root, small_params, **cadence)
+    assert events_of(root) == [(6, 0, "diverged", "stop", 5)]
+    assert "train: diverged at step 6: not finite: d_loss nan" in capsys.readouterr().err
+    ours = result(root)
+    history, whole = (each["stages/train/history.csv"].splitlines() for each in (ours, undisturbed))
+    assert history == whole[:6]
+    described = json.loads(ours["stages/train/model.json"])
+    assert described["ended"] == "diverged" and described["steps"] == 5 and described["kept_step"] == 5
+    assert (root / "stages/train/snapshots/2.safetensors").exists()
+    G = train.snapshot.load(root / "stages/train/generator.safetensors", small_params.model, 16, 1)
+    assert all(tensor.isfinite().all() for tensor in G.state_dict().values())
+
+
+def test_divergence_at_the_first_step(
     root: Path, small_params: Params, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A checkpoint with NaN in it would make every later resume useless."""
-    calls = []
-    original = losses.d_loss_fake
+    """The stages after it would stumble over a training of no step."""
+    poison(monkeypatch, small_params, {0: 1})
+    run(root, small_params)
+    assert len((root / "stages/train/history.csv").read_text().splitlines()) == 1
+    assert [path.name for path in (root / "stages/train/grids").iterdir()] == ["1.png"]
 
-    def poison(*args: Any) -> torch.Tensor:
-        calls.append(1)
-        return original(*args) * (float("nan") if len(calls) == 6 else 1)
 
-    monkeypatch.setattr(losses, "d_loss_fake", poison)
-    with pytest.raises(UserError, match=r"diverged, the losses at step 6 .* lower train\.dlr \(0\.0002\)"):
-        run(root, small_params)
-    found = checkpoint.load(train.plan(small_params.model, small_params.train, root).folder)
-    assert found is not None and found[0] == 5
-    assert all(torch.isfinite(tensor).all() for tensor in found[1].values())
+@pytest.fixture
+def rescued(small_params: Params) -> Params:
+    """A training of 21 steps, judged at 4, 7, 10 …, that keeps the best and goes back where it diverges."""
+    changes = {"epochs": 6, "eval_every_kimg": 0.05, "keep": "best", "on_nonfinite": "rescue"}
+    return updated(small_params, **{f"train__{key}": value for key, value in changes.items()})
+
+
+class QuickProbe:
+    """Judges by the weights alone, so that the best is somewhere in the middle."""
+
+    real_spread = 1.0
+
+    def __init__(self, *args: Any) -> None: ...
+
+    def __call__(self, G: nn.Module) -> tuple[float, float]:
+        """Return what stands for the KID, and a spread as that of real images."""
+        total = float(sum(parameter.double().sum() for parameter in G.parameters()))
+        return math.sin(1e4 * total), self.real_spread
+
+
+def test_a_rescue_goes_back_to_a_healthy_state(
+    root: Path, rescued: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would go on from what diverges already, with the same rates and draws, or hide that it was one."""
+    monkeypatch.setattr(health, "WINDOW", 5)
+    monkeypatch.setattr(health, "from_history", lambda window: [])
+    monkeypatch.setattr(train, "Probe", QuickProbe)
+    rates = []
+    original = torch.optim.Adam
+
+    def adam(parameters: Any, rate: float, *rest: Any, **words: Any) -> torch.optim.Adam:
+        rates.append(rate)
+        return original(parameters, rate, *rest, **words)
+
+    monkeypatch.setattr(torch.optim, "Adam", adam)
+    # The second comes too early for a healthy state of its own attempt.
+    poison(monkeypatch, rescued, {0: 16, 1: 11, 2: 20, 3: 19})
+    run(root, rescued)
+    diverged = [event for event in events_of(root) if event[2] == "diverged"]
+    assert diverged == [
+        (16, 0, "diverged", "rescue", 10),
+        (11, 1, "diverged", "rescue", 10),
+        (20, 2, "diverged", "rescue", 13),
+        (19, 3, "diverged", "stop", 18),
+    ]
+    assert rates == [2e-4] * 2 + [1e-4] * 2 + [5e-5] * 2 + [2.5e-5] * 4
+    history = pd.read_csv(root / "stages/train/history.csv")
+    assert history.step.tolist() == list(range(1, 19))
+    assert history.attempt.tolist() == [0] * 10 + [2] * 3 + [3] * 5
+    described = json.loads((root / "stages/train/model.json").read_text())
+    assert described["ended"] == "diverged" and described["interventions"] == 3
+
+
+def test_a_rescued_training_resumes_exactly(
+    root: Path, rescued: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kill after a rescue would give another model than no kill."""
+    monkeypatch.setattr(health, "WINDOW", 5)
+    monkeypatch.setattr(train, "Probe", QuickProbe)
+    poison(monkeypatch, rescued, {0: 16})
+    run(root, rescued)
+    whole = result(root)
+    for where, count in [("after checkpoint", 12), ("step", 17), ("step", 19), ("event", 3), ("best", 2)]:
+        child = multiprocessing.get_context("fork").Process(target=die, args=(root, rescued, where, count))
+        child.start()
+        child.join(60)
+        assert child.exitcode == -signal.SIGKILL, where
+        run(root, rescued)
+        assert result(root) == whole, where
+
+
+def test_the_best_weights_are_kept(root: Path, rescued: Params, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The generator would be another than the one that was judged best."""
+    kids = iter([5.0, 3.0, 1.0, 2.0, 1.0, 4.0, 4.0, 4.0])
+    judged: dict[float, dict[str, torch.Tensor]] = {}
+
+    def judge(self: Any, G: nn.Module) -> tuple[float, float]:
+        kid = next(kids)
+        judged.setdefault(kid, {name: tensor.clone() for name, tensor in G.state_dict().items()})
+        return kid, 30.0
+
+    monkeypatch.setattr(train.Probe, "__call__", judge)
+    plan = run(root, rescued)
+    evals = pd.read_csv(root / "stages/train/evals.csv")
+    assert evals.step.tolist() == sorted(plan.eval_steps) == [4, 7, 10, 13, 16, 19, 21]
+    assert json.loads((root / "stages/train/model.json").read_text())["kept_step"] == 10
+    kept = train.snapshot.load(root / "stages/train/generator.safetensors", rescued.model, 16, 1)
+    assert all(torch.equal(tensor, judged[1.0][name]) for name, tensor in kept.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("action", "expected"),
+    [
+        ("warn", [(7, 0, "collapsed", "warn", 7)]),
+        ("stop", [(7, 0, "collapsed", "stop", 7)]),
+        ("rollback", [(7, 0, "collapsed", "rollback", 0), (7, 1, "collapsed", "rollback", 0)]
+                     + [(7, 2, "collapsed", "rollback", 0), (7, 3, "collapsed", "stop", 7)]),
+    ],
+)  # fmt: skip
+def test_a_collapse_is_met_as_asked(
+    root: Path, rescued: Params, monkeypatch: pytest.MonkeyPatch, action: str, expected: list[Any]
+) -> None:
+    """A night would go on for nothing, or a good run would be thrown away where a warning was asked for."""
+    spreads = itertools.cycle([30.0, 1.0])
+    monkeypatch.setattr(train.Probe, "__call__", lambda self, G: (5.0, next(spreads)))
+    monkeypatch.setattr(health, "from_history", lambda window: [])
+    run(root, updated(rescued, train__on_collapse=action))
+    assert events_of(root) == expected
+    ended = json.loads((root / "stages/train/model.json").read_text())["ended"]
+    assert ended == ("finished" if action == "warn" else "collapsed")
+
+
+def test_bfloat16_is_its_own_training(
+    root: Path, small_params: Params, undisturbed: dict[str, bytes]
+) -> None:
+    """A precision that changed nothing would not be one; one that changed much would not train."""
+    run(root, updated(small_params, train__precision="bfloat16"))
+    ours = pd.read_csv(root / "stages/train/history.csv")
+    theirs = pd.read_csv(io.BytesIO(undisturbed["stages/train/history.csv"]))
+    assert (ours.d_loss - theirs.d_loss).abs().max() < 0.03 and not ours.equals(theirs)
 
 
 def test_extra_updates_alternate(root: Path, small_params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
