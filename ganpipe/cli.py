@@ -3,6 +3,7 @@
 import errno
 import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -81,17 +82,23 @@ def train(
             help="Most GB of images to keep on a GPU; a quarter of what is free there if not given.",
         ),
     ] = None,
+    devices: Annotated[
+        int, typer.Option(envvar="GANPIPE_DEVICES", min=1, help="Processes that share each batch: GPUs.")
+    ] = 1,
 ) -> None:
     """Train the GAN, or go on where an interrupted run of the same training stopped."""
-    from ganpipe import params
+    from ganpipe import launch, params
 
     values = params.load()  # before torch, so that a mistyped value is told at once
-    from ganpipe import tracking
+    if devices > 1 and not launch.is_rank():
+        raise typer.Exit(launch.launch(devices, sys.argv[1:]))
+    launch.follow_launcher()
+    from ganpipe import schedule, tracking
     from ganpipe import train as stage
     from ganpipe.device import resolve
 
-    plan = stage.plan(values.model, values.train, ROOT)
-    with tracking.recording(ROOT, "train", plan.folder):
+    plan = schedule.plan(values.model, values.train, ROOT)
+    with tracking.recording(ROOT, "train", plan.folder) if launch.is_first() else nullcontext():
         options = fresh, save_memory, log_seconds, checkpoint_seconds, data_memory
         stage.train(plan, ROOT, resolve(device), *options)
 

@@ -120,6 +120,7 @@ class Train(Section):
     on_nonfinite: Literal["stop", "rescue"]
     on_collapse: Literal["warn", "stop", "rollback"]
     precision: Literal["float32", "bfloat16"]
+    sync_batch_norm: bool
 
     @model_validator(mode="after")
     def _best_needs_judging(self) -> Self:
