@@ -134,6 +134,20 @@ def sync() -> None:
 
 
 @app.command(rich_help_panel=PEOPLE)
+def sources() -> None:
+    """List where pictures can come from: licence, size, and what is there already."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from ganpipe import sources
+
+    table = Table("source", "pictures", "size", "licence", "here", caption=f"cache: {sources.cache()}")
+    for row in sources.rows():
+        table.add_row(*row)
+    Console().print(table)
+
+
+@app.command(rich_help_panel=PEOPLE)
 def recipe(
     name: Annotated[str | None, typer.Argument(help="A recipe; none: list them.")] = None,
 ) -> None:

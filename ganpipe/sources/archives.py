@@ -13,7 +13,7 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from itertools import islice
 from pathlib import Path, PurePosixPath
@@ -45,24 +45,30 @@ DAMAGE = (
 )
 
 Opener = Callable[[], AbstractContextManager[IO[bytes]]]
-Listing = AbstractContextManager[list[tuple[str, Opener]]]
 
 
-def listing(path: Path) -> Listing:
-    """List the visible files below a folder, or in a zip or tar, at any depth, while the context is open.
+@contextmanager
+def listing(*places: Path) -> Iterator[list[tuple[str, Opener]]]:
+    """List the visible files below folders, or in zips or tars, at any depth, while the context is open.
 
-    Names are clean and unique, and come with how to open each file for reading. Links to files are followed
-    wherever they point, because `dvc add` and people who pick a subset make such links; links to folders are
-    not. Of an archive only regular files are read, and none is unpacked to a path.
+    Names are clean and unique in each place, and come with how to open each for reading. Links to files are
+    followed wherever they point, because `dvc add` and people who pick a subset make such links; links to
+    folders are not. Of an archive only regular files are read, and none is unpacked to a path.
 
     Raises:
-        UserError: the path cannot be read; also from an opener.
+        UserError: a place cannot be read; also from an opener.
     """
-    if path.is_dir():
-        return _folder(path)
-    if zipfile.is_zipfile(path):
-        return _zip(path)
-    return _tar(path)
+    with ExitStack() as stack:
+        found = []
+        for path in places:
+            if path.is_dir():
+                kind = _folder
+            elif path.is_file():
+                kind = _zip if zipfile.is_zipfile(path) else _tar
+            else:  # opening a pipe would wait for ever
+                raise UserError(f"fetch.path: {path} is neither a folder nor a file")
+            found += stack.enter_context(kind(path))
+        yield found
 
 
 @contextmanager
@@ -76,7 +82,7 @@ def _folder(path: Path) -> Iterator[list[tuple[str, Opener]]]:
             if file.is_file():
                 # A file's name need not be text; what is not shows as a replacement character.
                 name = os.fsencode(file.relative_to(path)).decode(errors="replace")
-                found.append((name, partial(_open_file, file)))
+                found.append((name, partial(open_file, file)))
             else:
                 skipped += 1
     # Sorted before names are made unique, so that nothing depends on the folder's order.
@@ -155,7 +161,7 @@ def _member(path: Path, open_it: Callable[[], IO[bytes]]) -> Iterator[IO[bytes]]
 
 
 @contextmanager
-def one_line(path: Path) -> Iterator[None]:
+def one_line(place: object) -> Iterator[None]:
     """Turn what a damaged archive raises into a UserError."""
     try:
         yield
@@ -163,12 +169,13 @@ def one_line(path: Path) -> Iterator[None]:
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             raise
         raise UserError(
-            f"fetch.path: {path} is no folder, zip or tar that can be read, or is damaged "
+            f"fetch.path: {place} is no folder, zip or tar that can be read, or is damaged "
             f"({type(error).__name__}: {error}); fetch it anew or name a folder of pictures"
         ) from None
 
 
-def _open_file(path: Path) -> IO[bytes]:
+def open_file(path: Path) -> IO[bytes]:
+    """Open a file on disk; a UserError names one that cannot be read."""
     try:
         return open(path, "rb")
     except OSError as error:
