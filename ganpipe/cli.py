@@ -27,14 +27,18 @@ Device = Annotated[
 
 
 @app.command(rich_help_panel=STAGES)
-def fetch() -> None:
+def fetch(
+    offline: Annotated[
+        bool, typer.Option("--offline", envvar="GANPIPE_OFFLINE", help="Use only what was downloaded before.")
+    ] = False,
+) -> None:
     """Read the source's pictures into one archive, stages/fetch/images.zip, with a manifest."""
     from ganpipe import params
 
     values = params.load()
     from ganpipe.fetch import fetch
 
-    fetch(values.fetch, ROOT)
+    fetch(values.fetch, ROOT, offline)
 
 
 @app.command(rich_help_panel=STAGES)

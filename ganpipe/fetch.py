@@ -29,7 +29,7 @@ BLOCK = 1 << 20
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
-def fetch(params: Fetch, root: Path) -> None:
+def fetch(params: Fetch, root: Path, offline: bool = False) -> None:
     """Copy every file of the source into one archive and describe each.
 
     Writes stages/fetch/images.zip (not compressed, sorted by name, without times), manifest.csv (name,
@@ -40,12 +40,13 @@ def fetch(params: Fetch, root: Path) -> None:
     Args:
         params: the source and where it is.
         root: the checkout.
+        offline: whether the network must be left alone.
 
     Raises:
         UserError: the path does not fit the source, is missing, damaged or empty; a set cannot be downloaded.
     """
     source = SOURCES[params.source]
-    places = _places(params, source, root)
+    places = _places(params, source, root, offline)
     read = [_described(place, params.sha256) for place in places if place.is_file()]
     out = root / "stages" / "fetch"
     with source.layout(places) as contents:
@@ -124,7 +125,7 @@ def _header(stream: IO[bytes]) -> tuple[int | None, int | None, str]:
     return image.width, image.height, image.mode
 
 
-def _places(params: Fetch, source: Source, root: Path) -> tuple[Path, ...]:
+def _places(params: Fetch, source: Source, root: Path, offline: bool) -> tuple[Path, ...]:
     """Return the folders and files to read, downloaded where need be; none: a package has the pictures."""
     local = params.path != PLACEHOLDER
     if local and (source.package or source.name == "url"):
@@ -144,11 +145,11 @@ def _places(params: Fetch, source: Source, root: Path) -> tuple[Path, ...]:
         remedy = (
             "check fetch.url, or get the file by hand and set fetch.source=archive, fetch.path=<its path>"
         )
-        return tuple(cached(source.name, [remote], remedy))
+        return tuple(cached(source.name, [remote], remedy, offline))
     names = " and ".join(remote.name for remote in source.remotes)
     place = names if len(source.remotes) == 1 else "a folder that holds what is in both"
     remedy = f"get {names} by hand from {source.page} and set fetch.path=<path of {place}>"
-    return tuple(cached(source.name, source.remotes, remedy))
+    return tuple(cached(source.name, source.remotes, remedy, offline))
 
 
 def _described(archive: Path, sha256: str | None) -> dict[str, object]:

@@ -1,20 +1,16 @@
-"""Files from the web: downloaded once into a cache that all checkouts share, and checked."""
+"""Files from the web: downloaded once into a cache that all checkouts share, and checked by their sha256."""
 
-import errno
 import os
 import sys
-import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from ganpipe import files
 from ganpipe.errors import UserError
-
-# What the user's own disk answers; everything else that goes wrong in a download is the other side's.
-LOCAL_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
 
 
 @dataclass(frozen=True)
@@ -34,7 +30,7 @@ class Remote:
     addresses: tuple[str, ...]
 
 
-def cached(source: str, remotes: Iterable[Remote], remedy: str) -> list[Path]:
+def cached(source: str, remotes: Sequence[Remote], remedy: str, offline: bool) -> list[Path]:
     """Return the files in the cache after downloading those that it lacks.
 
     A file there whose sha256 is right is not downloaded again, whoever put it there; half a one is. One whose
@@ -44,19 +40,44 @@ def cached(source: str, remotes: Iterable[Remote], remedy: str) -> list[Path]:
         source: as in fetch.source; names the folder in the cache.
         remotes: all that the set needs.
         remedy: what people can do where a file cannot be had.
+        offline: whether the network must be left alone.
 
     Raises:
         UserError: a file cannot be had.
     """
     folder = cache() / source
-    if all(_is_whole(folder / remote.name, remote.sha256) for remote in remotes):
-        return [folder / remote.name for remote in remotes]  # which may be read-only
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / ".lock"):  # experiments that run side by side want the same file
-        for remote in remotes:
-            if not _is_whole(folder / remote.name, remote.sha256):
+
+    def missing() -> list[Remote]:
+        return [remote for remote in remotes if not _is_whole(folder / remote.name, remote.sha256)]
+
+    if lacks := missing():  # else the folder may be read-only
+        names = " and ".join(remote.name for remote in lacks)
+        if offline:
+            raise UserError(
+                f"fetch.source={source}: GANPIPE_OFFLINE is set, and {folder} lacks {names}; "
+                f"unset it, or {remedy}"
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        with _alone(folder):  # experiments that run side by side want the same file
+            for remote in missing():
                 _download(source, remote, folder, remedy)
     return [folder / remote.name for remote in remotes]
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        print(f"fetch: waiting for another process that downloads to {folder}", file=sys.stderr)
+        lock.acquire()
+    try:
+        for left in folder.glob("tmp????????"):  # pooch's, after a kill
+            left.unlink()
+        yield
+    finally:
+        lock.release()
 
 
 def cache() -> Path:
@@ -90,20 +111,31 @@ def _is_whole(path: Path, sha256: str | None) -> bool:
 
 
 def _download(source: str, remote: Remote, folder: Path, remedy: str) -> None:
-    """Try the addresses in turn."""
-    import pooch  # its parts take a while to import
+    """Try the addresses in turn; once more from the start where glued parts make another file."""
+    # Imported here because they take a while, and mostly there is nothing to download.
+    import pooch
+    from requests import RequestException
+    from urllib3.exceptions import HTTPError
+
+    from ganpipe.sources.resume import LostError, RefusedError, Resumable, reason
 
     pooch.get_logger().setLevel("WARNING")
-    print(f"fetch: {source}: downloading {remote.name} to {folder}", file=sys.stderr)
+    size = f" ({human(remote.size)})" if remote.size else ""
+    print(f"fetch: {source}: downloading {remote.name}{size} to {folder}", file=sys.stderr)
+    part = folder / f"{remote.name}.part"
+    getter = Resumable(part, f"fetch {source}", remote.size, checked=remote.sha256 is not None)
     failures = []
     for address in remote.addresses:
-        try:
-            pooch.retrieve(address, remote.sha256, fname=remote.name, path=folder)
-            return
-        except Exception as error:  # requests, urllib3 and pooch raise many kinds
-            if isinstance(error, OSError) and error.errno in LOCAL_ERRORS:
-                raise
-            failures.append(f"{address} ({textwrap.shorten(str(error), 200) or type(error).__name__})")
-    raise UserError(
-        f"fetch.source={source}: {remote.name} cannot be downloaded from {' or '.join(failures)}; {remedy}"
-    )
+        for _ in range(2):
+            try:
+                pooch.retrieve(address, remote.sha256, remote.name, folder, downloader=getter)
+                return
+            except (RequestException, HTTPError, LostError, RefusedError) as error:
+                failures.append(f"{address} ({reason(error)})")
+                break
+            except ValueError:
+                failures.append(f"{address} (its bytes are not those with the sha256 {remote.sha256})")
+                if not getter.glued:
+                    break
+    tried = " or ".join(dict.fromkeys(failures))
+    raise UserError(f"fetch.source={source}: {remote.name} cannot be downloaded from {tried}; {remedy}")
