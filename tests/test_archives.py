@@ -92,6 +92,13 @@ def test_equal_names_all_stay(tmp_path: Path) -> None:
     assert listed(path) == {"a.png": b"1", "x/a.png": b"2", "a-2.png": b"3", "a-3.png": b"4"}
 
 
+def test_many_equal_names_take_no_time() -> None:
+    """A small archive of a million equal names would take a day to list."""
+    named = archives._named([("a.png", make_folder)] * 50_000)  # type: ignore[list-item]
+    assert [name for name, _ in named[:3]] == ["a.png", "a-2.png", "a-3.png"]
+    assert len({name for name, _ in named}) == 50_000
+
+
 def test_links_and_devices_in_archives_are_not_read(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -83,6 +83,22 @@ def test_the_archive_and_the_manifest_are_the_source(tmp_path: Path) -> None:
     assert facts["notes.txt"] == facts["empty.jpg"] == ("", "", "")
 
 
+def test_a_large_file_is_whole(tmp_path: Path) -> None:
+    """Files are read in blocks; one could be lost, or the header of a TIFF be missed at the file's end."""
+    (tmp_path / "pictures").mkdir()
+    noise = np.random.default_rng(0).integers(0, 256, (700, 600, 3), np.uint8)
+    for name in ("a.tif", "b.bmp"):
+        Image.fromarray(noise).save(tmp_path / "pictures" / name)
+    fetch(where("folder", tmp_path / "pictures"), tmp_path)
+    with zipfile.ZipFile(tmp_path / "stages/fetch/images.zip") as archive:
+        for name, digest in zip(archive.namelist(), manifest(tmp_path)["sha256"], strict=True):
+            data = (tmp_path / "pictures" / name).read_bytes()
+            assert archive.read(name) == data and hashlib.sha256(data).hexdigest() == digest
+    assert set(zip(*(manifest(tmp_path)[key] for key in ("width", "height", "mode")), strict=True)) == {
+        ("600", "700", "RGB")
+    }
+
+
 def test_the_same_files_give_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """DVC would run every later stage again, and a run on another machine could not be compared."""
     found = []

@@ -21,8 +21,8 @@ PATIENCE = 60.0
 # Connections in a row that bring nothing new before an address is given up; waits of 1, 2, 4 and 8 s between.
 TRIES = 5
 sleep = time.sleep
-# No file that says nothing of its length is followed further: a server that never ends would fill the disk. The
-# largest set here has 2 GB.
+# A file that says nothing of its length is followed no further: a server that never ends would fill the disk.
+# The largest set here has 2 GB.
 MAX_BYTES = 10**11
 BLOCK = 1 << 18
 MB = 10**6
