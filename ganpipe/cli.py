@@ -28,14 +28,18 @@ Device = Annotated[
 
 
 @app.command(rich_help_panel=STAGES)
-def fetch() -> None:
+def fetch(
+    offline: Annotated[
+        bool, typer.Option("--offline", envvar="GANPIPE_OFFLINE", help="Use only what was downloaded before.")
+    ] = False,
+) -> None:
     """Read the source's pictures into one archive, stages/fetch/images.zip, with a manifest."""
     from ganpipe import params
 
     values = params.load()
     from ganpipe.fetch import fetch
 
-    fetch(values.fetch, ROOT)
+    fetch(values.fetch, ROOT, offline)
 
 
 @app.command(rich_help_panel=STAGES)
@@ -138,6 +142,20 @@ def sync() -> None:
 
     for line in tracking.sync(ROOT):
         print(line)
+
+
+@app.command(rich_help_panel=PEOPLE)
+def sources() -> None:
+    """List where pictures can come from: licence, size, and what is there already."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from ganpipe import sources
+
+    table = Table("source", "pictures", "size", "licence", "here", caption=f"cache: {sources.cache()}")
+    for row in sources.rows():
+        table.add_row(*row)
+    Console().print(table)
 
 
 @app.command(rich_help_panel=PEOPLE)

@@ -56,8 +56,23 @@ class Section(BaseModel):
 class Fetch(Section):
     """Where the pictures come from."""
 
-    source: Literal["mnist5k", "mnist", "flowers102", "celeba", "cat", "animeface", "folder"]
+    # fmt: off
+    source: Literal[
+        "mnist5k", "mnist", "fashion_mnist", "flowers102", "celeba", "cat", "animeface",
+        "folder", "archive", "url",
+    ]
+    # fmt: on
     path: Annotated[str, Field(min_length=1)]
+    url: Annotated[str, Field(pattern=r"^https?://\S+$")] | None
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None
+
+    @model_validator(mode="after")
+    def _url_and_sha256_belong_to_a_source(self) -> Self:
+        if (self.source == "url") != (self.url is not None):
+            raise ValueError("url must be an address with source: url, and null otherwise")
+        if self.sha256 is not None and self.source not in ("url", "archive"):
+            raise ValueError("sha256 must be null but with source: url or archive")
+        return self
 
 
 class Preprocess(Section):

@@ -51,7 +51,7 @@ def write(path: Path, seed: int, size: tuple[int, int]) -> None:
 
 def fetched(root: Path) -> Path:
     """Fetch root/pictures into a checkout."""
-    fetch(params.Fetch(source="folder", path=str(root / "pictures")), root)
+    fetch(params.Fetch(source="folder", path=str(root / "pictures"), url=None, sha256=None), root)
     return root
 
 
