@@ -1,23 +1,25 @@
 """One picture file: bytes in, one training image and its facts out, or the reason why not."""
 
-import multiprocessing
-import os
-import signal
-import threading
 import warnings
+import zlib
 from dataclasses import dataclass
 from functools import cache
 from io import BytesIO
+from pathlib import Path
+from typing import IO, NamedTuple
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import AvifImagePlugin, Image, UnidentifiedImageError
 
 from ganpipe.crops import Crop, Rejected, Target, crop_for, cut
+from ganpipe.errors import UserError
 
 # Only these decoders ever see a file: formats that people keep pictures in, whose decoders are well tried.
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "MPO", "PNG", "TIFF", "WEBP")
-# A bound on memory: 100 megapixels take 0.4 GB decoded and up to three times that while modes are converted.
-MAX_PIXELS = 100_000_000
+# Bounds on memory: 100 megapixels take 0.4 GB decoded, and up to twice that while modes are converted.
+MAX_PIXELS, MAX_BYTES = 100_000_000, 1 << 28
+# One decoder thread a worker: the workers are as many as there are cores.
+AvifImagePlugin.DEFAULT_MAX_THREADS = 1
 # Anything smaller is a tracking pixel or a bullet, not a picture.
 MIN_SIDE = 8
 # Tops of the value ranges of 8, 12 and 16 bits, in which pictures of more than 8 bits come.
@@ -35,8 +37,13 @@ TURNS = {
 }
 
 
-# A file's bytes and its landmarks.
-File = tuple[bytes, tuple[float, ...] | None]
+class Member(NamedTuple):
+    """A picture in fetch's archive: offset of its local header, bytes, their CRC-32, and landmarks."""
+
+    offset: int
+    size: int
+    crc: int
+    points: tuple[float, ...] | None
 
 
 @dataclass(frozen=True)
@@ -72,8 +79,8 @@ def prepare(data: bytes, target: Target, points: tuple[float, ...] | None = None
             # Pillow warns of odd metadata and of 89 to 179 megapixels; MAX_PIXELS is the rule here.
             warnings.simplefilter("ignore")
             return _prepare(data, target, points)
-    except Rejected:
-        raise
+    except (Rejected, MemoryError):
+        raise  # Out of memory is the worker's to tell.
     except UnidentifiedImageError:
         raise Rejected("empty file" if not data else "not a picture of a known format") from None
     except Image.DecompressionBombError:
@@ -86,31 +93,35 @@ def prepare(data: bytes, target: Target, points: tuple[float, ...] | None = None
         raise Rejected(f"damaged ({type(error).__name__})") from None
 
 
-def prepare_all(files: list[File], target: Target) -> list[Prepared | str]:
-    """Prepare several files in their order; a rejected one gives its reason. Runs in worker processes."""
-    return [_prepared_or_reason(file, target) for file in files]
+def prepare_member(member: Member, archive: Path, target: Target) -> Prepared | str:
+    """Prepare a picture out of a zip that does not compress; a rejected one gives its reason.
 
-
-def start_worker() -> None:
-    """Make a worker process quiet, leave Ctrl-C to its parent, and end when the parent was killed."""
-    # libtiff prints about damaged files by itself, into the progress bar.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
-
-
-def _prepared_or_reason(file: File, target: Target) -> Prepared | str:
+    Raises:
+        UserError: the archive is damaged.
+    """
     try:
-        return prepare(file[0], target, file[1])
+        if member.size > MAX_BYTES:
+            raise Rejected(f"larger than {MAX_BYTES >> 20} MB")
+        return prepare(_read(member, archive), target, member.points)
     except Rejected as reason:
         return str(reason)
+
+
+def _read(member: Member, archive: Path) -> bytes:
+    file = _opened(archive)
+    file.seek(member.offset)
+    header = file.read(30)
+    # The local header ends in the lengths of the name and of the extra field, which the data follow.
+    file.seek(int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:], "little"), 1)
+    data = file.read(member.size)
+    if zlib.crc32(data) != member.crc or len(data) != member.size:
+        raise UserError(f"{archive}: damaged; run the fetch stage again")
+    return data
+
+
+@cache
+def _opened(archive: Path) -> IO[bytes]:
+    return open(archive, "rb")
 
 
 def _prepare(data: bytes, target: Target, points: tuple[float, ...] | None) -> Prepared:

@@ -1,14 +1,10 @@
 """Stage preprocess: images.zip -> packed images, their index, rejected files, a report and a picture."""
 
 import json
-import multiprocessing
 import os
 import zipfile
-import zlib
-from collections import Counter, deque
-from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,15 +15,19 @@ from PIL import Image
 from ganpipe import files, pictures
 from ganpipe.crops import Target
 from ganpipe.errors import UserError
-from ganpipe.images import File, Prepared, prepare_all, start_worker
+from ganpipe.images import Member, prepare_member
 from ganpipe.packed import IMAGES, INDEX
 from ganpipe.params import Preprocess
 from ganpipe.progress import Progress
+from ganpipe.workers import Limits, Lost, in_order
 
+ARCHIVE = "images.zip"
 INDEX_COLUMNS = ["name", "width", "height", "left", "top", "right", "bottom", "angle", "scale", "split"]
 # Files go to the workers in chunks, which end at whichever comes first; they bound the memory in use.
 CHUNK_FILES = 64
 CHUNK_BYTES = 1 << 22
+# What one file may take of a worker, far above what any sound one does.
+LIMITS = Limits(seconds=30, memory=1 << 30)
 # The contact sheet: images, columns, pixels between them, most pixels a side of one.
 SHEET_IMAGES, SHEET_COLUMNS, SHEET_GAP, SHEET_TILE = 64, 8, 2, 128
 
@@ -59,15 +59,20 @@ def preprocess(params: Preprocess, root: Path, workers: int | None = None) -> No
             start = _write_header(file, 0, target)
             with Progress("preprocess", len(names)) as progress:
                 points = _landmarks(source) if params.crop == "landmarks" else {}
-                results = _results(archive, names, points, target, workers or _cores())
+                read = partial(prepare_member, archive=source / ARCHIVE, target=target)
+                chunk = max(1, min(CHUNK_FILES, CHUNK_BYTES // (target.resolution**2 * target.channels)))
+                members = _members(archive, points)
+                results = in_order(read, members, workers or _cores(), LIMITS, chunk)
                 for name, sha256, result in zip(names, manifest["sha256"], results, strict=True):
-                    if isinstance(result, Prepared):
+                    if isinstance(result, Lost):
+                        rejected.append((name, result.reason))
+                    elif isinstance(result, str):
+                        rejected.append((name, result))
+                    else:
                         file.write(result.pixels.tobytes())
                         split = split_of(sha256, params.held_out)
                         where = *result.crop.box, result.crop.angle, result.scale
                         index.append((name, result.width, result.height, *where, split))
-                    else:
-                        rejected.append((name, result))
                     progress.advance()
             # NumPy leaves room in the header for any count, so the true one can take the first one's place.
             file.seek(0)
@@ -97,11 +102,9 @@ def _cores() -> int:
 
 def _open_fetched(source: Path) -> zipfile.ZipFile:
     try:
-        return zipfile.ZipFile(source / "images.zip")
+        return zipfile.ZipFile(source / ARCHIVE)
     except (FileNotFoundError, zipfile.BadZipFile) as error:
-        raise UserError(
-            f"{source / 'images.zip'}: cannot be read ({error}); run the fetch stage first"
-        ) from None
+        raise UserError(f"{source / ARCHIVE}: cannot be read ({error}); run the fetch stage first") from None
 
 
 def _manifest(source: Path, archive: zipfile.ZipFile) -> pd.DataFrame:
@@ -140,57 +143,11 @@ def _write_header(file: IO[bytes], count: int, target: Target) -> int:
     return file.tell()
 
 
-def _results(
-    archive: zipfile.ZipFile,
-    names: list[str],
-    points: dict[str, tuple[float, ...]],
-    target: Target,
-    workers: int,
-) -> Iterator[Prepared | str]:
-    """Yield each file's training image, or the reason why it has none, in the order of `names`."""
-    # Processes even for one worker: a decoder that crashes or prints does so there. Spawned, because a fork
-    # copies locks that threads of this process may hold.
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=start_worker)
-    waiting: deque[tuple[list[str], Future[list[Prepared | str]]]] = deque()
-    try:
-        for part, chunk in _chunks(archive, names, points, target):
-            waiting.append((part, pool.submit(prepare_all, chunk, target)))
-            if len(waiting) > 2 * workers:
-                part, future = waiting.popleft()
-                yield from future.result()
-        while waiting:
-            part, future = waiting.popleft()
-            yield from future.result()
-    except BrokenProcessPool:
-        raise UserError(
-            f"preprocess: a worker process died, probably out of memory, at or after {part[0]!r}; "
-            "use fewer workers (GANPIPE_WORKERS=1) or take the largest pictures out of the source"
-        ) from None
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _chunks(
-    archive: zipfile.ZipFile, names: list[str], points: dict[str, tuple[float, ...]], target: Target
-) -> Iterator[tuple[list[str], list[File]]]:
-    most = max(1, min(CHUNK_FILES, CHUNK_BYTES // (target.resolution**2 * target.channels)))
-    part: list[str] = []
-    chunk: list[File] = []
-    size = 0
-    for name in names:
-        try:
-            data = archive.read(name)
-        except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-            raise UserError(f"{archive.filename}: damaged ({error}); run the fetch stage again") from None
-        part.append(name)
-        chunk.append((data, points.get(name)))
-        size += len(data)
-        if len(chunk) == most or size >= CHUNK_BYTES:
-            yield part, chunk
-            part, chunk, size = [], [], 0
-    if chunk:
-        yield part, chunk
+def _members(archive: zipfile.ZipFile, points: dict[str, tuple[float, ...]]) -> list[Member]:
+    members = archive.infolist()
+    if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+        raise UserError(f"{archive.filename}: not as fetch writes it; run the fetch stage again")
+    return [Member(m.header_offset, m.file_size, m.CRC, points.get(m.filename)) for m in members]
 
 
 def _report(table: pd.DataFrame, reasons: pd.DataFrame, target: Target) -> dict[str, Any]:
