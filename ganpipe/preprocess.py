@@ -49,7 +49,7 @@ def preprocess(params: Preprocess, root: Path, workers: int | None = None) -> No
             image is left to train on.
     """
     source, out = root / "stages" / "fetch", root / "stages" / "preprocess"
-    target = Target(params.crop, params.crop_size, params.margin, params.resolution, params.channels)
+    target = target_of(params)
     index: list[tuple[Any, ...]] = []
     rejected: list[tuple[str, str]] = []
     with _open_fetched(source) as archive:
@@ -89,6 +89,12 @@ def preprocess(params: Preprocess, root: Path, workers: int | None = None) -> No
         with files.whole(out / "contact_sheet.png") as temporary:
             _contact_sheet(np.load(out / IMAGES, mmap_mode="r")).save(temporary, "PNG")
     _judge(report, params)
+
+
+def target_of(params: Preprocess) -> Target:
+    """Return what one picture's preparation needs of the params."""
+    values: dict[str, Any] = params.model_dump(include=set(Target.__annotations__))
+    return Target(**values | {"background": tuple(params.background)})
 
 
 def split_of(sha256: str, held_out: float) -> str:

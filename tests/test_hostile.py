@@ -1,6 +1,7 @@
 """Hostile files: whatever stands in a folder, the stage ends, says what became of each, and stays small."""
 
 import csv
+import importlib.util
 import io
 import json
 import os
@@ -28,6 +29,8 @@ from ganpipe.workers import Limits
 # What was seen with Pillow 13; docs/data.md says why these differ from the manifest.
 AVIF = {"exif/rot1mir0.avif", "exif/rot3mir0.avif", "exif/xmp_tags_orientation.avif", "odd/hopper.avif"}
 DIFFERENT = AVIF | {"odd/transparency.avif"}
+if importlib.util.find_spec("pillow_heif"):
+    DIFFERENT |= {"odd/hopper.heif"}
 GOOD: list[tuple[str, str, dict[str, Any]]] = [
     ("JPEG", "RGB", {}),
     ("JPEG", "RGB", {"progressive": True}),
@@ -108,7 +111,7 @@ def crafted() -> dict[str, tuple[bytes, str | None]]:
         "bomb in a profile.png": (png(20, 20, chunk(b"iCCP", b"name\0\0" + bomb)), "damaged (ValueError)"),
         "40000x40000.png": (png(40_000, 40_000, rows=1), "more than 100 megapixels"),
         "large and empty.png": (png(6_000, 6_000), "takes more than 32 MB of memory to read"),
-        "line.png": (png(60_000, 1), "smaller than 8 px in a side"),
+        "line.png": (png(60_000, 1), "smaller than preprocess.min_side (8 px) in a side"),
         "loop.tif": (tiff, UNKNOWN),
         "page.jpg": (b"<html><script>alert(1)</script></html>", UNKNOWN),
         "drawing.svg": (svg, UNKNOWN),

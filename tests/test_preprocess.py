@@ -13,11 +13,10 @@ import pytest
 from PIL import Image
 
 from ganpipe import files, packed, params
-from ganpipe.crops import Target
 from ganpipe.errors import UserError
 from ganpipe.fetch import fetch
 from ganpipe.images import prepare
-from ganpipe.preprocess import preprocess, split_of
+from ganpipe.preprocess import preprocess, split_of, target_of
 
 COUNT, BROKEN = 150, 7
 OUTPUTS = ["contact_sheet.png", "images.npy", "index.csv", "rejected.csv", "report.json"]
@@ -28,7 +27,10 @@ def section(**changes: Any) -> params.Preprocess:
     values = {
         "crop": "square",
         "crop_size": None,
+        "crop_box": None,
         "margin": 0.0,
+        "min_side": 8,
+        "background": [255, 255, 255],
         "resolution": 16,
         "channels": 3,
         "held_out": 0.2,
@@ -78,7 +80,7 @@ def test_every_file_is_in_one_table_and_row_i_is_image_i(checkout: Path) -> None
     assert data.images.shape == (COUNT, 16, 16, 3) and data.images.dtype == np.uint8
     with zipfile.ZipFile(checkout / "stages/fetch/images.zip") as archive:
         for i, row in enumerate(data.index.to_dict("records")):
-            expected = prepare(archive.read(row["name"]), Target("square", None, 0.0, 16, 3))
+            expected = prepare(archive.read(row["name"]), target_of(section()))
             np.testing.assert_array_equal(data.images[i], expected.pixels)
             assert (row["width"], row["height"], row["scale"]) == (
                 expected.width,
