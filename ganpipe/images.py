@@ -11,6 +11,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import IO, NamedTuple
 
+import imagehash
 import numpy as np
 from PIL import AvifImagePlugin, Image, ImageCms, UnidentifiedImageError
 
@@ -63,6 +64,7 @@ class Prepared:
         width: of the source in pixels, after its EXIF rotation; height likewise.
         crop: the part of it in those pixels.
         scale: resolution divided by the crop's side (the shorter one); above 1 the picture was enlarged.
+        hash: the 64 bits of the difference hash of the pixels, alike for pictures that look alike.
     """
 
     pixels: np.ndarray
@@ -70,6 +72,7 @@ class Prepared:
     height: int
     crop: Crop
     scale: float
+    hash: int
 
 
 def prepare(data: bytes, target: Target, points: tuple[float, ...] | None = None) -> Prepared:
@@ -163,7 +166,8 @@ def _prepare(data: bytes, target: Target, points: tuple[float, ...] | None) -> P
     pixels = np.asarray(image if image.mode == mode else image.convert(mode)).reshape(
         side, side, target.channels
     )
-    return Prepared(pixels, width, height, crop, scale)
+    bits = np.packbits(imagehash.dhash(image).hash)
+    return Prepared(pixels, width, height, crop, scale, int.from_bytes(bits.tobytes()))
 
 
 def _open(data: bytes, target: Target) -> Image.Image:

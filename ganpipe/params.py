@@ -73,6 +73,7 @@ class Preprocess(Section):
     background: Annotated[list[Annotated[int, Field(ge=0, le=255)]], Field(min_length=3, max_length=3)]
     held_out: Annotated[float, Field(ge=0, le=0.9, allow_inf_nan=False)]
     max_rejected: Share
+    duplicates: Literal["report", "drop"]
 
     @model_validator(mode="after")
     def _crop_size_belongs_to_centre(self) -> Self:
