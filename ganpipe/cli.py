@@ -50,6 +50,18 @@ def preprocess(
             envvar="GANPIPE_WORKERS", min=1, help="Decoding workers; one for each core if not given."
         ),
     ] = None,
+    max_disk: Annotated[
+        float | None,
+        typer.Option(envvar="GANPIPE_MAX_DISK", min=0, help="Most GB on disk; what is free if not given."),
+    ] = None,
+    max_memory: Annotated[
+        float | None,
+        typer.Option(
+            envvar="GANPIPE_MAX_MEMORY",
+            min=0,
+            help="Most GB of images, which training reads at random; the machine's memory if not given.",
+        ),
+    ] = None,
 ) -> None:
     """Crop, resize and pack the pictures into stages/preprocess/images.npy, and report on them."""
     from ganpipe import params
@@ -57,7 +69,7 @@ def preprocess(
     values = params.load()
     from ganpipe.preprocess import preprocess
 
-    preprocess(values.preprocess, ROOT, workers)
+    preprocess(values.preprocess, ROOT, workers, max_disk, max_memory)
 
 
 @app.command(rich_help_panel=STAGES)

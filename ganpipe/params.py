@@ -78,18 +78,32 @@ class Fetch(Section):
 class Preprocess(Section):
     """How pictures become training images."""
 
-    crop: Literal["none", "square", "centre", "landmarks"]
+    crop: Literal["none", "square", "smart", "pad", "centre", "box", "landmarks"]
     crop_size: Positive | None
+    crop_box: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=4, max_length=4)] | None
     margin: Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)]
+    min_side: Positive
     resolution: Annotated[int, Field(ge=8, le=4096)]
     channels: Literal[1, 3]
+    background: Annotated[list[Annotated[int, Field(ge=0, le=255)]], Field(min_length=3, max_length=3)]
     held_out: Annotated[float, Field(ge=0, le=0.9, allow_inf_nan=False)]
     max_rejected: Share
+    duplicates: Literal["report", "drop"]
 
     @model_validator(mode="after")
     def _crop_size_belongs_to_centre(self) -> Self:
         if (self.crop == "centre") != (self.crop_size is not None):
             raise ValueError("crop_size must be a number of pixels with crop: centre, and null otherwise")
+        return self
+
+    @model_validator(mode="after")
+    def _crop_box_is_a_square(self) -> Self:
+        if (self.crop == "box") != (self.crop_box is not None):
+            raise ValueError("crop_box must be four numbers with crop: box, and null otherwise")
+        if self.crop_box is not None:
+            left, top, right, bottom = self.crop_box
+            if right - left != bottom - top or right <= left:
+                raise ValueError("crop_box must be the left, top, right and bottom of a square")
         return self
 
 
