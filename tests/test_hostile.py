@@ -150,7 +150,7 @@ def test_crafted_and_mutated_files_end_with_a_reason(tmp_path: Path, monkeypatch
     files |= {f"mutation {i:04d}": data for i, data in enumerate(mutations(300, seed=1))}
     for name, data in files.items():
         (pictures / name).write_bytes(data)
-    fetch(params.Fetch(source="folder", path=str(pictures)), tmp_path)
+    fetch(params.Fetch(source="folder", path=str(pictures), url=None, sha256=None), tmp_path)
     monkeypatch.setattr(preprocess, "LIMITS", Limits(seconds=30, memory=32 << 20))
     found, report = stage(tmp_path, workers=2)
     assert found.keys() == files.keys()
@@ -194,7 +194,7 @@ def test_ten_thousand_mutations_neither_crash_nor_hang(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "pictures.zip", "w") as archive:
         for i, data in enumerate(mutations(10_000, seed=0)):
             archive.writestr(f"{i:05d}", data)
-    fetch(params.Fetch(source="folder", path=str(tmp_path / "pictures.zip")), tmp_path)
+    fetch(params.Fetch(source="folder", path=str(tmp_path / "pictures.zip"), url=None, sha256=None), tmp_path)
     started = time.monotonic()
     with peak_memory() as peak:
         found, report = stage(tmp_path, workers=2)
@@ -214,7 +214,7 @@ def test_bad_images_end_as_a_strict_policy_says(tmp_path: Path) -> None:
         pytest.skip("GANPIPE_BADIMAGES does not name badimages.zip")
     with zipfile.ZipFile(path) as archive:
         rows = list(csv.DictReader(archive.read("manifest.csv").decode().splitlines()))
-    fetch(params.Fetch(source="folder", path=path), tmp_path)
+    fetch(params.Fetch(source="folder", path=path, url=None, sha256=None), tmp_path)
     started = time.monotonic()
     with peak_memory() as peak:
         found, report = stage(tmp_path, workers=2)
