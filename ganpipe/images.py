@@ -5,6 +5,8 @@ import os
 import signal
 import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from io import BytesIO
@@ -67,11 +69,29 @@ def prepare(data: bytes, target: Target, points: tuple[float, ...] | None = None
     Raises:
         Rejected: with the reason.
     """
+    with _reasons(data):
+        return _prepare(data, target, points)
+
+
+def decoded(data: bytes) -> Image.Image:
+    """Decode, turn upright and flatten as `prepare` does, no more: mode L where the file is grey, else RGB.
+
+    Raises:
+        Rejected: with the reason.
+    """
+    with _reasons(data):
+        image = _eight_bits_deep(_loaded(data))
+        return _flat(image).convert("L" if image.mode in ("1", "L", "LA") else "RGB")
+
+
+@contextmanager
+def _reasons(data: bytes) -> Iterator[None]:
+    """Turn whatever a decoder raises on a file's bytes into Rejected."""
     try:
         with warnings.catch_warnings():
             # Pillow warns of odd metadata and of 89 to 179 megapixels; MAX_PIXELS is the rule here.
             warnings.simplefilter("ignore")
-            return _prepare(data, target, points)
+            yield
     except Rejected:
         raise
     except UnidentifiedImageError:
@@ -114,20 +134,29 @@ def _prepared_or_reason(file: File, target: Target) -> Prepared | str:
 
 
 def _prepare(data: bytes, target: Target, points: tuple[float, ...] | None) -> Prepared:
-    # Loading does not check a PNG's checksums and gives wrong pixels in silence; verify does, but uses it up.
-    _open(data).verify()
-    image: Image.Image = _open(data)
-    image.load()
-    image = _upright(image)
+    image = _loaded(data)
     width, height = image.size
     crop = crop_for(width, height, target, points)
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        image = Image.fromarray(_eight_bits(np.asarray(image)))
+    image = _eight_bits_deep(image)
     image = cut(_flat(image).convert("L" if target.channels == 1 else "RGB"), crop)
     side = target.resolution
     pixels = np.asarray(image.resize((side, side), Image.Resampling.LANCZOS))
     pixels = pixels.reshape(side, side, target.channels)
     return Prepared(pixels, width, height, crop, side / min(crop.size))
+
+
+def _loaded(data: bytes) -> Image.Image:
+    # Loading does not check a PNG's checksums and gives wrong pixels in silence; verify does, but uses it up.
+    _open(data).verify()
+    image: Image.Image = _open(data)
+    image.load()
+    return _upright(image)
+
+
+def _eight_bits_deep(image: Image.Image) -> Image.Image:
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        return Image.fromarray(_eight_bits(np.asarray(image)))
+    return image
 
 
 @cache
