@@ -205,7 +205,7 @@ def compare(
     csv: Annotated[Path | None, typer.Option(help="Write the table to a file.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write a page with images and loss curves.")] = None,
 ) -> None:
-    """Compare finished experiments: what differs, and the metrics over the seeds, best KID first."""
+    """Compare finished experiments: what differs, the metrics over the seeds, and which setting is better."""
     from ganpipe.compare import compare
 
     compare(ROOT, experiments or [], grid, csv, html)

@@ -173,7 +173,7 @@ def _decode(path: Path, names: dict[str, Opener]) -> Pictures:
             if sizes[-1] != sizes[0]:
                 raise UserError(
                     f"{path}: {name} has {picture.width}×{picture.height} pixels, those before it "
-                    f"{sizes[0][0]}×{sizes[0][1]}; resizing decides the numbers, so bring all to one size first"
+                    f"{sizes[0][0]}×{sizes[0][1]}; resizing decides the numbers, so bring all to one first"
                 )
             file.write(picture.convert("RGB").tobytes())
             progress.advance()
