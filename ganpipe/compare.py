@@ -32,10 +32,14 @@ from ganpipe.errors import UserError
 from ganpipe.verdict import MOST_SEEDS, Verdict, verdict
 
 SD = "_sd_over_seeds"
-TEXTS = ("set", "cell", "verdict", "marks")
-# What the CSV has of a verdict beside its words, and the other columns that only it has.
+TEXTS = ("set", "cell")
+# What the CSV has of a verdict beside its words.
 NUMBERS = ("difference", "difference_low", "difference_high", "paired_seeds", "seeds_to_tell")
-HIDDEN = ("experiments", "data", "protocol", *NUMBERS)
+# Metrics that fit a screen; the CSV has all of them.
+KID = re.compile("kid_(lite0|inception|dinov2_vits14|pixels)")
+SHOWN = re.compile(
+    f"{KID.pattern}|{KID.pattern.replace('kid', 'fd')}|fid|precision|recall|coverage|c2st_auc|nn_ratio"
+)
 FILES = {
     "metrics": "stages/evaluate/metrics.json",
     "model": "stages/train/model.json",
@@ -48,9 +52,11 @@ body { font: 15px/1.5 system-ui, sans-serif; margin: 2em; color: #222 }
 table { border-collapse: collapse; margin: 1em 0 } td, th { padding: .25em .8em; text-align: right }
 th { border-bottom: 2px solid #888; vertical-align: bottom }
 td { border-bottom: 1px solid #ddd; white-space: nowrap } .wide { overflow-x: auto }
-.text { text-align: left } .cells { display: flex; flex-wrap: wrap; gap: 1.5em }
-figure { margin: 0; width: 340px } figure img { width: 100%; display: block }
-.grid { image-rendering: pixelated } figcaption { overflow-wrap: anywhere; min-height: 5em }
+.text { text-align: left }
+.cells { display: grid; grid-template-columns: repeat(auto-fill, 340px); column-gap: 1.5em }
+figure { margin: 0 0 1.5em; display: grid; grid-row: span 3; grid-template-rows: subgrid; row-gap: .5em }
+figure img { width: 100%; display: block } .grid { image-rendering: pixelated }
+figcaption { overflow-wrap: anywhere }
 .mark { color: #b00020 }
 """
 
@@ -84,7 +90,7 @@ class Run:
     @property
     def score(self) -> float:
         """The KID, whatever the extractor; lower is better, NaN: there is none."""
-        names = [name for name in self.metrics if _is_kid(name)]
+        names = [name for name in self.metrics if KID.fullmatch(name)]
         value = self.metrics[names[0]] if names else None
         return math.nan if value is None else float(value)
 
@@ -126,10 +132,9 @@ def compare(
     # Elsewhere than on a terminal nothing need fit a width.
     console = Console() if Console().is_terminal else Console(width=1000)
     shown = Table(box=box.SIMPLE_HEAD)
-    for name in header:  # long names break at their dots
-        shown.add_column(
-            name.replace(".", ".\n"), justify="left" if name in TEXTS else "right", overflow="fold"
-        )
+    for name in header:  # long names break at their dots and underscores
+        broken = re.sub("(?<=[._])", "\n", name)
+        shown.add_column(broken, justify="left" if name in TEXTS else "right", overflow="fold")
     for row in rows:
         shown.add_row(*row)
     console.print(shown)
@@ -269,14 +274,19 @@ def _words(found: Verdict | None) -> str:
     return f"not distinguishable: {interval}; {seeds} seeds would tell"
 
 
-def _is_kid(name: str) -> bool:
-    return name.startswith("kid_") and not name.endswith(("_sd", "_floor"))
-
-
 def explained(frame: pd.DataFrame) -> list[str]:
     """Return what a reader has to know: the floors, and why there are several sets where there are."""
-    floors = [f"{name.removesuffix('_floor')} {frame[name][0]:.3g}" for name in _floors(frame)]
-    found = [f"What as many real images score: {', '.join(floors)}."] if floors else []
+    found = []
+    for row in frame.drop_duplicates("set").to_dict("records"):
+        floors = {
+            name: row.get(f"{name}_floor", math.nan) for name in filter(SHOWN.fullmatch, map(str, frame))
+        }
+        texts = ", ".join(f"{name} {floor:.3g}" for name, floor in floors.items() if not math.isnan(floor))
+        where = f" (set {row['set']})" if frame["set"].nunique() > 1 else ""
+        found += [f"What as many real images score{where}: {texts}."] if texts else []
+    for row in _shortened(frame).to_dict("records"):
+        words = "; ".join(filter(None, (row["verdict"], row["marks"])))
+        found += [f"{row['cell']}: {words}."] if words else []
     if frame["verdict"].any():
         found.append(
             "Verdicts are against the lowest KID of the set: the difference in KID, lower being better, and "
@@ -303,11 +313,9 @@ def _differences(one: dict[Any, Any], other: dict[Any, Any]) -> list[str]:
 
 def texts(frame: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
     """Return header and rows to show: mean ± sd, a gap between sets; what all cells share is left out."""
-    hidden = {*HIDDEN, *(_floors(frame)), *(() if frame["set"].nunique() > 1 else ("set",))}
-    hidden |= {name for name in ("verdict", "marks") if not frame[name].any()}
-    header = [name for name in map(str, frame) if not name.endswith(SD) and name not in hidden]
-    shared = os.path.commonprefix(list(frame["cell"])).rpartition("-")[0] if len(frame) > 1 else ""
-    frame = frame.assign(cell=frame["cell"].str.removeprefix(f"{shared}-"))
+    header = ["cell", "runs"] if frame["set"].nunique() == 1 else ["set", "cell", "runs"]
+    header += [name for name in map(str, frame) if "." in name or name == "code" or SHOWN.fullmatch(name)]
+    frame = _shortened(frame)
     rows: list[list[str]] = []
     for _, cells in frame.groupby("set"):
         rows += [[""] * len(header)] if rows else []
@@ -317,10 +325,10 @@ def texts(frame: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
     return header, rows
 
 
-def _floors(frame: pd.DataFrame) -> list[str]:
-    """Return the metrics of real images that are the same for all cells."""
-    floors = [name for name in map(str, frame) if name.endswith("_floor")]
-    return [name for name in floors if frame[name].nunique() == 1 and frame[name].notna().all()]
+def _shortened(frame: pd.DataFrame) -> pd.DataFrame:
+    """Take off the cells' names what all share."""
+    shared = os.path.commonprefix(list(frame["cell"])).rpartition("-")[0] if len(frame) > 1 else ""
+    return frame.assign(cell=frame["cell"].str.removeprefix(f"{shared}-"))
 
 
 def _text(value: Any) -> str:
@@ -368,13 +376,14 @@ def _page(frame: pd.DataFrame, runs: Sequence[Run], remarks: Sequence[str], titl
 
 
 def _figure(row: dict[Any, Any], runs: Sequence[Run], limits: tuple[float, float]) -> str:
-    name = next((name for name in row if _is_kid(name) and not pd.isna(row[name])), "")
+    name = next((name for name in row if KID.fullmatch(name) and not pd.isna(row[name])), "")
     kid = plus_minus(row.get(name, math.nan), row.get(name + SD, math.nan))
+    verdict = f"<br>{html.escape(row['verdict'])}" if row["verdict"] else ""
     marks = f'<br><span class="mark">{html.escape(row["marks"])}</span>' if row["marks"] else ""
     grid, losses = (base64.b64encode(png).decode() for png in (runs[0].grid, _losses(runs, limits)))
     return (
         f"<figure><figcaption><b>{html.escape(row['cell'])}</b><br>"
-        f"KID {kid}; images of seed {runs[0].seed}{marks}</figcaption>"
+        f"KID {kid}; images of seed {runs[0].seed}{verdict}{marks}</figcaption>"
         f'<img class="grid" alt="generated images" src="data:image/png;base64,{grid}">'
         f'<img alt="losses over images seen" src="data:image/png;base64,{losses}"></figure>'
     )
@@ -392,6 +401,7 @@ def _losses(runs: Sequence[Run], limits: tuple[float, float]) -> bytes:
             label = f"{column[0].upper()}'s loss" if run is runs[0] else None
             axes.plot(points["nimg"], points[column], color=colour, linewidth=0.7, alpha=0.8, label=label)
     axes.set(xlabel="images seen", ylim=limits)
+    axes.locator_params(axis="x", nbins=4)
     axes.legend(fontsize="small", frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
     axes.spines[["top", "right"]].set_visible(False)
     buffer = io.BytesIO()

@@ -63,10 +63,11 @@ def test_seeds_are_pooled_and_cells_sorted_by_kid() -> None:
         assert math.isclose(frame["kid_lite0_sd_over_seeds"][cell], statistics.stdev(kids))
     assert not {"train.flip", "code", "n", "kid_lite0_sd", "train.seed"} & set(frame)
     header, rows = compare.texts(frame)
-    assert header == ["cell", "runs", "train.glr", "verdict", "kid_lite0", "recall"]
-    assert rows[0] == ["grid-glr=0.002"[5:], "2", "0.002", "lowest KID", "0.250 ± 0.071", "0.25 ± 0"]
-    floor, how = compare.explained(frame)
+    assert header == ["cell", "runs", "train.glr", "kid_lite0", "recall"]
+    assert rows[0] == ["grid-glr=0.002"[5:], "2", "0.002", "0.250 ± 0.071", "0.25 ± 0"]
+    floor, *verdicts, how = compare.explained(frame)
     assert floor == "What as many real images score: kid_lite0 0.001." and "95 % interval" in how
+    assert verdicts[0] == "glr=0.002: lowest KID." and verdicts[1].startswith("glr=0.001: not distingu")
 
 
 @pytest.mark.parametrize("extractor", ["lite0", "inception", "dinov2_vits14"])
@@ -91,8 +92,8 @@ def test_the_verdict_is_that_of_the_paired_seeds(extractor: str) -> None:
     )
     numbers = [float(frame[name]["bad"]) for name in compare.NUMBERS]
     assert numbers == pytest.approx([0.31, 0.27418, 0.34582, 3, 3], rel=1e-3)
-    header, rows = compare.texts(frame.reset_index())
-    assert "verdict" in header and not set(compare.NUMBERS) & set(header)
+    assert "bad: worse: +0.310 (+0.274 to +0.346)." in compare.explained(frame.reset_index())
+    assert f"kid_{extractor}" in compare.texts(frame.reset_index())[0]
     two = compare.arrange(runs[:6])
     assert list(two["verdict"])[0] == "better than all others"
     assert list(two["verdict"])[1] == "worse: +0.310 (+0.285 to +0.335)"
@@ -118,8 +119,8 @@ def test_runs_that_ended_badly_are_marked() -> None:
     ]
     frame = compare.arrange(runs)
     assert list(frame["marks"]) == ["seed 1 diverged at step 400, rescued 2 times; seed 2 rescued once", ""]
-    assert "marks" in compare.texts(frame)[0]
-    assert "marks" not in compare.texts(compare.arrange(runs[:1]))[0]
+    assert f"a: lowest KID; {frame['marks'][0]}." in compare.explained(frame)
+    assert compare.explained(compare.arrange([runs[2]]))[1] == "a: seed 2 rescued once."
 
 
 def test_what_does_not_compare_gets_no_verdict_and_the_difference_is_named() -> None:
