@@ -121,7 +121,7 @@ def evaluate(device: Device = "auto") -> None:
     from ganpipe.evaluate import evaluate
 
     with tracking.recording(ROOT, "evaluate"):
-        evaluate(values.evaluate, ROOT, resolve(device))
+        evaluate(values.evaluate, values.sample, ROOT, resolve(device))
 
 
 @app.command(rich_help_panel=PEOPLE)

@@ -2,33 +2,41 @@
 
 import csv
 import json
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
+from torch import nn
 
-from ganpipe import comparison, files, judgement, packed, pictures
+from ganpipe import comparison, evidence, files, judgement, packed, pictures, snapshot
 from ganpipe.comparison import Compared, Metrics, Real
 from ganpipe.errors import UserError
-from ganpipe.params import Evaluate
+from ganpipe.params import Evaluate, Sample
 
 # Pixels in width that one half of real_fake.png may take.
 HALF_WIDTH = 540
 # What intervals.csv has of each set of images, after the factor: KID under its own name, then these.
 JUDGED = ("precision", "recall", "coverage")
+# What snapshots.csv has, after the epoch, and the images seen until then.
+TRAINED, CURVES = Path("stages/train"), ("kid", "fd", "precision", "recall", "density", "coverage")
 
 
-def evaluate(params: Evaluate, root: Path, device: str) -> Metrics:
-    """Compare sets of generated images, and of each interval of z, with training images; print a summary.
+def evaluate(params: Evaluate, sample: Sample, root: Path, device: str) -> Metrics:
+    """Compare sets of generated images, of each interval of z and of snapshots, with training images.
 
-    Writes metrics.json, real_fake.png, and intervals.csv and intervals.png, without rows where there are no
-    intervals. The generated images are cut into `params.seeds` sets of N, N being at most the number of
-    training images. The floor is the same comparison with N held-out images in the generated ones' place:
-    what a perfect generator would score.
+    Writes metrics.json, real_fake.png, nearest.png, features.png, and intervals.csv, intervals.png and
+    snapshots.csv, without rows where there is nothing to put in; prints a summary. The generated images are
+    cut into `params.seeds` sets of N, N being at most the number of training images. The floor is the same
+    comparison with N held-out images in the generated ones' place: what a perfect generator would score.
 
     Args:
         params: the section `evaluate`.
-        root: the checkout; reads stages/preprocess and stages/sample, writes stages/evaluate.
+        sample: the section `sample`, whose first z the snapshots get.
+        root: the checkout; reads stages/preprocess, stages/sample and, with `params.snapshots`, stages/train,
+            writes stages/evaluate.
         device: where the features are computed, such as "cpu" or "cuda".
 
     Returns:
@@ -41,24 +49,63 @@ def evaluate(params: Evaluate, root: Path, device: str) -> Metrics:
     generated = _samples(root / "stages/sample/samples.npy", data.images.shape[1:])
     intervals = _intervals(root / "stages/sample", generated.shape)
     real = Real(data.images, data.train_rows, data.images, data.held_out_rows, data.digest)
-    found = comparison.compare(real, generated, params, device, root, [images for _, _, images in intervals])
-    metrics, compared, n = found.metrics, found.others, found.features.n
-    folder, kid = root / "stages/evaluate", judgement.names(found.name)[0]
+    count = len(generated) // params.seeds
+    snapshots = _snapshots(root / TRAINED, sample, count, device) if params.snapshots else {}
+    others = [*(images for _, _, images in intervals), *snapshots.values()]
+    found = comparison.compare(real, generated, params, device, root, others)
+    metrics, n, (kid, fd) = found.metrics, found.features.n, judgement.names(found.name)
+    compared, curves = found.others[: len(intervals)], found.others[len(intervals) :]
+    folder = root / "stages/evaluate"
     with files.whole(folder / "metrics.json") as path:
         path.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
-    picture = _real_fake(data.images, found.train_rows[:n], generated, np.arange(n))
-    with files.whole(folder / "real_fake.png") as path:
-        picture.save(path, format="PNG")
-    with files.whole(folder / "intervals.csv") as path, open(path, "w", newline="") as file:
-        table, columns = csv.writer(file, lineterminator="\n"), (kid, f"{kid}_sd", *JUDGED)
-        table.writerow(("factor", *columns))
-        for (factor, _, _), row in zip(intervals, compared, strict=True):
-            table.writerow((factor, *(row[name] for name in columns)))
-    picture = _interval_rows(intervals, compared, kid, n * params.seeds)
-    with files.whole(folder / "intervals.png") as path:
-        picture.save(path, format="PNG")
+    columns = (kid, f"{kid}_sd", *JUDGED)
+    rows = [(each[0], *(row[c] for c in columns)) for each, row in zip(intervals, compared, strict=True)]
+    _write_table(folder / "intervals.csv", ("factor", *columns), rows)
+    names = (kid, fd, *CURVES[2:])
+    seen = [(epoch, epoch * len(data.train_rows)) for epoch in snapshots]
+    rows = [(*at, *(row[c] for c in names)) for at, row in zip(seen, curves, strict=True)]
+    _write_table(folder / "snapshots.csv", ("epoch", "nimg", *CURVES), rows)
+    for name, picture in (
+        ("real_fake.png", _real_fake(data.images, found.train_rows[:n], generated, np.arange(n))),
+        ("nearest.png", evidence.nearest(found.features, generated, data.images, found.train_rows)),
+        ("features.png", evidence.scattered(found.features)),
+        ("intervals.png", _interval_rows(intervals, compared, kid, n * params.seeds)),
+    ):
+        with files.whole(folder / name) as path:
+            picture.save(path, format="PNG")
     _print_summary(found, params, len(intervals), len(data.held_out_rows))
     return metrics
+
+
+class _Snapshot:
+    """Images of a generator, made when they are asked for: those of all epochs may fit nowhere."""
+
+    def __init__(self, G: nn.Module, z: torch.Tensor) -> None:
+        self.G, self.z = G, z
+
+    def __len__(self) -> int:
+        return len(self.z)
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        return snapshot.images_of(self.G, self.z[rows])
+
+
+def _snapshots(folder: Path, params: Sample, count: int, device: str) -> dict[int, _Snapshot]:
+    """Open the generators of a training: epoch → the images that it makes of the samples' first z."""
+    model, resolution, channels = snapshot.description(folder / "model.json")
+    z = snapshot.z_of_seeds(model, params.seed, count, params.z_scale)
+    paths = {int(path.stem): path for path in (folder / "snapshots").glob("*.safetensors")}
+    if not paths:
+        raise UserError(f"{folder}/snapshots: no snapshots of the training; run the train stage")
+    networks = {at: snapshot.load(paths[at], model, resolution, channels) for at in sorted(paths)}
+    return {epoch: _Snapshot(G.to(device), z) for epoch, G in networks.items()}
+
+
+def _write_table(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    with files.whole(path) as temporary, open(temporary, "w", newline="") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(header)
+        table.writerows(rows)
 
 
 def _samples(path: Path, shape: tuple[int, ...]) -> np.ndarray:
@@ -146,6 +193,8 @@ def _print_summary(found: Compared, params: Evaluate, intervals: int, held_out: 
         f"{comparison.summary(found.metrics, found.name, params.seeds)}\n"
         "Where to look next:\n"
         "  stages/evaluate/real_fake.png       real and generated images side by side\n"
+        "  stages/evaluate/nearest.png         generated images beside the most alike training images\n"
+        "  stages/evaluate/features.png        where real and generated images lie\n"
         f"{rows}"
         "  stages/sample                       what elements of z do, ways between images, epochs\n"
         "  stages/train/grids                  the same z over the training\n"

@@ -24,6 +24,7 @@ PROTOCOL = Evaluate(
     weights=None,
     feature_resolution=128,
     seeds=3,
+    snapshots=False,
     search_images=2000,
     neighbours=5,
     kid_subsets=50,

@@ -53,8 +53,8 @@ def test_numbers_are_those_of_the_pipeline(
     array(tmp_path / "stages/sample/samples.npy", FAKE)
     array(tmp_path / "stages/sample/intervals.npy", np.empty((0, *FAKE.shape), np.uint8))
     (tmp_path / "stages/sample/intervals.json").write_text("[]")
-    values = updated(default_params, evaluate__feature_resolution=32, evaluate__seeds=2).evaluate
-    theirs = evaluate(values, tmp_path, "cpu")
+    values = updated(default_params, evaluate__feature_resolution=32, evaluate__seeds=2)
+    theirs = evaluate(values.evaluate, values.sample, tmp_path, "cpu")
     paths = [
         array(tmp_path / f"{i}.npy", images) for i, images in enumerate((np.sort(REAL, 0), FAKE, HELD_OUT))
     ]
