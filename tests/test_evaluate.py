@@ -104,7 +104,7 @@ def test_numbers_are_the_metrics_of_the_right_images(checkout: Checkout) -> None
         "kid_lite0": kid(real, fake, 1, 16, 0)[0],
         "fd_lite0": metrics.fd(real, fake),
         **metrics.manifold(real, fake, 3),
-        "diversity": metrics.spread(fake) / metrics.spread(real),
+        "diversity": metrics.balls(fake, 1).spread / metrics.balls(real, 1).spread,
         "authenticity": memorisation.neighbours(fake, real).authentic.mean(),
     }
     assert {name: result[name] for name in expected} == pytest.approx(expected, rel=1e-4)
