@@ -1,5 +1,6 @@
 """Snapshots: the weights of a generator to sample from, and the images that they give."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,20 @@ def save(G: nn.Module, path: Path) -> None:
     with files.whole(path) as temporary:
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in G.state_dict().items()}
         safetensors.torch.save_file(tensors, temporary)
+
+
+def description(path: Path) -> tuple[Model, int, int]:
+    """Read what the generator is: its section of the params, its resolution and its channels.
+
+    Raises:
+        UserError: the file is missing or says something else.
+    """
+    try:
+        description = json.loads(path.read_text())
+        model = Model(**{key: description[key] for key in Model.model_fields})
+        return model, int(description["resolution"]), int(description["channels"])
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{path}: no readable description ({error}); run the train stage") from None
 
 
 def load(path: Path, model: Model, resolution: int, channels: int) -> nn.Module:
