@@ -37,7 +37,7 @@ class Finding:
 
     what: str
     remedy: str
-    fix: Callable[[], None]
+    fix: Callable[[], object]
 
 
 def doctor(root: Path, fix: bool) -> int:

@@ -63,7 +63,7 @@ def folder_for(root: Path, identity: dict[str, Any]) -> Path:
 
 
 @contextmanager
-def held(folder: Path, root: Path = Path()) -> Iterator[None]:
+def held(folder: Path, root: Path) -> Iterator[None]:
     """Hold a folder, made if absent, and the checkout, where the result goes, for this process alone.
 
     Raises:
@@ -138,13 +138,12 @@ def _line() -> tuple[tuple[int, int], ...]:
     """Return the (process, parent) pairs from this process to the dvc that runs it; none without."""
     if "DVC_STAGE" not in os.environ:
         return ()
-    line = ((os.getpid(), ganpipe.PARENT),)
+    line = [(os.getpid(), ganpipe.PARENT)]
     with suppress(psutil.NoSuchProcess):
-        parent = psutil.Process(ganpipe.PARENT)
-        words = parent.cmdline()
-        if "-c" in words and words[-1].endswith("ganpipe train"):  # a shell that did not replace itself
-            line += ((parent.pid, parent.ppid()),)
-    return line
+        # Between them: the launcher of several ranks, or a shell that did not replace itself.
+        while "ganpipe train" in " ".join((parent := psutil.Process(line[-1][1])).cmdline()):
+            line.append((parent.pid, parent.ppid()))
+    return tuple(line)
 
 
 def _dvc() -> tuple[int, float] | None:
@@ -181,7 +180,7 @@ def asked_to_stop() -> Iterator[list[int]]:
             first = time.monotonic()
             asked.append(signum)
         elif time.monotonic() - first > SAME:
-            signal.signal(signum, before[signum])
+            signal.signal(signum, before[signal.Signals(signum)])
             signal.raise_signal(signum)
 
     def watch() -> None:

@@ -54,7 +54,7 @@ STAGE = """
 import sys, time
 from pathlib import Path
 from ganpipe import unfinished
-with unfinished.held(Path("key")), unfinished.asked_to_stop() as asked:
+with unfinished.held(Path("key"), Path()), unfinished.asked_to_stop() as asked:
     Path("began").touch()
     deadline = time.monotonic() + 60
     while not asked and time.monotonic() < deadline:
