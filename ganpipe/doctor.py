@@ -125,22 +125,21 @@ def _locks(root: Path, doomed: set[int]) -> Iterator[Finding]:
 
 def _clean(path: Path, write: bool) -> str:
     """Say what a dead process left in a rwlock file, and take it out; to be called under its guard."""
-    try:
-        values = json.loads(path.read_text())
-        written = path.stat().st_mtime
-    except ValueError:
-        if write:
-            path.unlink()
-        return "is cut off, as a kill or a full disk leaves it"
     kept: dict[str, Any] = {"write": {}, "read": {}}
     dead = set()
-    for kind, entries in values.items():
-        for place, owners in entries.items():
-            several = owners if isinstance(owners, list) else [owners]
-            living = [owner for owner in several if _wrote(owner["pid"], written)]
-            dead |= {owner["pid"] for owner in several} - {owner["pid"] for owner in living}
-            if living:
-                kept[kind][place] = living if isinstance(owners, list) else living[0]
+    try:
+        written = path.stat().st_mtime
+        for kind, entries in json.loads(path.read_text()).items():
+            for place, owners in entries.items():
+                several = owners if isinstance(owners, list) else [owners]
+                living = [owner for owner in several if _wrote(owner["pid"], written)]
+                dead |= {owner["pid"] for owner in several if owner not in living}
+                if living:
+                    kept[kind][place] = living if isinstance(owners, list) else living[0]
+    except (ValueError, AttributeError, KeyError, TypeError):
+        if write:
+            path.unlink()
+        return "is not readable, as a kill or a full disk leaves it"
     if dead and write:
         with files.whole(path) as temporary:
             temporary.write_text(json.dumps(kept))

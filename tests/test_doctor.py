@@ -189,7 +189,7 @@ def test_a_list_of_readers_that_is_cut_off(checkout: Path) -> None:
     with make_lock(str(path.with_name("rwlock.lock"))):
         path.touch()
         assert doctor.doctor(checkout, fix=True) == 0 and path.exists(), "a dvc is just writing it"
-    for content in ("", '{"write": {"/x": {"pid": 12'):
+    for content in ("", '{"write": {"/x": {"pid": 12', '["write"]'):
         path.write_text(content)
         assert doctor.doctor(checkout, fix=False) == 1 and path.exists()
         assert doctor.doctor(checkout, fix=True) == 0 and not path.exists()

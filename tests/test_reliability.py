@@ -55,7 +55,9 @@ def result(root: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("kills", [10, pytest.param(1000, marks=pytest.mark.long)])
-def test_random_kills_change_no_byte(checkout: Callable[..., Path], small_params: Params, kills: int) -> None:
+def test_random_kills_change_no_byte(
+    checkout: Callable[..., Path], small_params: Params, kills: int, capfd: pytest.CaptureFixture[str]
+) -> None:
     """A chain of `kill -9` at any moment would cost a training, or silently make it another one."""
     params = updated(
         small_params,
@@ -96,6 +98,7 @@ def test_random_kills_change_no_byte(checkout: Callable[..., Path], small_params
         where["publishing"] += (root / "stages/train").exists()
     assert life(None)
     assert not [*(root / ".ganpipe/unfinished").rglob("*.damaged")]
+    capfd.readouterr()  # what the lives said
     print(
         f"{done} random kills of {steps}-step trainings, {finished + 1} of which came to their end with the "
         f"bytes of the undisturbed one; {where['within a write']} kills left a half-written file, "
@@ -166,7 +169,10 @@ def save_under_strace(folder: Path, states: list[dict[str, torch.Tensor]], log: 
 @pytest.mark.skipif(not shutil.which("strace"), reason="strace is not installed")
 @pytest.mark.parametrize("full", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_every_system_call_of_a_save(
-    saved: tuple[Path, list[dict[str, torch.Tensor]]], tmp_path: Path, full: bool
+    saved: tuple[Path, list[dict[str, torch.Tensor]]],
+    tmp_path: Path,
+    full: bool,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     """A full disk, a defect or a kill at a badly chosen moment would cost the training."""
     folder, states = saved
@@ -199,6 +205,7 @@ def test_every_system_call_of_a_save(
         outcomes[f"{what.partition('=')[0]}: {'saved' if ended == 0 else f'{step} survived'}"] += 1
         checkpoint.save(folder, 3, states[2], {"torch": "x"})
         assert survivor(folder, states) == 3 and len([*folder.iterdir()]) == 2, here
+    capfd.readouterr()
     print(
         f"{len(calls)} system calls of a save, {len(trials)} trials, none without a whole checkpoint: "
         f"{dict(sorted(outcomes.items()))}; {time.monotonic() - began:.0f} s"
@@ -207,7 +214,7 @@ def test_every_system_call_of_a_save(
 
 @pytest.mark.parametrize("count", [60, pytest.param(1000, marks=pytest.mark.long)])
 def test_damage_is_noticed(
-    saved: tuple[Path, list[dict[str, torch.Tensor]]], count: int, capsys: pytest.CaptureFixture[str]
+    saved: tuple[Path, list[dict[str, torch.Tensor]]], count: int, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """One flipped bit that is loaded is another network; the one before must take its place."""
     folder, states = saved
@@ -227,6 +234,7 @@ def test_damage_is_noticed(
         newest.write_bytes(whole)
     assert survivor(folder, states) == 2
     seconds = time.monotonic() - began
+    capfd.readouterr()
     print(f"{count} flipped and cut checkpoints of {len(whole):,} bytes, all noticed; {seconds:.0f} s")
 
 
