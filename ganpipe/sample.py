@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ganpipe import files, latent, pictures, snapshot
+from ganpipe import description, files, latent, pictures, snapshot
 from ganpipe.errors import UserError
 from ganpipe.params import Model, Sample
 from ganpipe.progress import Progress
@@ -43,7 +43,12 @@ def sample(params: Sample, root: Path = Path(), device: str = "cpu") -> None:
     Raises:
         UserError: there is no trained generator, its files are damaged, or z has no such element.
     """
-    model, resolution, channels = _description(root / TRAINED / "model.json")
+    described = root / TRAINED / "model.json"
+    try:
+        text = described.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{described}: no readable description ({error}); run the train stage") from None
+    model, resolution, channels = description.parse(text, described)
     named = params.traversal_elements
     if named is not None and (not named or max(named) >= model.nz):
         raise UserError(
@@ -88,16 +93,6 @@ def sample(params: Sample, root: Path = Path(), device: str = "cpu") -> None:
     intervals = [{"factor": factor, "z": _distribution(model, factor)} for factor in params.intervals]
     with files.whole(folder / "intervals.json") as path:
         path.write_text(json.dumps(intervals, indent=2) + "\n")
-
-
-def _description(path: Path) -> tuple[Model, int, int]:
-    """Read what the generator is: its section of the params, its resolution and its channels."""
-    try:
-        description = json.loads(path.read_text())
-        model = Model(**{key: description[key] for key in Model.model_fields})
-        return model, int(description["resolution"]), int(description["channels"])
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{path}: no readable description ({error}); run the train stage") from None
 
 
 def _images(

@@ -384,6 +384,12 @@ def _settings() -> None:
         logging.getLogger(logger).setLevel(logging.ERROR)
 
 
+def address(home: Path) -> str:
+    """Return the address of the MLflow that mirrors a checkout; MLflow is made silent and quick."""
+    _settings()
+    return _address(home.resolve())
+
+
 def _address(home: Path) -> str:
     """Return MLFLOW_TRACKING_URI, or the database of the main checkout; a path in it is made absolute."""
     address = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
