@@ -164,6 +164,18 @@ def generate(
 
 
 @app.command(rich_help_panel=PEOPLE)
+def export(
+    source: Source = None,
+    format: Annotated[str, typer.Option(help="onnx, pt2 (a program of PyTorch's) or safetensors.")] = "onnx",
+    out: Annotated[Path | None, typer.Option(help="The file; generator.FORMAT if not given.")] = None,
+) -> None:
+    """Write a trained generator as a file that needs no ganpipe, checked, with a script that loads it."""
+    from ganpipe.export import export
+
+    export(source, format, out, ROOT)
+
+
+@app.command(rich_help_panel=PEOPLE)
 def recipe(
     name: Annotated[str | None, typer.Argument(help="A recipe; none: list them.")] = None,
 ) -> None:
