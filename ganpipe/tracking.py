@@ -423,6 +423,8 @@ def _create(database: Path, artifacts: Path) -> None:
     """Create MLflow's database whole or not at all: one left within its migrations is broken for good."""
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
+    for rest in ("-wal", "-shm"):  # of a database that was deleted: SQLite would replay it into the new one
+        database.with_name(f"{database.name}{rest}").unlink(missing_ok=True)
     with files.whole(database) as temporary:
         temporary.touch()  # fails at once where MLflow would try for minutes
         SqlAlchemyStore(f"sqlite:///{temporary}", artifacts.as_uri()).engine.dispose()

@@ -572,6 +572,36 @@ def test_sync(
     assert ["complete already" in line for line in second] == [True, True, True, False, True]
     assert {run.info.run_id: state(client, run.info.run_id) for run in runs(client, "sync")} == before
 
+    # A deleted run is made again, and a colleague's clone records the experiment that it has pulled.
+    client.delete_run(names["a"].info.run_id)
+    assert f"a: up to evaluate, run a: {points_of(4)}" in tracking.sync(root)[1]
+    assert len(runs(client, "sync")) == 4
+    git("init", "-q", "--bare", "-b", "main", str(tmp_path / "hub"))
+    git("remote", "add", "origin", str(tmp_path / "hub"))
+    git("push", "-q", "origin", "main")
+    store = f"[core]\n    remote = store\n['remote \"store\"']\n    url = {tmp_path}/store\n"
+    (root / ".dvc/tmp").mkdir(exist_ok=True)  # DVC makes it but once
+    (root / ".dvc/config.local").write_text(store)
+    with Repo(str(root)) as repo:
+        repo.experiments.push("origin", ["b"], push_cache=True)
+    colleague = tmp_path / "colleague"
+    git("clone", "-q", str(tmp_path / "hub"), str(colleague))
+    (colleague / ".dvc/config.local").write_text(store)
+    monkeypatch.chdir(colleague)
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "colleague")
+    with Repo(str(colleague)) as repo:
+        repo.experiments.pull("origin", ["b"], pull_cache=True)
+    assert "nothing to record" in (lines := tracking.sync(colleague))[0]
+    assert lines[1].startswith(f"b: up to evaluate, run b: {points_of(6)}")
+    (pulled,) = runs(client, "colleague")
+    assert pulled.data.params == names["b"].data.params
+    assert len(points(client, pulled.info.run_id, "train/d_loss")) == 6
+
+
+def points_of(steps: int) -> str:
+    """Begin the line that says how many points were sent: four losses a step, and two metrics."""
+    return f"{4 * steps + 2} points"
+
 
 def _ref(git: Callable[..., str], name: str) -> str:
     found = git("for-each-ref", "--format=%(refname)", "refs/exps").split()
