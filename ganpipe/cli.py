@@ -143,6 +143,16 @@ def sync() -> None:
 
 
 @app.command(rich_help_panel=PEOPLE)
+def ui(
+    port: Annotated[int | None, typer.Option(min=1, max=65535, help="5000, or any free one.")] = None,
+) -> None:
+    """Bring MLflow up to date, start its server on this machine, and print where the runs are to be seen."""
+    from ganpipe.ui import ui
+
+    ui(ROOT, port)
+
+
+@app.command(rich_help_panel=PEOPLE)
 def generate(
     source: Source = None,
     n: Annotated[int, typer.Option("-n", help="Images to make.")] = 64,

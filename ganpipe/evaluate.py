@@ -211,5 +211,5 @@ def _print_summary(result: Metrics, extractor: str, params: Evaluate, intervals:
         "  stages/train/grids                  the same z over the training\n"
         "  dvc exp run -S train.glr=0.0001     change a value,\n"
         "  dvc exp show --only-changed         then compare\n"
-        "  mlflow ui                           every run's curves and pictures"
+        "  ganpipe ui                          every run's curves and pictures"
     )

@@ -390,6 +390,12 @@ def address(home: Path) -> str:
     return _address(home.resolve())
 
 
+def connection(home: Path) -> "tuple[mlflow.MlflowClient, str]":
+    """Return a client of that MLflow and the id of its experiment; both are made if absent."""
+    _settings()
+    return _connect(home.resolve())
+
+
 def _address(home: Path) -> str:
     """Return MLFLOW_TRACKING_URI, or the database of the main checkout; a path in it is made absolute."""
     address = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
