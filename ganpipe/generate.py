@@ -1,6 +1,5 @@
 """Images of a trained generator, one seed each, to a folder, zip or array; any number in little memory."""
 
-import io
 import math
 import shutil
 import zipfile
@@ -9,16 +8,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from ganpipe import files, snapshot, trained
+from ganpipe import asked, files, snapshot, trained
 from ganpipe.errors import UserError
 from ganpipe.progress import Progress
 
-MOST = 10_000_000  # images at a time
 MOST_BATCH = 4096
-MOST_SCALE = 100.0
-SEEDS = 2**63
 
 Add = Callable[[int, np.ndarray], None]  # takes the first seed of some images uint8 N×H×W×C, and the images
 
@@ -48,7 +43,7 @@ def generate(
     Raises:
         UserError: a value that makes no sense, no generator, or a place that is taken or too small.
     """
-    check(n, seed, z_scale)
+    asked.check(n, seed, z_scale)
     if not 1 <= batch <= MOST_BATCH:
         raise UserError(f"--batch: found {batch}, but it must be between 1 and {MOST_BATCH}")
     _check_place(out)
@@ -63,27 +58,6 @@ def generate(
             add(seed + first, snapshot.images_of(G, z))
             progress.advance(count)
     print(f"{n:,} images of {shape[1]} px, seeds {seed} to {seed + n - 1}: {out}")
-
-
-def check(n: int, seed: int, z_scale: float, most: int = MOST) -> None:
-    """Refuse values that make no images.
-
-    Raises:
-        UserError: one sentence.
-    """
-    if not 1 <= n <= most:
-        raise UserError(f"n: found {n}, but it must be between 1 and {most:,}")
-    if not 0 <= seed <= SEEDS - n:
-        raise UserError(f"seed: found {seed}, but seeds are between 0 and 2^63 - 1, the last image's too")
-    if not (math.isfinite(z_scale) and 0 < z_scale <= MOST_SCALE):
-        raise UserError(f"z_scale: found {z_scale}, but it must be above 0 and at most {MOST_SCALE:g}")
-
-
-def png(image: np.ndarray) -> bytes:
-    """Return an image uint8 H×W×C in [0, 255] as a PNG file."""
-    buffer = io.BytesIO()
-    Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def _check_place(out: Path) -> None:
@@ -112,7 +86,7 @@ def _sink(out: Path, shape: tuple[int, ...], seed: int) -> Iterator[Add]:
 
     def named(first: int, images: np.ndarray) -> Iterator[tuple[str, bytes]]:
         for i, image in enumerate(images):
-            yield f"{first + i:0{width}}.png", png(image)
+            yield f"{first + i:0{width}}.png", asked.png(image)
 
     if out.suffix.lower() == ".npy":
         with files.whole(out) as path, open(path, "wb") as file:

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from filelock import FileLock
 
-from ganpipe import closure, files, packed, page, params, revisions
+from ganpipe import closure, files, packed, packing, page, params, revisions
 from ganpipe.errors import Interrupted, UserError
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ NUMBERS = ("d_loss", "g_loss", "d_real", "d_fake", "d_grad_norm", "g_grad_norm")
 LOSSES = {column: f"train/{column}" for column in NUMBERS}
 JUDGED = {column: f"train/{column}" for column in ("kid_light", "spread")}
 SPEED = {"images_per_second": "perf/images_per_second"}
+GENERATOR = "generator.safetensors"  # sent as a model
 PICTURES = {"grid.png": "samples/final", "real_fake.png": "samples/real_fake"}
 ENDING = ("ended", "interventions")  # of model.json, once the training has ended
 KEY, COMMIT, DIRTY = "ganpipe.key", "ganpipe.git_commit", "ganpipe.git_dirty"
@@ -283,6 +284,8 @@ def _sync_experiment(home: Path, copy: Path, name: str, origin: dict[str, str], 
         for stage in folders:
             for file in MIRRORED[stage]:
                 get(f"stages/{stage}/{file}")
+        with suppress(UserError):  # a run without its model is better than none
+            get(f"stages/train/{GENERATOR}")
         experiment = _identify(copy, name, _model(folders["train"])["data_digest"], origin)
         twin = done.setdefault(experiment.key, name)
         if twin != name:
@@ -468,6 +471,8 @@ def _mirror(home: Path, experiment: Experiment, folders: Folders, status: Status
                 run.send_file(folder / file)
         if model:
             run.write_page(home, experiment, folders, ended="ended" in model)
+        if status == "FINISHED" and (folders["train"] / GENERATOR).exists():
+            packing.send(run.client, run.info, run.data.tags, folders["train"])
         run.set_status(status)
     return run
 

@@ -14,8 +14,9 @@ from conftest import ROOT, save_generator
 from PIL import Image
 
 from ganpipe import snapshot, trained
+from ganpipe.asked import MOST
 from ganpipe.errors import UserError
-from ganpipe.generate import MOST, generate
+from ganpipe.generate import generate
 from ganpipe.params import Params
 
 

@@ -1,5 +1,7 @@
 """The MLflow mirror: complete, without repeats, and never in the way; real databases, no mocks."""
 
+import base64
+import io
 import json
 import math
 import multiprocessing
@@ -19,13 +21,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import updated
+from conftest import save_generator, updated
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Run
 from PIL import Image
 from ruamel.yaml import YAML
 
-from ganpipe import packed, tracking
+from ganpipe import models, packed, snapshot, tracking, trained
 from ganpipe.errors import Interrupted, UserError
 from ganpipe.params import Params
 
@@ -226,6 +228,43 @@ def test_pages_of_a_grid(
     before = state(client, ids[1])
     tracking.record(tmp_path / "checkout0", "evaluate", name="xin2024-two-rates-glr=2-s0")
     assert state(client, ids[1]) == before and state(client, ids[0])["tags"] == first.data.tags
+
+
+def test_the_generator_is_the_runs_model(
+    checkout: Callable[..., Path], client: MlflowClient, small_params: Params
+) -> None:
+    """The model would be pickled code, another network's images, or one more each time."""
+    import mlflow
+
+    root = checkout(seed=75)
+    train = root / "stages/train"
+    content = json.loads((train / "model.json").read_text())
+    save_generator(train, small_params)
+    (train / "model.json").write_text(json.dumps(content | json.loads((train / "model.json").read_text())))
+    expected = trained.find(None, root)
+    run = tracking.record(root, "evaluate")
+    place = f"runs:/{run}/generator"
+    mlflow.set_tracking_uri(client.tracking_uri)
+    answer = mlflow.pyfunc.load_model(place).predict(["x"], params={"n": 3, "seed": 5, "z_scale": 0.5})
+    z = snapshot.z_of_seeds(expected.model, 5, 3, 0.5)
+    shown = [np.asarray(Image.open(io.BytesIO(base64.b64decode(each["png"])))) for each in answer]
+    assert np.array_equal(np.stack(shown), snapshot.images_of(expected.G, z)[..., 0])
+    assert [each["seed"] for each in answer] == [5, 6, 7]
+    found = trained.find(place, Path(os.environ["DVC_ROOT"]))
+    assert np.array_equal(snapshot.images_of(found.G, z), snapshot.images_of(expected.G, z))
+    with pytest.raises(UserError, match=r"runs:/0/generator: MLflow at sqlite.* does not give it"):
+        trained.find("runs:/0/generator", Path(os.environ["DVC_ROOT"]))
+    local = Path(client.download_artifacts(run, "generator", str(root)))
+    names = {path.suffix for path in local.rglob("*") if path.is_file()}
+    assert ".pkl" not in names and ".pt" not in names
+    before = client.get_run(run).data.tags["ganpipe.model"]
+    tracking.record(root, "evaluate")
+    assert client.get_run(run).data.tags["ganpipe.model"] == before
+    snapshot.save(models.generator(expected.model, 16, 1), train / "generator.safetensors")
+    tracking.record(root, "evaluate")
+    after = client.get_run(run).data.tags["ganpipe.model"]
+    held = client.search_logged_models([client.get_run(run).info.experiment_id])
+    assert [model.model_id for model in held] == [after] and after != before
 
 
 def test_second_call_changes_nothing(checkout: Callable[..., Path], client: MlflowClient) -> None:
