@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from ganpipe import files
+from ganpipe.ranks import Ranks
 
 KEEP = 2
 DIGEST, LENGTH = 32, 8  # bytes of the sha256 and of the header's length
@@ -198,6 +199,24 @@ def _processor() -> str:
         lines = []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
+
+
+def share(
+    place: Ranks,
+    step: int,
+    networks: dict[str, nn.Module],
+    optimizers: dict[str, torch.optim.Optimizer],
+) -> int:
+    """Give all ranks the first one's step and state; nothing moves where it has made no step yet."""
+    if place.count == 1:
+        return step
+    state = {name: t.detach().cpu().contiguous() for name, t in state_of(networks, optimizers).items()}
+    found = place.shared(safetensors.torch.save(state | {"step": torch.tensor(step)}) if place.first else b"")
+    tensors = safetensors.torch.load(found)
+    step = int(tensors.pop("step"))
+    if step:
+        restore(tensors, networks, optimizers)
+    return step
 
 
 def state_of(

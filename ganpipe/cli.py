@@ -3,6 +3,7 @@
 import errno
 import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -36,14 +37,18 @@ Source = Annotated[
 
 
 @app.command(rich_help_panel=STAGES)
-def fetch() -> None:
+def fetch(
+    offline: Annotated[
+        bool, typer.Option("--offline", envvar="GANPIPE_OFFLINE", help="Use only what was downloaded before.")
+    ] = False,
+) -> None:
     """Read the source's pictures into one archive, stages/fetch/images.zip, with a manifest."""
     from ganpipe import params
 
     values = params.load()
     from ganpipe.fetch import fetch
 
-    fetch(values.fetch, ROOT)
+    fetch(values.fetch, ROOT, offline)
 
 
 @app.command(rich_help_panel=STAGES)
@@ -54,6 +59,18 @@ def preprocess(
             envvar="GANPIPE_WORKERS", min=1, help="Decoding workers; one for each core if not given."
         ),
     ] = None,
+    max_disk: Annotated[
+        float | None,
+        typer.Option(envvar="GANPIPE_MAX_DISK", min=0, help="Most GB on disk; what is free if not given."),
+    ] = None,
+    max_memory: Annotated[
+        float | None,
+        typer.Option(
+            envvar="GANPIPE_MAX_MEMORY",
+            min=0,
+            help="Most GB of images, which training reads at random; the machine's memory if not given.",
+        ),
+    ] = None,
 ) -> None:
     """Crop, resize and pack the pictures into stages/preprocess/images.npy, and report on them."""
     from ganpipe import params
@@ -61,7 +78,7 @@ def preprocess(
     values = params.load()
     from ganpipe.preprocess import preprocess
 
-    preprocess(values.preprocess, ROOT, workers)
+    preprocess(values.preprocess, ROOT, workers, max_disk, max_memory)
 
 
 @app.command(rich_help_panel=STAGES)
@@ -90,17 +107,23 @@ def train(
             help="Most GB of images to keep on a GPU; a quarter of what is free there if not given.",
         ),
     ] = None,
+    devices: Annotated[
+        int, typer.Option(envvar="GANPIPE_DEVICES", min=1, help="Processes that share each batch: GPUs.")
+    ] = 1,
 ) -> None:
     """Train the GAN, or go on where an interrupted run of the same training stopped."""
-    from ganpipe import params
+    from ganpipe import launch, params
 
     values = params.load()  # before torch, so that a mistyped value is told at once
-    from ganpipe import tracking
+    if devices > 1 and not launch.is_rank():
+        raise typer.Exit(launch.launch(devices, sys.argv[1:]))
+    launch.follow_launcher()
+    from ganpipe import schedule, tracking
     from ganpipe import train as stage
     from ganpipe.device import resolve
 
-    plan = stage.plan(values.model, values.train, ROOT)
-    with tracking.recording(ROOT, "train", plan.folder):
+    plan = schedule.plan(values.model, values.train, ROOT)
+    with tracking.recording(ROOT, "train", plan.folder) if launch.is_first() else nullcontext():
         options = fresh, save_memory, log_seconds, checkpoint_seconds, data_memory
         stage.train(plan, ROOT, resolve(device), *options)
 
@@ -183,6 +206,20 @@ def export(
     from ganpipe.export import export
 
     export(source, format, out, ROOT)
+
+
+@app.command(rich_help_panel=PEOPLE)
+def sources() -> None:
+    """List where pictures can come from: licence, size, and what is there already."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from ganpipe import sources
+
+    table = Table("source", "pictures", "size", "licence", "here", caption=f"cache: {sources.cache()}")
+    for row in sources.rows():
+        table.add_row(*row)
+    Console().print(table)
 
 
 @app.command(rich_help_panel=PEOPLE)

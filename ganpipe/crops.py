@@ -1,6 +1,7 @@
 """Where in a picture the training image is: boxes by rule, and squares turned upright by landmarks."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +10,9 @@ from PIL import Image
 Box = tuple[int, int, int, int]
 # A turned square may reach past the picture, which is mirrored there; more than half of it may not.
 LEAST_INSIDE = 0.5
+# Crop "smart": shorter side in pixels, about, of the copy that is looked at, and the share of detail that the
+# middle is preferred by.
+SMALL, CENTRED = 48, 0.1
 
 
 class Rejected(Exception):
@@ -20,18 +24,24 @@ class Target:
     """What a training image is to be.
 
     Attributes:
-        crop: "none", "square", "centre" or "landmarks", as preprocess.crop.
+        crop: "none", "square", "smart", "centre", "box", "landmarks" or "pad", as preprocess.crop.
         crop_size: pixels a side of crop "centre", else None.
+        crop_box: left, top, right, bottom of crop "box", else None.
         margin: of crop "landmarks", as preprocess.margin.
+        min_side: pixels that the shorter side of a picture must have.
         resolution: pixels a side of the result.
         channels: 1 (grey) or 3 (RGB).
+        background: what is transparent or padded, RGB in [0, 255].
     """
 
     crop: str
     crop_size: int | None
+    crop_box: Sequence[int] | None
     margin: float
+    min_side: int
     resolution: int
     channels: int
+    background: tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -62,10 +72,19 @@ def crop_for(width: int, height: int, target: Target, points: tuple[float, ...] 
         points: x, y, x, y … of its landmarks in pixels, for crop "landmarks".
 
     Raises:
-        Rejected: the picture is smaller than crop_size in a side, or has no landmarks that make a crop.
+        Rejected: the picture does not hold the crop, or has no landmarks that make one.
     """
     if target.crop == "none":
         return Crop((0, 0, width, height))
+    if target.crop == "pad":
+        side = max(width, height)
+        left, top = (width - side) // 2, (height - side) // 2
+        return Crop((left, top, left + side, top + side))
+    if target.crop_box is not None:
+        left, top, right, bottom = target.crop_box
+        if right > width or bottom > height:
+            raise Rejected("does not hold preprocess.crop_box")
+        return Crop((left, top, right, bottom))
     if target.crop == "landmarks":
         if points is None:
             raise Rejected("no landmarks")
@@ -74,6 +93,27 @@ def crop_for(width: int, height: int, target: Target, points: tuple[float, ...] 
     if side > min(width, height):
         raise Rejected(f"smaller than preprocess.crop_size ({side} px) in a side")
     left, top = (width - side) // 2, (height - side) // 2
+    return Crop((left, top, left + side, top + side))
+
+
+def smart(image: Image.Image) -> Crop:
+    """Choose the square with the most detail of the largest ones, which of all squares are enlarged least.
+
+    One at an end of the longer side must have a tenth more detail than one in the middle.
+    """
+    side, free = min(image.size), max(image.size) - min(image.size)
+    factor = max(1, side // SMALL)
+    small = np.asarray(image.convert("L").reduce(factor), np.float32)
+    along = small if image.width > image.height else small.T
+    detail = np.abs(np.diff(along, axis=1, prepend=along[:, :1])).sum(axis=0)
+    detail[:-1] += np.abs(np.diff(along[:, :-1], axis=0)).sum(axis=0)
+    window = min(len(detail), round(side / factor))
+    sums = np.convolve(detail, np.ones(window), "valid")
+    sums *= 1 - CENTRED * np.abs(np.linspace(-1, 1, len(sums)))
+    # Of equals the one nearest to the middle.
+    best = min(np.flatnonzero(sums >= sums.max()), key=lambda i: abs(i - (len(sums) - 1) / 2))
+    start = round(best / max(1, len(sums) - 1) * free) if len(sums) > 1 else free // 2
+    left, top = (start, 0) if image.width > image.height else (0, start)
     return Crop((left, top, left + side, top + side))
 
 
@@ -108,7 +148,7 @@ def _rotation(angle: float) -> np.ndarray:
 
 
 def cut(image: Image.Image, crop: Crop) -> Image.Image:
-    """Cut a crop out of a picture of mode L or RGB; turned ones are resampled with bicubic, at their size."""
+    """Cut a crop out of a picture of 8 bits; turned ones are resampled with bicubic, at their size."""
     if not crop.angle and crop.box[0] >= 0 <= crop.box[1] and crop.box[2:] <= image.size:
         return image if crop.box == (0, 0, *image.size) else image.crop(crop.box)
     (left, top, right, bottom), (width, height) = crop.box, crop.size
@@ -120,7 +160,8 @@ def cut(image: Image.Image, crop: Crop) -> Image.Image:
     pixels = np.asarray(image.crop((*inner[0].tolist(), *inner[1].tolist())))
     (before_x, before_y), (after_x, after_y) = inner[0] - low, high - inner[1]
     beside = [(before_y, after_y), (before_x, after_x), (0, 0)][: pixels.ndim]
-    source = Image.fromarray(np.pad(pixels, beside, mode="symmetric"))
+    padded = np.pad(pixels, beside, mode="symmetric")
+    source = Image.frombytes(image.mode, padded.shape[1::-1], padded.tobytes())
     # The point in `source` of each point (u, v) of the result.
     origin = middle - low - turn @ (width / 2, height / 2)
     matrix = (turn[0, 0], turn[0, 1], origin[0], turn[1, 0], turn[1, 1], origin[1])

@@ -1,6 +1,8 @@
-"""Stage fetch: a source's files -> images.zip and manifest.csv."""
+"""Stage fetch: a source's files -> images.zip, manifest.csv, landmarks.csv and source.json."""
 
 import hashlib
+import io
+import json
 import logging
 import sys
 import warnings
@@ -18,6 +20,7 @@ from ganpipe.params import Fetch
 from ganpipe.progress import Progress
 from ganpipe.sources import SOURCES, Source
 from ganpipe.sources.archives import Opener
+from ganpipe.sources.download import Remote, cached
 from ganpipe.sources.found import Points
 from ganpipe.sources.paths import ADVICE, PLACEHOLDER, travels
 
@@ -27,28 +30,31 @@ BLOCK = 1 << 20
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
-def fetch(params: Fetch, root: Path) -> None:
+def fetch(params: Fetch, root: Path, offline: bool = False) -> None:
     """Copy every file of the source into one archive and describe each.
 
     Writes stages/fetch/images.zip (not compressed, sorted by name, without times), manifest.csv (name,
     bytes, sha256, width, height, mode; the last three are the header's, empty where Pillow cannot open the
-    file) and landmarks.csv (name, x1, y1, x2, y2 …, for pictures that have any). The same files give the same
-    bytes of all.
+    file), landmarks.csv (name, x1, y1, x2, y2 …, for pictures that have any) and source.json (where they come
+    from). The same files give the same bytes of all.
 
     Args:
-        params: the source and its path.
+        params: the source and where it is.
         root: the checkout.
+        offline: whether the network must be left alone.
 
     Raises:
         UserError: the path does not fit the source, is missing, damaged or empty; a set cannot be downloaded.
     """
     source = SOURCES[params.source]
-    path = _checked_path(params, source, root)
+    places = _places(params, source, root, offline)
+    read = [_described(place, params.sha256) for place in places if place.is_file()]
     out = root / "stages" / "fetch"
-    with source.files(path) as contents:
+    with source.layout(places) as contents:
         found = contents.pictures
         if not found:
-            raise UserError(f"fetch.path: {params.path} holds no files (hidden ones do not count)")
+            place = params.url or params.path
+            raise UserError(f"fetch.source={source.name}: {place} holds no files (hidden ones do not count)")
         if source.published not in (None, len(found)):
             # No error: a part of a set is a set as well.
             print(
@@ -62,6 +68,19 @@ def fetch(params: Fetch, root: Path) -> None:
         table.to_csv(temporary, index=False, lineterminator="\n")
     with files.whole(out / "landmarks.csv") as temporary:
         _landmarks(contents.points, table["name"]).to_csv(temporary, index=False, lineterminator="\n")
+    name = places[0].name if places else source.package
+    whole = {"name": name, "bytes": int(table["bytes"].sum()), "sha256": files.sha256(out / "manifest.csv")}
+    facts = {
+        "name": source.name,
+        "licence": source.licence,
+        "cite": source.cite,
+        "address": params.url or source.page or None,
+        "files": len(table),
+        "published": source.published,
+        "read": read or [whole],
+    }
+    with files.whole(out / "source.json") as temporary:
+        temporary.write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _landmarks(points: Points, names: Iterable[str]) -> pd.DataFrame:
@@ -84,13 +103,19 @@ def _pack(found: list[tuple[str, Opener]], target: Path) -> list[tuple[object, .
             info.create_system, info.external_attr = 3, 0o644 << 16
             digest, size = hashlib.sha256(), 0
             with opener() as stream:
-                facts = _header(stream)
-                stream.seek(0)
+                block = stream.read(BLOCK)
+                if len(block) < BLOCK:
+                    facts = _header(io.BytesIO(block))  # half the time of looking at a packed file twice
+                else:
+                    stream.seek(0)
+                    facts = _header(stream)  # which may stand at its end
+                    stream.seek(BLOCK)
                 with archive.open(info, "w", force_zip64=True) as member:
-                    while block := stream.read(BLOCK):
+                    while block:
                         digest.update(block)
                         size += len(block)
                         member.write(block)
+                        block = stream.read(BLOCK)
             rows.append((name, size, digest.hexdigest(), *facts))
             progress.advance()
     return rows
@@ -107,21 +132,52 @@ def _header(stream: IO[bytes]) -> tuple[int | None, int | None, str]:
     return image.width, image.height, image.mode
 
 
-def _checked_path(params: Fetch, source: Source, root: Path) -> Path | None:
-    """Return the folder or archive to read; None where fetch.path is the placeholder."""
-    if source.packaged:
-        if params.path != PLACEHOLDER:
-            raise UserError(
-                f"fetch.path: found {params.path!r}, but fetch.source={params.source} is inside a package; "
-                f"set fetch.source=folder to use your own pictures, or fetch.path={PLACEHOLDER}"
-            )
-    if params.path == PLACEHOLDER:
-        return None
+def _places(params: Fetch, source: Source, root: Path, offline: bool) -> tuple[Path, ...]:
+    """Return the folders and files to read, downloaded where need be; none: a package has the pictures."""
+    local = params.path != PLACEHOLDER
+    if local and (source.package or source.name == "url"):
+        kind = "comes from the web" if source.name == "url" else "is inside a package"
+        raise UserError(
+            f"fetch.path: found {params.path!r}, but fetch.source={source.name} {kind}; "
+            f"set fetch.source=folder to use your own pictures, or fetch.path={PLACEHOLDER}"
+        )
+    if local:
+        return (_checked_path(params, root),)
+    if source.needs_path:
+        raise UserError(f"fetch.source={source.name}: {source.by_hand}")
+    if params.url is not None:
+        import pooch
+
+        remote = Remote(pooch.utils.unique_file_name(params.url), None, params.sha256, (params.url,))
+        remedy = (
+            "check fetch.url, or get the file by hand and set fetch.source=archive, fetch.path=<its path>"
+        )
+        return tuple(cached(source.name, [remote], remedy, offline))
+    names = " and ".join(remote.name for remote in source.remotes)
+    place = names if len(source.remotes) == 1 else "a folder that holds what is in both"
+    remedy = f"get {names} by hand from {source.page} and set fetch.path=<path of {place}>"
+    return tuple(cached(source.name, source.remotes, remedy, offline))
+
+
+def _described(archive: Path, sha256: str | None) -> dict[str, object]:
+    """Return a file's name, bytes and sha256, which must be the given one, if any."""
+    found = files.sha256(archive)
+    if sha256 not in (None, found):
+        raise UserError(f"fetch.sha256: {archive} has the sha256 {found}, not {sha256}; get it anew")
+    return {"name": archive.name, "bytes": archive.stat().st_size, "sha256": found}
+
+
+def _checked_path(params: Fetch, root: Path) -> Path:
+    """Return the folder or archive to read."""
     path = root / Path(params.path).expanduser()
     relative = not Path(params.path).expanduser().is_absolute()
     if not path.exists():
         advice = "; " + ADVICE.format(path=params.path) if relative else "; check the path"
         raise UserError(f"fetch.path: {params.path} does not exist{advice}")
+    if params.source == "archive" and path.is_dir():
+        raise UserError(
+            f"fetch.path: {params.path} is a folder; set fetch.source=folder, or name a zip or tar"
+        )
     if relative and not travels(path, root):
         print(f"warning: fetch.path: {params.path}: {ADVICE.format(path=params.path)}", file=sys.stderr)
     return path

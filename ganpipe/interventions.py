@@ -6,6 +6,7 @@ checkpoints in a folder of its own, so that those of an abandoned attempt can ne
 
 import csv
 import dataclasses
+import io
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -93,14 +94,17 @@ class Course:
         return DIVERGED if self.stopped.what == DIVERGED else "collapsed"
 
 
-def course(folder: Path, steps: int) -> Course:
-    """Read how a training of so many steps is to go on."""
-    path, events = folder / TABLE, []
-    if path.exists():
-        with open(path, newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file):
-                numbers = {name: int(row[name]) for name in ("step", "attempt", "back_to")}
-                events.append(Event(**(row | numbers)))  # type: ignore[arg-type]
+def read(folder: Path) -> bytes:
+    """Return the table of a training's folder, no bytes where it is not there yet."""
+    return (folder / TABLE).read_bytes() if (folder / TABLE).exists() else b""
+
+
+def course(table: bytes, steps: int) -> Course:
+    """Work out from its table how a training of so many steps is to go on."""
+    events = []
+    for row in csv.DictReader(io.StringIO(table.decode(), newline="")):
+        numbers = {name: int(row[name]) for name in ("step", "attempt", "back_to")}
+        events.append(Event(**(row | numbers)))  # type: ignore[arg-type]
     stops = [event for event in events if event.action == "stop"]
     last = min([steps, *(event.back_to for event in stops)])
     return Course(tuple(events), last, stops[-1] if stops else None)
@@ -140,7 +144,7 @@ def respond(folder: Path, steps: int, trouble: Trouble, action: Action, margin: 
         action: what the params ask for; after ATTEMPTS attempts it is "stop".
         margin: steps.
     """
-    now, back_to = course(folder, steps), trouble.healthy
+    now, back_to = course(read(folder), steps), trouble.healthy
     if action in ("rescue", "rollback") and now.attempt < ATTEMPTS:
         saved = sorted(healthy_folder(folder, now.attempt).glob("*.checkpoint"))
         begun = max(event.back_to for event in now.events if event.action == action) if now.attempt else 0

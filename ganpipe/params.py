@@ -56,25 +56,54 @@ class Section(BaseModel):
 class Fetch(Section):
     """Where the pictures come from."""
 
-    source: Literal["mnist5k", "mnist", "flowers102", "celeba", "cat", "animeface", "folder"]
+    # fmt: off
+    source: Literal[
+        "mnist5k", "mnist", "fashion_mnist", "flowers102", "celeba", "cat", "animeface",
+        "folder", "archive", "url",
+    ]
+    # fmt: on
     path: Annotated[str, Field(min_length=1)]
+    url: Annotated[str, Field(pattern=r"^https?://\S+$")] | None
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None
+
+    @model_validator(mode="after")
+    def _url_and_sha256_belong_to_a_source(self) -> Self:
+        if (self.source == "url") != (self.url is not None):
+            raise ValueError("url must be an address with source: url, and null otherwise")
+        if self.sha256 is not None and self.source not in ("url", "archive"):
+            raise ValueError("sha256 must be null but with source: url or archive")
+        return self
 
 
 class Preprocess(Section):
     """How pictures become training images."""
 
-    crop: Literal["none", "square", "centre", "landmarks"]
+    crop: Literal["none", "square", "smart", "pad", "centre", "box", "landmarks"]
     crop_size: Positive | None
+    crop_box: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=4, max_length=4)] | None
     margin: Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)]
+    min_side: Positive
     resolution: Annotated[int, Field(ge=8, le=4096)]
     channels: Literal[1, 3]
+    background: Annotated[list[Annotated[int, Field(ge=0, le=255)]], Field(min_length=3, max_length=3)]
     held_out: Annotated[float, Field(ge=0, le=0.9, allow_inf_nan=False)]
     max_rejected: Share
+    duplicates: Literal["report", "drop"]
 
     @model_validator(mode="after")
     def _crop_size_belongs_to_centre(self) -> Self:
         if (self.crop == "centre") != (self.crop_size is not None):
             raise ValueError("crop_size must be a number of pixels with crop: centre, and null otherwise")
+        return self
+
+    @model_validator(mode="after")
+    def _crop_box_is_a_square(self) -> Self:
+        if (self.crop == "box") != (self.crop_box is not None):
+            raise ValueError("crop_box must be four numbers with crop: box, and null otherwise")
+        if self.crop_box is not None:
+            left, top, right, bottom = self.crop_box
+            if right - left != bottom - top or right <= left:
+                raise ValueError("crop_box must be the left, top, right and bottom of a square")
         return self
 
 
@@ -120,6 +149,7 @@ class Train(Section):
     on_nonfinite: Literal["stop", "rescue"]
     on_collapse: Literal["warn", "stop", "rollback"]
     precision: Literal["float32", "bfloat16"]
+    sync_batch_norm: bool
 
     @model_validator(mode="after")
     def _best_needs_judging(self) -> Self:

@@ -1,89 +1,108 @@
-"""Stage preprocess: images.zip -> packed images, their index, rejected files, a report and a picture."""
+"""Stage preprocess: images.zip -> packed images, their index, what was rejected, copies, and a report."""
 
 import json
-import multiprocessing
+import math
 import os
+import shutil
+import sys
 import zipfile
-import zlib
-from collections import Counter, deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 import pandas as pd
-from PIL import Image
 
-from ganpipe import files, pictures
+from ganpipe import files, report
 from ganpipe.crops import Target
+from ganpipe.duplicates import originals
 from ganpipe.errors import UserError
-from ganpipe.images import File, Prepared, prepare_all, start_worker
+from ganpipe.images import Member, Prepared, prepare_member
 from ganpipe.packed import IMAGES, INDEX
 from ganpipe.params import Preprocess
 from ganpipe.progress import Progress
+from ganpipe.workers import Limits, Lost, in_order
 
+ARCHIVE = "images.zip"
 INDEX_COLUMNS = ["name", "width", "height", "left", "top", "right", "bottom", "angle", "scale", "split"]
+COPY_COLUMNS = ["name", "original", "kind", "split", "original_split", "dropped"]
+OUTPUTS = [IMAGES, INDEX, "rejected.csv", "duplicates.csv", "report.json", "report.html", "contact_sheet.png"]
+OUTPUTS += ["histograms.png"]
 # Files go to the workers in chunks, which end at whichever comes first; they bound the memory in use.
 CHUNK_FILES = 64
 CHUNK_BYTES = 1 << 22
-# The contact sheet: images, columns, pixels between them, most pixels a side of one.
-SHEET_IMAGES, SHEET_COLUMNS, SHEET_GAP, SHEET_TILE = 64, 8, 2, 128
+# What one file may take of a worker, far above what any sound one does.
+LIMITS = Limits(seconds=30, memory=1 << 30)
 
 
-def preprocess(params: Preprocess, root: Path, workers: int | None = None) -> None:
+def preprocess(
+    params: Preprocess,
+    root: Path,
+    workers: int | None = None,
+    max_disk: float | None = None,
+    max_memory: float | None = None,
+) -> None:
     """Turn the fetched files into training images.
 
     Reads stages/fetch/; writes stages/preprocess/images.npy (uint8 N×H×W×C in [0, 255]), index.csv (row i is
-    image i), rejected.csv, report.json and contact_sheet.png. Rows are in the order of the manifest, whatever
-    `workers` is.
+    image i) and the other OUTPUTS. Rows are in the order of the manifest, whatever `workers` is.
 
     Args:
-        params: crop, size, channels, the share held out and the share that may be rejected.
+        params: crop, size, channels, what becomes of copies, the shares held out and rejected.
         root: the checkout.
         workers: processes that decode; None: one for each core that this process may use.
+        max_disk: GB that images.npy may take; None: what is free there.
+        max_memory: GB that it may take when all of it is in memory; None: what the machine has.
 
     Raises:
-        UserError: nothing was fetched; or, after everything is written, too many files were rejected, or no
-            image is left to train on.
+        UserError: nothing was fetched, or the images would take too much; or, after everything is written,
+            too many files were rejected, or no image is left to train on.
     """
     source, out = root / "stages" / "fetch", root / "stages" / "preprocess"
-    target = Target(params.crop, params.crop_size, params.margin, params.resolution, params.channels)
-    index: list[tuple[Any, ...]] = []
-    rejected: list[tuple[str, str]] = []
+    target = target_of(params)
     with _open_fetched(source) as archive:
         manifest = _manifest(source, archive)
-        names = manifest["name"].tolist()
-        with files.whole(out / IMAGES) as temporary, open(temporary, "wb") as file:
-            start = _write_header(file, 0, target)
-            with Progress("preprocess", len(names)) as progress:
-                points = _landmarks(source) if params.crop == "landmarks" else {}
-                results = _results(archive, names, points, target, workers or _cores())
-                for name, sha256, result in zip(names, manifest["sha256"], results, strict=True):
-                    if isinstance(result, Prepared):
-                        file.write(result.pixels.tobytes())
-                        split = split_of(sha256, params.held_out)
-                        where = *result.crop.box, result.crop.angle, result.scale
-                        index.append((name, result.width, result.height, *where, split))
-                    else:
-                        rejected.append((name, result))
-                    progress.advance()
-            # NumPy leaves room in the header for any count, so the true one can take the first one's place.
-            file.seek(0)
-            assert _write_header(file, len(index), target) == start
-    table = pd.DataFrame(index, columns=INDEX_COLUMNS)
-    reasons = pd.DataFrame(rejected, columns=["name", "reason"])
-    for name, frame in ((INDEX, table), ("rejected.csv", reasons)):
+        members = _members(archive, _landmarks(source) if params.crop == "landmarks" else {})
+    _check_room(len(members), target, source, max_disk, max_memory)
+    read = partial(prepare_member, archive=source / ARCHIVE, target=target)
+    chunk = max(1, min(CHUNK_FILES, CHUNK_BYTES // (target.resolution**2 * target.channels)))
+    with files.whole(out / IMAGES) as temporary:
+        results = in_order(read, members, workers or _cores(), LIMITS, chunk)
+        table, reasons = _pack(temporary, results, manifest, target, params.held_out)
+        copies, pairs = _copies(temporary, table, params.duplicates == "drop")
+        if copies["dropped"].any():
+            gone = copies[copies["dropped"]]
+            table = _without(temporary, table, gone["name"], target)
+            more = pd.DataFrame({"name": gone["name"], "reason": gone["kind"] + " copy of another picture"})
+            reasons = pd.concat([reasons, more]).sort_values("name", kind="stable")
+        for name in OUTPUTS:
+            # A kill between now and the last of the new files leaves no set of both.
+            (out / name).unlink(missing_ok=True)
+    tables = {INDEX: table[INDEX_COLUMNS], "rejected.csv": reasons, "duplicates.csv": copies}
+    for name, frame in tables.items():
         with files.whole(out / name) as temporary:
             frame.to_csv(temporary, index=False, lineterminator="\n")
-    report = _report(table, reasons, target)
-    with files.whole(out / "report.json") as temporary:
-        temporary.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    if index:
-        with files.whole(out / "contact_sheet.png") as temporary:
-            _contact_sheet(np.load(out / IMAGES, mmap_mode="r")).save(temporary, "PNG")
-    _judge(report, params)
+    found = report.numbers(table, reasons, copies, target)
+    shown: dict[str, bytes] = {}
+    if len(table):
+        images = np.load(out / IMAGES, mmap_mode="r")
+        shown = report.shown(images, table, target.resolution)
+    texts = {
+        "report.json": (json.dumps(found, indent=2) + "\n").encode(),
+        "report.html": report.page(found, reasons, copies, pairs, shown, _source(source)).encode(),
+    }
+    pictures = {name: shown[name] for name in ("contact_sheet.png", "histograms.png") if name in shown}
+    for name, data in (texts | pictures).items():
+        with files.whole(out / name) as temporary:
+            temporary.write_bytes(data)
+    _judge(found, params)
+
+
+def target_of(params: Preprocess) -> Target:
+    """Return what one picture's preparation needs of the params."""
+    values: dict[str, Any] = params.model_dump(include=set(Target.__annotations__))
+    return Target(**values | {"background": tuple(params.background)})
 
 
 def split_of(sha256: str, held_out: float) -> str:
@@ -97,11 +116,9 @@ def _cores() -> int:
 
 def _open_fetched(source: Path) -> zipfile.ZipFile:
     try:
-        return zipfile.ZipFile(source / "images.zip")
+        return zipfile.ZipFile(source / ARCHIVE)
     except (FileNotFoundError, zipfile.BadZipFile) as error:
-        raise UserError(
-            f"{source / 'images.zip'}: cannot be read ({error}); run the fetch stage first"
-        ) from None
+        raise UserError(f"{source / ARCHIVE}: cannot be read ({error}); run the fetch stage first") from None
 
 
 def _manifest(source: Path, archive: zipfile.ZipFile) -> pd.DataFrame:
@@ -132,6 +149,93 @@ def _landmarks(source: Path) -> dict[str, tuple[float, ...]]:
     return {name: tuple(float(value) for value in values if value) for name, *values in rows}
 
 
+def _source(source: Path) -> dict[str, Any]:
+    """Read what fetch says of the source, if it does."""
+    path = source / "source.json"
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+
+
+def _check_room(
+    count: int, target: Target, place: Path, max_disk: float | None, max_memory: float | None
+) -> None:
+    """Say what the images will take, and refuse what there is no room for."""
+    need = count * target.resolution**2 * target.channels / 1e9
+    disk = shutil.disk_usage(place).free / 1e9 if max_disk is None else max_disk
+    installed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+    memory = installed if max_memory is None else max_memory
+    shape = f"{count:,} images of {target.resolution}×{target.resolution}×{target.channels}"
+    print(
+        f"preprocess: {shape} take up to {need:,.3g} GB on disk (of {disk:,.3g}) and, mapped from there, as "
+        f"much memory (of {memory:,.3g}) in training",
+        file=sys.stderr,
+    )
+    for room, what, flag in ((disk, "disk", "GANPIPE_MAX_DISK"), (memory, "memory", "GANPIPE_MAX_MEMORY")):
+        if need > room:
+            raise UserError(
+                f"preprocess.resolution: {shape} take {need:,.3g} GB, more than {room:,.3g} GB of {what}; "
+                f"lower it, take fewer pictures, or allow more with {flag}={math.ceil(need)}"
+            )
+
+
+def _pack(
+    path: Path,
+    results: Iterator[Prepared | str | Lost],
+    manifest: pd.DataFrame,
+    target: Target,
+    held_out: float,
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Write the images as they come; return the index (with sha256 and hash) and the rejected files."""
+    index: list[tuple[Any, ...]] = []
+    rejected: list[tuple[str, str]] = []
+    with open(path, "wb") as file, Progress("preprocess", len(manifest)) as progress:
+        start = _write_header(file, 0, target)
+        for name, sha256, result in zip(manifest["name"], manifest["sha256"], results, strict=True):
+            if isinstance(result, Prepared):
+                file.write(result.pixels.tobytes())
+                where = *result.crop.box, result.crop.angle, result.scale, split_of(sha256, held_out)
+                index.append((name, result.width, result.height, *where, sha256, result.hash))
+            else:
+                rejected.append((name, result.reason if isinstance(result, Lost) else result))
+            progress.advance()
+        # NumPy leaves room in the header for any count, so the true one can take the first one's place.
+        file.seek(0)
+        assert _write_header(file, len(index), target) == start
+    table = pd.DataFrame(index, columns=[*INDEX_COLUMNS, "sha256", "hash"]).astype({"hash": np.uint64})
+    return table, pd.DataFrame(rejected, columns=["name", "reason"])
+
+
+def _copies(path: Path, table: pd.DataFrame, drop: bool) -> tuple[pd.DataFrame, list[np.ndarray]]:
+    """Find copies; return them, with what is to become of them, and the pixels of the first pairs."""
+    images = _mapped(path, table)
+    first = originals(table["sha256"].tolist(), table["hash"].to_numpy(), images)
+    rows = np.flatnonzero(first != np.arange(len(first)))
+    copy, original = table.iloc[rows].reset_index(), table.iloc[first[rows]].reset_index()
+    kinds = np.where(copy["sha256"] == original["sha256"], "exact", "near")
+    values = copy["name"], original["name"], kinds, copy["split"], original["split"], drop
+    frame = pd.DataFrame(dict(zip(COPY_COLUMNS, values, strict=True))).astype({"dropped": bool})
+    return frame, [images[[first[row], row]] for row in rows[: report.MOST_PAIRS]]
+
+
+def _without(path: Path, table: pd.DataFrame, names: pd.Series, target: Target) -> pd.DataFrame:
+    """Take images out of the packed file, in their order, and out of the index."""
+    images = _mapped(path, table)
+    kept = np.flatnonzero(~table["name"].isin(names))
+    for start in range(0, len(kept), 256):
+        # Never ahead of what is read: a row moves down or stays.
+        part = kept[start : start + 256]
+        images[start : start + len(part)] = images[part]
+    size = images[0].nbytes * len(kept)
+    del images  # which writes it back
+    with open(path, "rb+") as file:
+        file.truncate(_write_header(file, len(kept), target) + size)
+    return table.iloc[kept]
+
+
+def _mapped(path: Path, table: pd.DataFrame) -> np.ndarray:
+    """Map the images for reading and writing; an empty file cannot be."""
+    return np.lib.format.open_memmap(path, "r+") if len(table) else np.load(path)
+
+
 def _write_header(file: IO[bytes], count: int, target: Target) -> int:
     """Write the header of an npy file of uint8 count×H×W×C; return its length in bytes."""
     shape = (count, target.resolution, target.resolution, target.channels)
@@ -140,113 +244,29 @@ def _write_header(file: IO[bytes], count: int, target: Target) -> int:
     return file.tell()
 
 
-def _results(
-    archive: zipfile.ZipFile,
-    names: list[str],
-    points: dict[str, tuple[float, ...]],
-    target: Target,
-    workers: int,
-) -> Iterator[Prepared | str]:
-    """Yield each file's training image, or the reason why it has none, in the order of `names`."""
-    # Processes even for one worker: a decoder that crashes or prints does so there. Spawned, because a fork
-    # copies locks that threads of this process may hold.
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=start_worker)
-    waiting: deque[tuple[list[str], Future[list[Prepared | str]]]] = deque()
-    try:
-        for part, chunk in _chunks(archive, names, points, target):
-            waiting.append((part, pool.submit(prepare_all, chunk, target)))
-            if len(waiting) > 2 * workers:
-                part, future = waiting.popleft()
-                yield from future.result()
-        while waiting:
-            part, future = waiting.popleft()
-            yield from future.result()
-    except BrokenProcessPool:
-        raise UserError(
-            f"preprocess: a worker process died, probably out of memory, at or after {part[0]!r}; "
-            "use fewer workers (GANPIPE_WORKERS=1) or take the largest pictures out of the source"
-        ) from None
-    finally:
-        pool.shutdown(cancel_futures=True)
+def _members(archive: zipfile.ZipFile, points: dict[str, tuple[float, ...]]) -> list[Member]:
+    members = archive.infolist()
+    if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+        raise UserError(f"{archive.filename}: not as fetch writes it; run the fetch stage again")
+    return [Member(m.header_offset, m.file_size, m.CRC, points.get(m.filename)) for m in members]
 
 
-def _chunks(
-    archive: zipfile.ZipFile, names: list[str], points: dict[str, tuple[float, ...]], target: Target
-) -> Iterator[tuple[list[str], list[File]]]:
-    most = max(1, min(CHUNK_FILES, CHUNK_BYTES // (target.resolution**2 * target.channels)))
-    part: list[str] = []
-    chunk: list[File] = []
-    size = 0
-    for name in names:
-        try:
-            data = archive.read(name)
-        except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-            raise UserError(f"{archive.filename}: damaged ({error}); run the fetch stage again") from None
-        part.append(name)
-        chunk.append((data, points.get(name)))
-        size += len(data)
-        if len(chunk) == most or size >= CHUNK_BYTES:
-            yield part, chunk
-            part, chunk, size = [], [], 0
-    if chunk:
-        yield part, chunk
-
-
-def _report(table: pd.DataFrame, reasons: pd.DataFrame, target: Target) -> dict[str, Any]:
-    counts = sorted(Counter(reasons["reason"]).items(), key=lambda pair: (-pair[1], pair[0]))
-    train = int((table["split"] == "train").sum())
-    return {
-        "read": len(table) + len(reasons),
-        "accepted": len(table),
-        "rejected": len(reasons),
-        "rejected_by_reason": dict(counts),
-        "train": train,
-        "held_out": len(table) - train,
-        "resolution": target.resolution,
-        "channels": target.channels,
-        "share_upscaled": float((table["scale"] > 1).mean()) if len(table) else None,
-        **{name: _spread(table[name]) for name in ("scale", "width", "height")},
-    }
-
-
-def _spread(values: pd.Series) -> dict[str, float | None]:
-    return {
-        name: float(getattr(values, name)()) if len(values) else None for name in ("min", "median", "max")
-    }
-
-
-def _contact_sheet(images: np.ndarray) -> Image.Image:
-    """Show up to SHEET_IMAGES of uint8 N×H×W×C, spread evenly, each at most SHEET_TILE pixels a side."""
-    rows = np.linspace(0, len(images) - 1, min(len(images), SHEET_IMAGES)).round().astype(int)
-    chosen = images[rows]
-    side = images.shape[1]
-    if side <= SHEET_TILE:
-        # Whole multiples without smoothing: what is seen is what will be trained on.
-        factor = SHEET_TILE // side
-        chosen = chosen.repeat(factor, axis=1).repeat(factor, axis=2)
-    else:
-        tile = (SHEET_TILE, SHEET_TILE)
-        shrunk = [Image.fromarray(image.squeeze()).resize(tile, Image.Resampling.LANCZOS) for image in chosen]
-        chosen = np.stack([np.asarray(image).reshape(*tile, -1) for image in shrunk])
-    return pictures.sheet(chosen, SHEET_COLUMNS, SHEET_GAP)
-
-
-def _judge(report: dict[str, Any], params: Preprocess) -> None:
+def _judge(found: dict[str, Any], params: Preprocess) -> None:
     where = "see stages/preprocess/rejected.csv"
     common = ", ".join(
-        f"{count:,} {reason}" for reason, count in list(report["rejected_by_reason"].items())[:3]
+        f"{count:,} {reason}" for reason, count in list(found["rejected_by_reason"].items())[:3]
     )
-    if not report["accepted"]:
-        raise UserError(f"preprocess: none of {report['read']:,} files can be used ({common}); {where}")
-    share = report["rejected"] / report["read"]
-    if share > params.max_rejected:
+    if not found["accepted"]:
+        raise UserError(f"preprocess: none of {found['read']:,} files can be used ({common}); {where}")
+    # Copies are left out where that was asked for: nothing is wrong with them.
+    bad = found["rejected"] - found["copies"]["dropped"]
+    if bad / found["read"] > params.max_rejected:
         raise UserError(
-            f"preprocess.max_rejected: {report['rejected']:,} of {report['read']:,} files ({share:.1%}) were "
+            f"preprocess.max_rejected: {bad:,} of {found['read']:,} files ({bad / found['read']:.1%}) were "
             f"rejected, more than {params.max_rejected:.1%} ({common}); {where}; mend the source or raise it"
         )
-    if not report["train"]:
+    if not found["train"]:
         raise UserError(
-            f"preprocess: none of {report['accepted']:,} images is left to train on with "
+            f"preprocess: none of {found['accepted']:,} images is left to train on with "
             f"preprocess.held_out={params.held_out}; lower it or add pictures"
         )

@@ -1,6 +1,7 @@
 """One update of each player: gradients of its loss on a batch, then its optimizer's step.
 
-A batch may pass through the networks in parts, whose gradients add up; batch norm sees the parts.
+A batch may pass through the networks in parts, whose gradients add up, and be shared by several processes;
+batch norm sees the parts.
 """
 
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from torch import nn
 from torch.nn.utils import get_total_norm
 
 from ganpipe import losses
+from ganpipe.ranks import Ranks
 
 
 def update_d(
@@ -22,6 +24,8 @@ def update_d(
     fake: torch.Tensor | None,
     labels: tuple[float, float],
     part: int,
+    place: Ranks,
+    total: int,
 ) -> torch.Tensor:
     """Update D on real images and on generated ones, in two passes as in the DCGAN paper's code.
 
@@ -34,6 +38,8 @@ def update_d(
         fake: the images of z, float32 N×C×H×W in [-1, 1]; None: they are generated here, part by part.
         labels: D's targets for real and for generated images, each in [0, 1].
         part: images that pass through the networks at once.
+        place: of this process among those that share the batch.
+        total: images in the whole batch, N where one process has all of it.
 
     Returns:
         float32 4, without gradient: D's loss, its mean probability of real for real and for generated images,
@@ -43,7 +49,7 @@ def update_d(
     numbers = torch.zeros(3, device=real.device)
     optimizer.zero_grad()
     for i in range(0, len(real), part):
-        real_part, share = real[i : i + part], min(part, len(real) - i) / len(real)
+        real_part, share = real[i : i + part], min(part, len(real) - i) / total
         real_logits = D(real_part)
         loss_real = losses.d_loss_real(real_logits, real_label)
         (share * loss_real).backward()
@@ -53,6 +59,7 @@ def update_d(
         with torch.no_grad():
             probabilities = real_logits.sigmoid().mean(), fake_logits.sigmoid().mean()
             numbers += share * torch.stack([loss_real + loss_fake, *probabilities])
+    numbers = place.add_up(D.parameters(), numbers)
     norm = _gradient_norm(D)
     optimizer.step()
     return torch.cat([numbers, norm[None]])
@@ -65,6 +72,8 @@ def update_g(
     z: torch.Tensor,
     fake: torch.Tensor | None,
     part: int,
+    place: Ranks,
+    total: int,
 ) -> torch.Tensor:
     """Update G through D, whose weights need no gradients meanwhile.
 
@@ -75,22 +84,25 @@ def update_g(
         z: float32 N×nz, used where `fake` is None.
         fake: the images of z with their graph; None: they are generated here, part by part.
         part: images that pass through the networks at once.
+        place: of this process among those that share the batch.
+        total: images in the whole batch, N where one process has all of it.
 
     Returns:
         float32 2, without gradient: G's loss, and the norm of its gradients over all parameters.
     """
-    loss = torch.zeros((), device=z.device)
+    loss = torch.zeros(1, device=z.device)
     D.requires_grad_(False)
     optimizer.zero_grad()
     for i in range(0, len(z), part):
-        share = min(part, len(z) - i) / len(z)
+        share = min(part, len(z) - i) / total
         part_loss = losses.g_loss(D(G(z[i : i + part]) if fake is None else fake[i : i + part]))
         (share * part_loss).backward()
         loss += share * part_loss.detach()
+    loss = place.add_up(G.parameters(), loss)
     norm = _gradient_norm(G)
     optimizer.step()
     D.requires_grad_(True)
-    return torch.stack([loss, norm])
+    return torch.cat([loss, norm[None]])
 
 
 def _gradient_norm(network: nn.Module) -> torch.Tensor:

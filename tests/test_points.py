@@ -26,7 +26,7 @@ def opener(data: bytes) -> Callable[[], IO[bytes]]:
 
 def points(source: str, path: Path) -> Points:
     """The landmarks that a source gives."""
-    with SOURCES[source].files(path) as found:
+    with SOURCES[source].layout((path,)) as found:
         return found.points
 
 

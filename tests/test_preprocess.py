@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import os
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,12 @@ import pytest
 from PIL import Image
 
 from ganpipe import files, packed, params
-from ganpipe.crops import Target
 from ganpipe.errors import UserError
 from ganpipe.fetch import fetch
 from ganpipe.images import prepare
-from ganpipe.preprocess import preprocess, split_of
+from ganpipe.preprocess import OUTPUTS, preprocess, split_of, target_of
 
 COUNT, BROKEN = 150, 7
-OUTPUTS = ["contact_sheet.png", "images.npy", "index.csv", "rejected.csv", "report.json"]
 
 
 def section(**changes: Any) -> params.Preprocess:
@@ -28,7 +27,11 @@ def section(**changes: Any) -> params.Preprocess:
     values = {
         "crop": "square",
         "crop_size": None,
+        "crop_box": None,
         "margin": 0.0,
+        "min_side": 8,
+        "background": [255, 255, 255],
+        "duplicates": "report",
         "resolution": 16,
         "channels": 3,
         "held_out": 0.2,
@@ -51,7 +54,7 @@ def write(path: Path, seed: int, size: tuple[int, int]) -> None:
 
 def fetched(root: Path) -> Path:
     """Fetch root/pictures into a checkout."""
-    fetch(params.Fetch(source="folder", path=str(root / "pictures")), root)
+    fetch(params.Fetch(source="folder", path=str(root / "pictures"), url=None, sha256=None), root)
     return root
 
 
@@ -78,7 +81,7 @@ def test_every_file_is_in_one_table_and_row_i_is_image_i(checkout: Path) -> None
     assert data.images.shape == (COUNT, 16, 16, 3) and data.images.dtype == np.uint8
     with zipfile.ZipFile(checkout / "stages/fetch/images.zip") as archive:
         for i, row in enumerate(data.index.to_dict("records")):
-            expected = prepare(archive.read(row["name"]), Target("square", None, 0.0, 16, 3))
+            expected = prepare(archive.read(row["name"]), target_of(section()))
             np.testing.assert_array_equal(data.images[i], expected.pixels)
             assert (row["width"], row["height"], row["scale"]) == (
                 expected.width,
@@ -92,6 +95,9 @@ def test_every_file_is_in_one_table_and_row_i_is_image_i(checkout: Path) -> None
     assert report["train"] == len(data.train_rows) and report["held_out"] == len(data.held_out_rows)
     assert report["share_upscaled"] == pytest.approx((data.index["scale"] > 1).mean())
     assert report["width"] == {"min": 10, "median": data.index["width"].median(), "max": 59}
+    assert sum(report["scales"].values()) == COUNT
+    above = sum(count for low, count in report["scales"].items() if float(low) >= 1)
+    assert above == (data.index["scale"] >= 1).sum()
 
 
 def test_landmarks_reach_the_crop(tmp_path: Path) -> None:
@@ -116,7 +122,7 @@ def test_the_number_of_workers_changes_no_byte(checkout: Path) -> None:
         run(checkout, workers)
         digests.append({name: files.sha256(checkout / "stages/preprocess" / name) for name in OUTPUTS})
     assert digests[0] == digests[1]
-    assert sorted(p.name for p in (checkout / "stages/preprocess").iterdir()) == OUTPUTS
+    assert sorted(p.name for p in (checkout / "stages/preprocess").iterdir()) == sorted(OUTPUTS)
 
 
 def test_the_split_follows_the_bytes_alone(tmp_path: Path) -> None:
@@ -156,7 +162,7 @@ def test_too_many_rejected_fails_with_everything_written(checkout: Path) -> None
     ) as caught:
         run(checkout, max_rejected=share - 1e-6)
     assert "\n" not in str(caught.value)
-    assert sorted(p.name for p in (checkout / "stages/preprocess").iterdir()) == OUTPUTS
+    assert sorted(p.name for p in (checkout / "stages/preprocess").iterdir()) == sorted(OUTPUTS)
     assert len(packed.load(checkout / "stages/preprocess").index) == COUNT
 
 
@@ -215,3 +221,99 @@ def test_names_that_look_like_something_else_stay_text(tmp_path: Path) -> None:
     run(fetched(tmp_path))
     index = pd.read_csv(tmp_path / "stages/preprocess/index.csv", dtype=str, keep_default_na=False)
     assert index["name"].tolist() == sorted(names)
+
+
+@pytest.fixture(scope="module")
+def copied(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkout with 30 fetched pictures, 10 of them again as the same bytes, 10 saved another way."""
+    root = tmp_path_factory.mktemp("copied")
+    for i in range(30):
+        write(root / f"pictures/{i:02d}.png", i, (64, 64))
+        data = (root / f"pictures/{i:02d}.png").read_bytes()
+        if i < 10:
+            (root / f"pictures/{i:02d} <b>again.png").write_bytes(data)
+        elif i < 20:
+            Image.open(io.BytesIO(data)).resize((48, 48)).save(
+                root / f"pictures/{i:02d} smaller.jpg", quality=90
+            )
+    return fetched(root)
+
+
+def test_copies_are_reported_and_stay_unless_they_are_to_be_dropped(copied: Path) -> None:
+    """A copy on the other side of the split hides that the generator repeats its training images."""
+    out = copied / "stages/preprocess"
+    report = run(copied, held_out=0.5)
+    found = pd.read_csv(out / "duplicates.csv")
+    assert len(packed.load(out).index) == 50 and report["rejected"] == 0
+    # "00 <b>…" stands before "00.png".
+    exact = [f"{i:02d}.png" for i in range(10)]
+    assert found["name"].tolist() == sorted([*exact, *(f"{i:02d}.png" for i in range(10, 20))])
+    assert found["kind"].tolist() == ["exact"] * 10 + ["near"] * 10 and not found["dropped"].any()
+    across = (found["split"] != found["original_split"]).sum()
+    assert report["copies"] == {"exact": 10, "near": 10, "dropped": 0, "across_splits": across} and across > 0
+    kept = packed.load(out)
+    pixels = {name: kept.images[i].copy() for i, name in enumerate(kept.index["name"])}
+
+    report = run(copied, held_out=0.5, duplicates="drop", max_rejected=0.0)
+    data = packed.load(out)
+    assert sorted([*data.index["name"], *found["name"]]) == sorted(pixels)
+    assert [*report["rejected_by_reason"].items()] == [
+        ("exact copy of another picture", 10),
+        ("near copy of another picture", 10),
+    ]
+    assert report["copies"] == {"exact": 10, "near": 10, "dropped": 20, "across_splits": 0}
+    for i, name in enumerate(data.index["name"]):
+        np.testing.assert_array_equal(data.images[i], pixels[name])
+    assert (out / "images.npy").stat().st_size == 128 + 30 * 16 * 16 * 3
+
+
+def test_the_page_shows_strangers_names_as_text(copied: Path) -> None:
+    """Opening the report would run what a file's name says."""
+    (copied / "pictures/<script>alert(1).png").write_bytes(b"no picture")
+    (copied / "stages/fetch/source.json").write_text('{"name": "mine", "licence": "CC BY & <i>more</i>"}')
+    run(fetched(copied))
+    page = (copied / "stages/preprocess/report.html").read_text()
+    assert "&lt;script&gt;alert(1).png" in page and "&lt;b&gt;again.png" in page
+    assert "<script" not in page and "<b>again" not in page and "CC BY &amp; &lt;i&gt;more" in page
+    assert page.count("<img") == 3 + 2 * 20 and "http" not in page
+
+
+def test_what_there_is_no_room_for_is_refused_with_the_figures(checkout: Path) -> None:
+    """A night later the disk would be full, or training read each image anew from a slow one."""
+    before = sorted((checkout / "stages").rglob("*"))
+    need = (COUNT + BROKEN) * 16 * 16 * 3 / 1e9
+    with pytest.raises(
+        UserError, match=r"157 images of 16×16×3 take 0\.000121 GB, more than 0\.0001 GB of disk"
+    ):
+        preprocess(section(), checkout, 1, max_disk=0.0001)
+    with pytest.raises(UserError, match=r"more than 0\.0001 GB of memory.*GANPIPE_MAX_MEMORY"):
+        preprocess(section(), checkout, 1, max_memory=0.0001)
+    assert sorted((checkout / "stages").rglob("*")) == before
+    preprocess(section(), checkout, 1, max_disk=need, max_memory=need)
+
+
+@pytest.mark.parametrize("after", [0, 3, 6])
+def test_a_kill_while_it_writes_leaves_a_whole_set_or_none(
+    checkout: Path, after: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Images of one run beside another's index: every image would have a stranger's split."""
+    run(checkout)
+    replace, calls = os.replace, []
+
+    def killed(*paths: Any) -> None:
+        calls.append(paths)
+        if len(calls) > after:
+            raise KeyboardInterrupt
+        replace(*paths)
+
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(checkout, crop="none")
+    monkeypatch.undo()
+    out = checkout / "stages/preprocess"
+    assert len(list(out.iterdir())) == after
+    if after < 2:
+        with pytest.raises(UserError, match="run the preprocess stage"):
+            packed.load(out)
+    run(checkout)
+    assert sorted(p.name for p in out.iterdir()) == sorted(OUTPUTS)

@@ -30,6 +30,7 @@ PLAIN = {
     "train.on_nonfinite": "stop",
     "train.on_collapse": "warn",
     "train.precision": "float32",
+    "train.sync_batch_norm": False,
     "train.extra_update_every": None,
     "model.nz": 100,
     "preprocess.channels": 3,

@@ -11,7 +11,7 @@ import torch
 from conftest import digits, updated
 from PIL import Image
 
-from ganpipe import latent, models, pictures, snapshot, train
+from ganpipe import latent, models, pictures, schedule, snapshot, train
 from ganpipe.errors import UserError
 from ganpipe.params import Params
 from ganpipe.sample import sample
@@ -26,7 +26,7 @@ def root(
     write_packed(folder, digits()[::100, 6:22, 6:22])
     (folder / "ganpipe").symlink_to(Path(train.__file__).parent)
     params = updated(small_params, train__epochs=1, train__batch_size=50)
-    train.train(train.plan(params.model, params.train, folder), folder)
+    train.train(schedule.plan(params.model, params.train, folder), folder)
     torch.manual_seed(0)
     G = models.generator(params.model, 16, 1)
     for parameter in G.parameters():

@@ -18,7 +18,7 @@ import torch
 from conftest import digits, updated
 from torch import nn
 
-from ganpipe import checkpoint, files, health, interventions, losses, rng, snapshot, train
+from ganpipe import checkpoint, files, health, interventions, journal, losses, rng, schedule, snapshot, train
 from ganpipe.errors import Interrupted
 from ganpipe.params import Params
 
@@ -62,9 +62,9 @@ def undisturbed(
     return result(folder)
 
 
-def run(root: Path, params: Params, **options: Any) -> train.Plan:
+def run(root: Path, params: Params, **options: Any) -> schedule.Plan:
     """Train with one checkpoint a step unless told otherwise."""
-    plan = train.plan(params.model, params.train, root)
+    plan = schedule.plan(params.model, params.train, root)
     train.train(plan, root, **({"checkpoint_seconds": 0} | options))
     return plan
 
@@ -111,7 +111,7 @@ def test_five_steps_equal_an_independent_writing(root: Path, small_params: Param
         G_optimizer.step()
         assert f"{(on_real + on_fake).item():.6g}" == f"{history.d_loss[step - 1]:.6g}"
         assert f"{on_g.item():.6g}" == f"{history.g_loss[step - 1]:.6g}"
-    weights = train.snapshot.load(root / "stages/train/generator.safetensors", plan.model, 16, 1).state_dict()
+    weights = snapshot.load(root / "stages/train/generator.safetensors", plan.model, 16, 1).state_dict()
     assert all(torch.equal(a, b) for a, b in zip(weights.values(), G.state_dict().values(), strict=True))
 
 
@@ -264,7 +264,7 @@ def test_identity_of_a_training(
     """Another learning rate, other data or other code must never resume this training."""
 
     def folder(params: Params) -> Path:
-        return train.plan(params.model, params.train, root).folder
+        return schedule.plan(params.model, params.train, root).folder
 
     first = folder(small_params)
     assert folder(updated(small_params, train__glr=0.1)) != first
@@ -278,33 +278,35 @@ def test_identity_of_a_training(
 def test_every_epoch_sees_every_image_once(root: Path, small_params: Params, batch_size: int) -> None:
     """Images dropped or repeated would change what an epoch means."""
     params = updated(small_params, train__batch_size=batch_size, train__epochs=4)
-    plan = train.plan(params.model, params.train, root)
-    seen = np.concatenate(list(train._batches(plan, 0)))
+    plan = schedule.plan(params.model, params.train, root)
+    seen = np.concatenate(list(schedule.batches(plan, 0)))
     assert len(seen) == plan.steps * batch_size and 0 <= len(seen) - 4 * 55 < batch_size
     for epoch in range(4):
         assert sorted(seen[epoch * 55 : (epoch + 1) * 55]) == plan.rows.tolist()
     assert not np.array_equal(seen[:55], seen[55:110])
-    later = np.concatenate(list(train._batches(plan, plan.steps - 1)))
+    later = np.concatenate(list(schedule.batches(plan, plan.steps - 1)))
     assert np.array_equal(later, seen[-batch_size:])
 
 
 def test_flip_mirrors_about_half(root: Path, small_params: Params) -> None:
     """All or none mirrored would not be the augmentation that the param names."""
-    plan = train.plan(small_params.model, updated(small_params, train__flip=True).train, root)
-    several = [train._mirrored(plan, 0, "flip", step) for step in range(1, 21)]
+    plan = schedule.plan(small_params.model, updated(small_params, train__flip=True).train, root)
+    several = [schedule.mirrored(plan, 0, "flip", step) for step in range(1, 21)]
     drawn = torch.cat([each for each in several if each is not None])
     assert len(drawn) == 20 * 16 and 120 < drawn.sum() < 200
-    again, other = train._mirrored(plan, 0, "flip", 3), train._mirrored(plan, 0, "flip", 4)
+    again, other = schedule.mirrored(plan, 0, "flip", 3), schedule.mirrored(plan, 0, "flip", 4)
     assert several[2] is not None and again is not None and other is not None
     assert torch.equal(several[2], again) and not torch.equal(again, other)
-    assert train._mirrored(train.plan(small_params.model, small_params.train, root), 0, "flip", 3) is None
+    assert (
+        schedule.mirrored(schedule.plan(small_params.model, small_params.train, root), 0, "flip", 3) is None
+    )
 
 
 def poison(monkeypatch: pytest.MonkeyPatch, params: Params, steps: dict[int, int]) -> None:
     """Make the D of an attempt meet pictures that are not finite at a step of it: attempt → step."""
     original, B = train.update_d, params.train.batch_size_for(16)
     bad = [
-        rng.draw_z(params.model, B, rng.generator(train.seed_of(params.train, attempt), "z", step))
+        rng.draw_z(params.model, B, rng.generator(schedule.seed_of(params.train, attempt), "z", step))
         for attempt, step in steps.items()
     ]
 
@@ -345,7 +347,7 @@ def test_a_diverged_training_is_a_result(
     described = json.loads(ours["stages/train/model.json"])
     assert described["ended"] == "diverged" and described["steps"] == 5 and described["kept_step"] == 5
     assert (root / "stages/train/snapshots/2.safetensors").exists()
-    G = train.snapshot.load(root / "stages/train/generator.safetensors", small_params.model, 16, 1)
+    G = snapshot.load(root / "stages/train/generator.safetensors", small_params.model, 16, 1)
     assert all(tensor.isfinite().all() for tensor in G.state_dict().values())
 
 
@@ -385,7 +387,7 @@ def test_a_rescue_goes_back_to_a_healthy_state(
     """It would go on from what diverges already, with the same rates and draws, or hide that it was one."""
     monkeypatch.setattr(health, "WINDOW", 5)
     monkeypatch.setattr(health, "from_history", lambda window: [])
-    monkeypatch.setattr(train, "Probe", QuickProbe)
+    monkeypatch.setattr(journal, "Probe", QuickProbe)
     rates = []
     original = torch.optim.Adam
 
@@ -417,7 +419,7 @@ def test_a_rescued_training_resumes_exactly(
 ) -> None:
     """A kill after a rescue would give another model than no kill."""
     monkeypatch.setattr(health, "WINDOW", 5)
-    monkeypatch.setattr(train, "Probe", QuickProbe)
+    monkeypatch.setattr(journal, "Probe", QuickProbe)
     poison(monkeypatch, rescued, {0: 16})
     run(root, rescued)
     whole = result(root)
@@ -440,12 +442,12 @@ def test_the_best_weights_are_kept(root: Path, rescued: Params, monkeypatch: pyt
         judged.setdefault(kid, {name: tensor.clone() for name, tensor in G.state_dict().items()})
         return kid, 30.0
 
-    monkeypatch.setattr(train.Probe, "__call__", judge)
+    monkeypatch.setattr(journal.Probe, "__call__", judge)
     plan = run(root, rescued)
     evals = pd.read_csv(root / "stages/train/evals.csv")
     assert evals.step.tolist() == sorted(plan.eval_steps) == [4, 7, 10, 13, 16, 19, 21]
     assert json.loads((root / "stages/train/model.json").read_text())["kept_step"] == 10
-    kept = train.snapshot.load(root / "stages/train/generator.safetensors", rescued.model, 16, 1)
+    kept = snapshot.load(root / "stages/train/generator.safetensors", rescued.model, 16, 1)
     assert all(torch.equal(tensor, judged[1.0][name]) for name, tensor in kept.state_dict().items())
 
 
@@ -463,7 +465,7 @@ def test_a_collapse_is_met_as_asked(
 ) -> None:
     """A night would go on for nothing, or a good run would be thrown away where a warning was asked for."""
     spreads = itertools.cycle([30.0, 1.0])
-    monkeypatch.setattr(train.Probe, "__call__", lambda self, G: (5.0, next(spreads)))
+    monkeypatch.setattr(journal.Probe, "__call__", lambda self, G: (5.0, next(spreads)))
     monkeypatch.setattr(health, "from_history", lambda window: [])
     run(root, updated(rescued, train__on_collapse=action))
     assert events_of(root) == expected

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from ganpipe.ranks import Ranks
 from ganpipe.updates import statistics_kept, update_d, update_g
 
 LABELS = (0.9, 0.1)
@@ -29,8 +30,8 @@ def updated(norm: bool, part: int, shared: bool) -> tuple[torch.Tensor, torch.Te
     real, z = torch.randn(10, 5, generator=source), torch.randn(10, 4, generator=source)
     D_optimizer, G_optimizer = (torch.optim.SGD(net.parameters(), lr=0.5) for net in (D, G))
     fake = G(z) if shared else None
-    numbers = update_d(G, D, D_optimizer, real, z, fake, LABELS, part)
-    return numbers, update_g(G, D, G_optimizer, z, fake, part), G, D
+    numbers = update_d(G, D, D_optimizer, real, z, fake, LABELS, part, Ranks(), 10)
+    return numbers, update_g(G, D, G_optimizer, z, fake, part, Ranks(), 10), G, D
 
 
 @pytest.mark.parametrize("part", [1, 3, 5])
@@ -58,7 +59,7 @@ def test_g_s_update_leaves_d_alone() -> None:
     """D would learn from G's loss, against itself."""
     G, D = players(norm=False)
     before = copy.deepcopy(D.state_dict())
-    update_g(G, D, torch.optim.SGD(G.parameters(), lr=0.5), torch.randn(10, 4), None, 10)
+    update_g(G, D, torch.optim.SGD(G.parameters(), lr=0.5), torch.randn(10, 4), None, 10, Ranks(), 10)
     assert all(torch.equal(before[name], tensor) for name, tensor in D.state_dict().items())
     assert all(p.grad is None and p.requires_grad for p in D.parameters())
 

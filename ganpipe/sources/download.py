@@ -1,70 +1,87 @@
-"""The files of published sets: downloaded once into a cache that all checkouts share, and checked."""
+"""Files from the web: downloaded once into a cache that all checkouts share, and checked by their sha256."""
 
-import errno
-import hashlib
 import os
-import re
-import socket
 import sys
-import textwrap
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
+from ganpipe import files
 from ganpipe.errors import UserError
-
-# Seconds without a byte from the other side, after which it counts as out of reach.
-PATIENCE = 60.0
-DRIVE = re.compile(r"https://drive\.google\.com/file/d/([\w-]+)/view")
-# What the user's own disk answers; everything else that goes wrong in a download is the other side's.
-LOCAL_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
 
 
 @dataclass(frozen=True)
-class Published:
-    """A file on the publisher's site.
+class Remote:
+    """A file on the web.
 
     Attributes:
-        name: of the file.
-        md5: of its bytes, hexadecimal, as the publisher or torchvision's datasets fix it.
+        name: of the file in the cache.
+        size: in bytes; None: not known.
+        sha256: of its bytes, hexadecimal; None: not known.
         addresses: each of them gives the same file; tried in this order.
     """
 
     name: str
-    md5: str
+    size: int | None
+    sha256: str | None
     addresses: tuple[str, ...]
 
 
-def cached(source: str, files: tuple[Published, ...], page: str) -> Path:
-    """Return the cache's folder for a source after downloading what it lacks of `files`.
+def cached(source: str, remotes: Sequence[Remote], remedy: str, offline: bool) -> list[Path]:
+    """Return the files in the cache after downloading those that it lacks.
 
-    The cache is the folder GANPIPE_DATA, else ganpipe/ in XDG_CACHE_HOME or ~/.cache. A file there whose md5
-    is right is not downloaded again, whoever put it there; half a one is.
+    A file there whose sha256 is right is not downloaded again, whoever put it there; half a one is. One whose
+    sha256 nobody knows counts as whole, because it gets its name only when it is.
 
     Args:
-        source: as in fetch.source.
-        files: all that the set needs.
-        page: where people find the files.
+        source: as in fetch.source; names the folder in the cache.
+        remotes: all that the set needs.
+        remedy: what people can do where a file cannot be had.
+        offline: whether the network must be left alone.
 
     Raises:
-        UserError: a file cannot be had; says where to get it by hand and how to go on with it.
+        UserError: a file cannot be had.
     """
-    folder = _cache() / source
-    if all(_is_whole(folder / file.name, file.md5) for file in files):
-        return folder  # which may be read-only
-    names = " and ".join(file.name for file in files)
-    place = names if len(files) == 1 else "the folder that holds both"
-    remedy = f"get {names} by hand from {page} and set fetch.path=<path of {place}>"
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / ".lock"):  # experiments that run side by side want the same file
-        for file in files:
-            if not _is_whole(folder / file.name, file.md5):
-                _download(source, file, folder, remedy)
-    return folder
+    folder = cache() / source
+
+    def missing() -> list[Remote]:
+        return [remote for remote in remotes if not _is_whole(folder / remote.name, remote.sha256)]
+
+    if lacks := missing():  # else the folder may be read-only
+        names = " and ".join(remote.name for remote in lacks)
+        if offline:
+            raise UserError(
+                f"fetch.source={source}: GANPIPE_OFFLINE is set, and {folder} lacks {names}; "
+                f"unset it, or {remedy}"
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        with _alone(folder):  # experiments that run side by side want the same file
+            for remote in missing():
+                _download(source, remote, folder, remedy)
+    return [folder / remote.name for remote in remotes]
 
 
-def _cache() -> Path:
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        print(f"fetch: waiting for another process that downloads to {folder}", file=sys.stderr)
+        lock.acquire()
+    try:
+        for left in folder.glob("tmp????????"):  # pooch's, after a kill
+            left.unlink()
+        yield
+    finally:
+        lock.release()
+
+
+def cache() -> Path:
+    """Return the cache: the folder GANPIPE_DATA, else ganpipe/ in XDG_CACHE_HOME or ~/.cache."""
     chosen = os.environ.get("GANPIPE_DATA")
     if chosen and not Path(chosen).expanduser().is_absolute():
         # A queued experiment would download everything into its own copy of the checkout.
@@ -72,36 +89,53 @@ def _cache() -> Path:
     return Path(chosen or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "ganpipe")).expanduser()
 
 
-def _is_whole(path: Path, md5: str) -> bool:
-    if not path.is_file():
-        return False
-    with open(path, "rb") as file:
-        found = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False))
-    return found.hexdigest() == md5
+def state(source: str, remotes: tuple[Remote, ...]) -> str:
+    """Say in a few words how much of a source is in the cache, by the files' names and sizes."""
+    sizes = [path.stat().st_size for path in (cache() / source).glob("[!.]*")]
+    if remotes and all((cache() / source / remote.name).is_file() for remote in remotes):
+        return "downloaded"
+    return human(sum(sizes)) if sizes else "no"
 
 
-def _download(source: str, file: Published, folder: Path, remedy: str) -> None:
-    """Try the addresses in turn, with torchvision's downloader and its md5 check."""
-    from torchvision.datasets import utils  # type: ignore[import-untyped]
+def human(size: float) -> str:
+    """Write bytes as people do: 345 MB."""
+    for unit in ("bytes", "kB", "MB"):
+        if size < 999.5:
+            return f"{size:.0f} {unit}"
+        size /= 1000
+    return f"{size:.1f} GB"
 
-    print(f"fetch: {source}: downloading {file.name} to {folder}", file=sys.stderr)
-    failures, timeout = [], socket.getdefaulttimeout()
-    socket.setdefaulttimeout(PATIENCE)  # torchvision sets none, and would wait for ever
-    try:
-        for address in file.addresses:
+
+def _is_whole(path: Path, sha256: str | None) -> bool:
+    return path.is_file() and sha256 in (None, files.sha256(path))
+
+
+def _download(source: str, remote: Remote, folder: Path, remedy: str) -> None:
+    """Try the addresses in turn; once more from the start where glued parts make another file."""
+    # Imported here because they take a while, and mostly there is nothing to download.
+    import pooch
+    from requests import RequestException
+    from urllib3.exceptions import HTTPError
+
+    from ganpipe.sources.resume import LostError, RefusedError, Resumable, reason
+
+    pooch.get_logger().setLevel("WARNING")
+    size = f" ({human(remote.size)})" if remote.size else ""
+    print(f"fetch: {source}: downloading {remote.name}{size} to {folder}", file=sys.stderr)
+    part = folder / f"{remote.name}.part"
+    getter = Resumable(part, f"fetch {source}", remote.size, checked=remote.sha256 is not None)
+    failures = []
+    for address in remote.addresses:
+        for _ in range(2):
             try:
-                if drive := DRIVE.fullmatch(address):
-                    utils.download_file_from_google_drive(drive[1], folder, file.name, file.md5)
-                else:
-                    utils.download_url(address, folder, file.name, file.md5)
+                pooch.retrieve(address, remote.sha256, remote.name, folder, downloader=getter)
                 return
-            except Exception as error:  # urllib, ssl, gdown and torchvision raise many kinds
-                if isinstance(error, OSError) and error.errno in LOCAL_ERRORS:
-                    raise
-                # gdown's errors span several lines.
-                failures.append(f"{address} ({textwrap.shorten(str(error), 200) or type(error).__name__})")
-    finally:
-        socket.setdefaulttimeout(timeout)
-    raise UserError(
-        f"fetch.source={source}: {file.name} cannot be downloaded from {' or '.join(failures)}; {remedy}"
-    )
+            except (RequestException, HTTPError, LostError, RefusedError) as error:
+                failures.append(f"{address} ({reason(error)})")
+                break
+            except ValueError:
+                failures.append(f"{address} (its bytes are not those with the sha256 {remote.sha256})")
+                if not getter.glued:
+                    break
+    tried = " or ".join(dict.fromkeys(failures))
+    raise UserError(f"fetch.source={source}: {remote.name} cannot be downloaded from {tried}; {remedy}")

@@ -1,7 +1,9 @@
 """What a source gives: pictures, and points in them where it has any."""
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from ganpipe.sources.archives import Opener
 
@@ -22,4 +24,6 @@ class Found:
     points: Points = field(default_factory=dict)
 
 
-Contents = AbstractContextManager[Found]
+# Folders and files → the pictures in them, and their points; raises a UserError where they cannot be read,
+# also from an opener.
+Layout = Callable[[tuple[Path, ...]], AbstractContextManager[Found]]

@@ -40,6 +40,7 @@ from ganpipe import rng  # noqa: E402
 from ganpipe.feed import Feed  # noqa: E402
 from ganpipe.models import dcgan  # noqa: E402
 from ganpipe.params import Model  # noqa: E402
+from ganpipe.ranks import Ranks  # noqa: E402
 from ganpipe.updates import update_d, update_g  # noqa: E402
 
 PICTURES = 1024
@@ -130,8 +131,8 @@ def ours(
 
     def update(real: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
         fake = G(z)
-        d = update_d(G, D, D_optimizer, real, z, fake, (1.0, 0.0), batch_size)
-        g = update_g(G, D, G_optimizer, z, fake, batch_size)
+        d = update_d(G, D, D_optimizer, real, z, fake, (1.0, 0.0), batch_size, Ranks(), batch_size)
+        g = update_g(G, D, G_optimizer, z, fake, batch_size, Ranks(), batch_size)
         return torch.cat([d, g.reshape(-1)])
 
     def draws() -> Iterator[tuple[np.ndarray, None]]:
@@ -288,7 +289,7 @@ def overhead(side: int, width: int, batch_size: int, seconds: float, device: str
     """Measure a real training with and without logging, checkpoints and MLflow; return the ratio of rates."""
     import pandas as pd
 
-    from ganpipe import packed, params, tracking
+    from ganpipe import packed, params, schedule, tracking
     from ganpipe import train as stage
 
     with tempfile.TemporaryDirectory() as name:
@@ -307,6 +308,7 @@ def overhead(side: int, width: int, batch_size: int, seconds: float, device: str
         values["preprocess"] |= {"resolution": side, "channels": 3}
         values["model"] |= {"ngf": width, "ndf": width}
         values["train"] |= {"batch_size": batch_size, "snapshot_epochs": []}
+        values["train"] |= {"eval_every_kimg": None, "keep": "last"}
         step, _, _ = ours(images, width, batch_size, torch.device(device), "float32")
         epochs = max(2, math.ceil(step(3.0) * seconds / PICTURES))
         values["train"] |= {"epochs": epochs}
@@ -316,7 +318,7 @@ def overhead(side: int, width: int, batch_size: int, seconds: float, device: str
             values["train"]["seed"] = seed
             chosen = params.parse(values, "benchmark")
             (root / "params.yaml").write_text(json.dumps(values))
-            plan = stage.plan(chosen.model, chosen.train, root)
+            plan = schedule.plan(chosen.model, chosen.train, root)
             with ExitStack() as stack:
                 if kind == "whole":
                     stack.enter_context(tracking.recording(root, "train", plan.folder))

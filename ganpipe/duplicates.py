@@ -1,0 +1,78 @@
+"""Copies in a set of training images: same bytes, or the same picture saved, scaled or lit another way."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pandas as pd
+
+# Copies differ in at most so many of the 64 bits of their difference hashes, which choose the pairs, and
+# correlate at least so much pixel by pixel, which decides: docs/data.md says what these find.
+MOST_BITS, LEAST_CORRELATION = 4, 0.98
+# Two hashes that differ in MOST_BITS agree in one of MOST_BITS + 1 parts. Of those that agree in one, each is
+# compared with so many neighbours: in a set of thousands that are alike more would take hours.
+NEIGHBOURS = 32
+# Pairs whose pixels are compared at a time, and pixels a side that suffice for it.
+PAIRS, SIDE = 256, 128
+
+
+def originals(sha256: list[str], hashes: np.ndarray, images: np.ndarray) -> np.ndarray:
+    """Find for each image the first one that it is a copy of.
+
+    Args:
+        sha256: of each image's file.
+        hashes: uint64, a difference hash of each image.
+        images: uint8 N×H×W×C in [0, 255].
+
+    Returns:
+        int64 N: the row of the original, which is an image's own row where it is none's copy.
+    """
+    codes = pd.factorize(np.array(sha256, dtype=object))[0]
+    first = np.full(codes.max(initial=-1) + 1, len(codes), np.int64)
+    np.minimum.at(first, codes, np.arange(len(codes)))
+    found = first[codes]
+    for a, b in _candidates(hashes, np.flatnonzero(found == np.arange(len(found)))):
+        open_ = found[a] != found[b]
+        a, b = a[open_], b[open_]
+        alike = np.concatenate(
+            [
+                _correlations(images, a[i : i + PAIRS], b[i : i + PAIRS]) >= LEAST_CORRELATION
+                for i in range(0, len(a), PAIRS)
+            ]
+            or [np.zeros(0, bool)]
+        )
+        for pair in zip(a[alike].tolist(), b[alike].tolist(), strict=True):
+            low, high = sorted(_root(found, row) for row in pair)
+            found[high] = low
+        while (found != found[found]).any():
+            found = found[found]
+    return found
+
+
+def _root(found: np.ndarray, row: int) -> int:
+    while found[row] != row:
+        row = int(found[row])
+    return row
+
+
+def _candidates(hashes: np.ndarray, rows: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield pairs of rows whose hashes differ in few bits, as two arrays each time."""
+    parts = np.array_split(np.arange(64, dtype=np.uint64), MOST_BITS + 1)
+    for bits in parts:
+        keys = hashes[rows] & np.bitwise_or.reduce(np.uint64(1) << bits)
+        order = rows[np.lexsort((rows, hashes[rows], keys))]
+        keys = np.sort(keys)
+        for step in range(1, min(NEIGHBOURS + 1, len(order))):
+            a, b = order[:-step], order[step:]
+            near = (keys[:-step] == keys[step:]) & (np.bitwise_count(hashes[a] ^ hashes[b]) <= MOST_BITS)
+            yield a[near], b[near]
+
+
+def _correlations(images: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Return the correlation of each pair of images, float32; 1 where they hardly differ."""
+    step = max(1, images.shape[1] // SIDE)
+    left, right = (images[rows, ::step, ::step].reshape(len(rows), -1).astype(np.float32) for rows in (a, b))
+    same = np.abs(left - right).max(axis=1, initial=0) <= 2
+    left -= left.mean(axis=1, keepdims=True)
+    right -= right.mean(axis=1, keepdims=True)
+    norms = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
+    return np.where(same, 1, (left * right).sum(axis=1) / np.maximum(norms, 1e-6))
