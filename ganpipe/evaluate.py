@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ganpipe import extractors, features, files, judgement, lite0, packed, pictures, rng
+from ganpipe import card, extractors, features, files, judgement, lite0, packed, pictures, rng
 from ganpipe.errors import UserError
 from ganpipe.judgement import Features
 from ganpipe.params import Evaluate
@@ -25,9 +25,9 @@ Metrics = dict[str, float | int | str | None]
 def evaluate(params: Evaluate, root: Path, device: str) -> Metrics:
     """Compare sets of generated images, and of each interval of z, with training images; print a summary.
 
-    Writes metrics.json, real_fake.png, and intervals.csv and intervals.png, without rows where there are no
-    intervals. The generated images are cut into `params.seeds` sets of N, N being at most the number of
-    training images. The floor is the same comparison with N held-out images in the generated ones' place:
+    Writes metrics.json, card.md, real_fake.png, and intervals.csv and intervals.png, without rows where there
+    are no intervals. The generated images are cut into `params.seeds` sets of N, N being at most the number
+    of training images. The floor is the same comparison with N held-out images in the generated ones' place:
     what a perfect generator would score.
 
     Args:
@@ -90,6 +90,8 @@ def evaluate(params: Evaluate, root: Path, device: str) -> Metrics:
     folder, kid = root / "stages/evaluate", judgement.names(extractor.name)[0]
     with files.whole(folder / "metrics.json") as path:
         path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    with files.whole(folder / "card.md") as path:
+        path.write_text(card.card(root, result), encoding="utf-8")
     picture = _real_fake(data.images, train_rows[:n], generated, sets[0])
     with files.whole(folder / "real_fake.png") as path:
         picture.save(path, format="PNG")
@@ -206,6 +208,7 @@ def _print_summary(result: Metrics, extractor: str, params: Evaluate, intervals:
         f"copies of training images: {result['memorisation']}\n"
         "Where to look next:\n"
         "  stages/evaluate/real_fake.png       real and generated images side by side\n"
+        "  stages/evaluate/card.md             the model card: data, scores, cost\n"
         f"{rows}"
         "  stages/sample                       what elements of z do, ways between images, epochs\n"
         "  stages/train/grids                  the same z over the training\n"
