@@ -153,7 +153,36 @@ def evaluate(device: Device = "auto") -> None:
     from ganpipe.evaluate import evaluate
 
     with tracking.recording(ROOT, "evaluate"):
-        evaluate(values.evaluate, ROOT, resolve(device))
+        evaluate(values.evaluate, values.sample, ROOT, resolve(device))
+
+
+@app.command(rich_help_panel=PEOPLE)
+def score(
+    real: Annotated[Path, typer.Option(help="Folder, zip, tar or .npy of pictures to be like.")],
+    fake: Annotated[Path, typer.Option(help="The pictures to judge, likewise.")],
+    held_out: Annotated[
+        Path | None,
+        typer.Option(help="More real ones, not trained on: give the floors and show copies."),
+    ] = None,
+    extractor: Annotated[str, typer.Option(help="lite0, inception, dinov2_vits14 or pixels.")] = "lite0",
+    weights: Annotated[
+        str | None, typer.Option(help="Its weights: a file or folder; see GANPIPE_WEIGHTS.")
+    ] = None,
+    feature_resolution: Annotated[
+        int | None,
+        typer.Option(min=32, max=1024, help="Pixels a side that it sees; 128 (DINOv2 224) if not given."),
+    ] = None,
+    sets: Annotated[
+        int, typer.Option(min=1, help="Sets to cut the judged pictures into, for mean and sd.")
+    ] = 3,
+    as_json: Annotated[bool, typer.Option("--json", help="Print flat JSON alone.")] = False,
+    device: Device = "auto",
+) -> None:
+    """Judge any pictures against any others by the numbers of metrics.json; needs no pipeline."""
+    from ganpipe.device import resolve
+    from ganpipe.score import score
+
+    score(real, fake, held_out, extractor, weights, feature_resolution, sets, resolve(device), as_json)
 
 
 @app.command(rich_help_panel=PEOPLE)
@@ -265,7 +294,7 @@ def compare(
     csv: Annotated[Path | None, typer.Option(help="Write the table to a file.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write a page with images and loss curves.")] = None,
 ) -> None:
-    """Compare finished experiments: what differs, and the metrics over the seeds, best KID first."""
+    """Compare finished experiments: what differs, the metrics over the seeds, and which setting is better."""
     from ganpipe.compare import compare
 
     compare(ROOT, experiments or [], grid, csv, html)

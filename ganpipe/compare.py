@@ -1,8 +1,9 @@
 """Finished experiments beside each other: the params that differ and the metrics, mean ± sd over the seeds.
 
 A cell is the experiments that differ in nothing but train.seed. Cells with the same training images and the
-same protocol of the metrics make a set and are ranked by KID. Sets stand beside each other without a common
-order, because their numbers do not mean the same.
+same protocol of the metrics make a set, in which the one with the lowest mean KID is compared with each other
+one, seed by seed (verdict.py). Sets stand beside each other without a verdict, because their numbers do not
+mean the same.
 """
 
 import base64
@@ -14,6 +15,7 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -27,11 +29,17 @@ from rich.table import Table
 
 from ganpipe import files, params, recipes, revisions
 from ganpipe.errors import UserError
+from ganpipe.verdict import MOST_SEEDS, Verdict, verdict
 
-BEST = "kid_lite0"  # lower is better
 SD = "_sd_over_seeds"
-TEXTS = ("set", "rank", "cell")
-HIDDEN = ("experiments", "data", "protocol")  # columns that only the CSV has
+TEXTS = ("set", "cell")
+# What the CSV has of a verdict beside its words.
+NUMBERS = ("difference", "difference_low", "difference_high", "paired_seeds", "seeds_to_tell")
+# Metrics that fit a screen; the CSV has all of them.
+KID = re.compile("kid_(lite0|inception|dinov2_vits14|pixels)")
+SHOWN = re.compile(
+    f"{KID.pattern}|{KID.pattern.replace('kid', 'fd')}|fid|precision|recall|coverage|c2st_auc|nn_ratio"
+)
 FILES = {
     "metrics": "stages/evaluate/metrics.json",
     "model": "stages/train/model.json",
@@ -44,9 +52,12 @@ body { font: 15px/1.5 system-ui, sans-serif; margin: 2em; color: #222 }
 table { border-collapse: collapse; margin: 1em 0 } td, th { padding: .25em .8em; text-align: right }
 th { border-bottom: 2px solid #888; vertical-align: bottom }
 td { border-bottom: 1px solid #ddd; white-space: nowrap } .wide { overflow-x: auto }
-.text { text-align: left } .cells { display: flex; flex-wrap: wrap; gap: 1.5em }
-figure { margin: 0; width: 340px } figure img { width: 100%; display: block }
-.grid { image-rendering: pixelated } figcaption { overflow-wrap: anywhere; min-height: 5em }
+.text { text-align: left }
+.cells { display: grid; grid-template-columns: repeat(auto-fill, 340px); column-gap: 1.5em }
+figure { margin: 0 0 1.5em; display: grid; grid-row: span 3; grid-template-rows: subgrid; row-gap: .5em }
+figure img { width: 100%; display: block } .grid { image-rendering: pixelated }
+figcaption { overflow-wrap: anywhere }
+.mark { color: #b00020 }
 """
 
 
@@ -62,6 +73,8 @@ class Run:
         data: digest of the training images.
         history: the table of losses, columns nimg, d_loss and g_loss among others.
         grid: PNG file of generated images.
+        ended: how the training ended, such as "diverged at step 400"; "finished" where all went well.
+        interventions: how often the training was rescued.
     """
 
     name: str
@@ -71,6 +84,23 @@ class Run:
     data: str
     history: pd.DataFrame
     grid: bytes
+    ended: str = "finished"
+    interventions: int = 0
+
+    @property
+    def score(self) -> float:
+        """The KID, whatever the extractor; lower is better, NaN: there is none."""
+        names = [name for name in self.metrics if KID.fullmatch(name)]
+        value = self.metrics[names[0]] if names else None
+        return math.nan if value is None else float(value)
+
+    @property
+    def mark(self) -> str:
+        """What a reader must know of how the numbers came about; empty: nothing."""
+        ended = [] if self.ended == "finished" else [self.ended]
+        times = "once" if self.interventions == 1 else f"{self.interventions} times"
+        rescued = [f"rescued {times}"] if self.interventions else []
+        return f"seed {self.seed} {', '.join(ended + rescued)}" if ended or rescued else ""
 
 
 def compare(
@@ -102,10 +132,9 @@ def compare(
     # Elsewhere than on a terminal nothing need fit a width.
     console = Console() if Console().is_terminal else Console(width=1000)
     shown = Table(box=box.SIMPLE_HEAD)
-    for name in header:  # long names break at their dots
-        shown.add_column(
-            name.replace(".", ".\n"), justify="left" if name in TEXTS else "right", overflow="fold"
-        )
+    for name in header:  # long names break at their dots and underscores
+        broken = re.sub("(?<=[._])", "\n", name)
+        shown.add_column(broken, justify="left" if name in TEXTS else "right", overflow="fold")
     for row in rows:
         shown.add_row(*row)
     console.print(shown)
@@ -163,23 +192,26 @@ def _run(root: Path, name: str, revision: str) -> Run:
         content = {key: system.read_bytes(path) for key, path in FILES.items()}
     except OSError:
         raise UserError(f"not in the cache; `dvc exp apply {name}` and `dvc repro` make it") from None
+    model = json.loads(content["model"])
     return Run(
         name,
         values.train.seed,
         {k: v for k, v in revisions.flat(values).items() if k != recipes.SEED} | {"code": code},
         json.loads(content["metrics"]),
-        json.loads(content["model"])["data_digest"],
+        model["data_digest"],
         pd.read_csv(io.BytesIO(content["history"])),
         content["grid"],
+        model.get("ended", "finished"),
+        model.get("interventions", 0),
     )
 
 
 def arrange(runs: Sequence[Run]) -> pd.DataFrame:
-    """Gather runs into cells, cells into sets that may be compared, and rank each set by KID.
+    """Gather runs into cells, cells into sets that may be compared, and judge each set by KID.
 
     Returns:
-        A row a cell, sets in turn, the best first: set (a letter), rank (NA where there is nothing to compare
-        with), cell, runs, each param that differs, each metric with its sd, experiments, data and protocol.
+        A row a cell, sets in turn, the lowest KID first: set, cell, runs, each param that differs, verdict,
+        marks of runs that ended badly, each metric with its sd, experiments, data, protocol and NUMBERS.
     """
     cells: dict[str, list[Run]] = {}
     for run in sorted(runs, key=lambda run: run.seed):
@@ -197,48 +229,93 @@ def arrange(runs: Sequence[Run]) -> pd.DataFrame:
         for name, value in run.metrics.items()
         if isinstance(value, int | float) and name != "n" and not name.endswith("_sd")
     )
-    rows = []
+    sets: dict[tuple[str, Any], list[dict[str, Any]]] = {}
     for together in cells.values():
-        row: dict[str, Any] = {"cell": _cell(together[0].name), "runs": len(together)}
+        row: dict[str, Any] = {"set": 0, "cell": _cell(together[0].name), "runs": len(together)}
         row |= {name: _text(together[0].values.get(name)) for name in differing}
+        row |= {"verdict": "", "marks": "; ".join(run.mark for run in together if run.mark)}
         for name in metrics:
             numbers = pd.Series([run.metrics.get(name) for run in together], dtype=float)
             row |= {name: numbers.mean(), name + SD: numbers.std()}
         row["experiments"] = " ".join(run.name for run in together)
-        rows.append(row | {"data": together[0].data, "protocol": together[0].metrics.get("protocol")})
-    frame = pd.DataFrame(rows)
-    frame.insert(0, "set", frame.groupby(["data", "protocol"], sort=False, dropna=False).ngroup() + 1)
-    score = frame.get(BEST, pd.Series(float("nan"), frame.index))
-    alone = frame.groupby("set")["cell"].transform("size") == 1
-    ranks = score.groupby(frame["set"]).rank(method="min").mask(alone)
-    frame.insert(1, "rank", ranks.astype("Int64"))
-    return frame.assign(score=score).sort_values(["set", "score"], ignore_index=True).drop(columns="score")
+        row |= {"data": together[0].data, "protocol": together[0].metrics.get("protocol")}
+        row |= dict.fromkeys(NUMBERS) | {"scores": {run.seed: run.score for run in together}}
+        sets.setdefault((row["data"], row["protocol"]), []).append(row)
+    for number, rows in enumerate(sets.values(), 1):
+        rows.sort(key=lambda row: pd.Series(row["scores"]).fillna(math.inf).mean())
+        _judge(rows)
+        for row in rows:
+            row["set"] = number
+            del row["scores"]
+    return pd.DataFrame([row for rows in sets.values() for row in rows])
+
+
+def _judge(rows: list[dict[str, Any]]) -> None:
+    """Compare the first cell of a set, which has the lowest KID, with each other one."""
+    first, *others = rows
+    found = [verdict(row["scores"], first["scores"], len(others)) for row in others]
+    for row, each in zip(others, found, strict=True):
+        row["verdict"] = _words(each)
+        if each:
+            row |= zip(NUMBERS, (each.difference, each.low, each.high, each.pairs, each.seeds), strict=True)
+    if others:
+        every = all(each and each.word == "worse" for each in found)
+        first["verdict"] = "better than all others" if every else "lowest KID"
+
+
+def _words(found: Verdict | None) -> str:
+    if found is None:
+        return "no verdict: fewer than 2 seeds in common"
+    decimals = max(0, 1 - math.floor(math.log10(max(found.high - found.low, 1e-9))))
+    interval = f"{found.difference:+.{decimals}f} ({found.low:+.{decimals}f} to {found.high:+.{decimals}f})"
+    if found.word != "not distinguishable":
+        return f"{found.word}: {interval}"
+    seeds = f"more than {MOST_SEEDS}" if found.seeds is None else f"about {found.seeds}"
+    return f"not distinguishable: {interval}; {seeds} seeds would tell"
 
 
 def explained(frame: pd.DataFrame) -> list[str]:
     """Return what a reader has to know: the floors, and why there are several sets where there are."""
-    floors = [f"{name.removesuffix('_floor')} {frame[name][0]:.3g}" for name in _floors(frame)]
-    found = [f"What as many real images score: {', '.join(floors)}."] if floors else []
-    differ = [
-        f"{frame[column].nunique()} different {what}"
-        for column, what in (("data", "sets of training images"), ("protocol", "protocols of the metrics"))
-        if frame[column].nunique() > 1
+    found = []
+    for row in frame.drop_duplicates("set").to_dict("records"):
+        floors = {
+            name: row.get(f"{name}_floor", math.nan) for name in filter(SHOWN.fullmatch, map(str, frame))
+        }
+        texts = ", ".join(f"{name} {floor:.3g}" for name, floor in floors.items() if not math.isnan(floor))
+        where = f" (set {row['set']})" if frame["set"].nunique() > 1 else ""
+        found += [f"What as many real images score{where}: {texts}."] if texts else []
+    for row in _shortened(frame).to_dict("records"):
+        words = "; ".join(filter(None, (row["verdict"], row["marks"])))
+        found += [f"{row['cell']}: {words}."] if words else []
+    if frame["verdict"].any():
+        found.append(
+            "Verdicts are against the lowest KID of the set: the difference in KID, lower being better, and "
+            "its 95 % interval over the seeds that both have, for all comparisons of the set together."
+        )
+    first = frame.drop_duplicates("set").to_dict("records")
+    for other in first[1:]:
+        differ = ", ".join(_differences(first[0], other))
+        found.append(
+            f"No verdict between sets {first[0]['set']} and {other['set']}, which do not compare: {differ}."
+        )
+    return found
+
+
+def _differences(one: dict[Any, Any], other: dict[Any, Any]) -> list[str]:
+    """Name what makes the numbers of two cells incomparable."""
+    images = f"training images {one['data'][:8]} against {other['data'][:8]}"
+    parts = (re.split("[;,] ", str(row["protocol"])) for row in (one, other))
+    return [
+        *([images] if one["data"] != other["data"] else []),
+        *(f"{a or 'nothing'} against {b or 'nothing'}" for a, b in zip_longest(*parts) if a != b),
     ]
-    if not differ:
-        return found
-    why = f"the numbers of one do not mean the same in another: there are {' and '.join(differ)}."
-    found.append(f"Ranks hold within a set (first column) only, and sets have no order, because {why}")
-    first = frame.drop_duplicates("set")
-    sets = zip(first["set"], first["data"], first["protocol"], strict=True)
-    return [*found, *(f"Set {number}: images {data[:7]}; {protocol}" for number, data, protocol in sets)]
 
 
 def texts(frame: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
     """Return header and rows to show: mean ± sd, a gap between sets; what all cells share is left out."""
-    hidden = {*HIDDEN, *(_floors(frame)), *(() if frame["set"].nunique() > 1 else ("set",))}
-    header = [name for name in map(str, frame) if not name.endswith(SD) and name not in hidden]
-    shared = os.path.commonprefix(list(frame["cell"])).rpartition("-")[0] if len(frame) > 1 else ""
-    frame = frame.assign(cell=frame["cell"].str.removeprefix(f"{shared}-"))
+    header = ["cell", "runs"] if frame["set"].nunique() == 1 else ["set", "cell", "runs"]
+    header += [name for name in map(str, frame) if "." in name or name == "code" or SHOWN.fullmatch(name)]
+    frame = _shortened(frame)
     rows: list[list[str]] = []
     for _, cells in frame.groupby("set"):
         rows += [[""] * len(header)] if rows else []
@@ -248,10 +325,10 @@ def texts(frame: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
     return header, rows
 
 
-def _floors(frame: pd.DataFrame) -> list[str]:
-    """Return the metrics of real images that are the same for all cells."""
-    floors = [name for name in map(str, frame) if name.endswith("_floor")]
-    return [name for name in floors if frame[name].nunique() == 1 and frame[name].notna().all()]
+def _shortened(frame: pd.DataFrame) -> pd.DataFrame:
+    """Take off the cells' names what all share."""
+    shared = os.path.commonprefix(list(frame["cell"])).rpartition("-")[0] if len(frame) > 1 else ""
+    return frame.assign(cell=frame["cell"].str.removeprefix(f"{shared}-"))
 
 
 def _text(value: Any) -> str:
@@ -299,12 +376,14 @@ def _page(frame: pd.DataFrame, runs: Sequence[Run], remarks: Sequence[str], titl
 
 
 def _figure(row: dict[Any, Any], runs: Sequence[Run], limits: tuple[float, float]) -> str:
-    rank = "" if pd.isna(row["rank"]) else f"{row['rank']}. "
-    kid = plus_minus(row.get(BEST, math.nan), row.get(BEST + SD, math.nan))
+    name = next((name for name in row if KID.fullmatch(name) and not pd.isna(row[name])), "")
+    kid = plus_minus(row.get(name, math.nan), row.get(name + SD, math.nan))
+    verdict = f"<br>{html.escape(row['verdict'])}" if row["verdict"] else ""
+    marks = f'<br><span class="mark">{html.escape(row["marks"])}</span>' if row["marks"] else ""
     grid, losses = (base64.b64encode(png).decode() for png in (runs[0].grid, _losses(runs, limits)))
     return (
-        f"<figure><figcaption><b>{html.escape(rank + row['cell'])}</b><br>"
-        f"KID {kid}; images of seed {runs[0].seed}</figcaption>"
+        f"<figure><figcaption><b>{html.escape(row['cell'])}</b><br>"
+        f"KID {kid}; images of seed {runs[0].seed}{verdict}{marks}</figcaption>"
         f'<img class="grid" alt="generated images" src="data:image/png;base64,{grid}">'
         f'<img alt="losses over images seen" src="data:image/png;base64,{losses}"></figure>'
     )
@@ -322,6 +401,7 @@ def _losses(runs: Sequence[Run], limits: tuple[float, float]) -> bytes:
             label = f"{column[0].upper()}'s loss" if run is runs[0] else None
             axes.plot(points["nimg"], points[column], color=colour, linewidth=0.7, alpha=0.8, label=label)
     axes.set(xlabel="images seen", ylim=limits)
+    axes.locator_params(axis="x", nbins=4)
     axes.legend(fontsize="small", frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
     axes.spines[["top", "right"]].set_visible(False)
     buffer = io.BytesIO()

@@ -2,37 +2,41 @@
 
 import csv
 import json
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
+from torch import nn
 
-from ganpipe import card, extractors, features, files, judgement, lite0, packed, pictures, rng
+from ganpipe import card, comparison, evidence, files, judgement, packed, pictures, snapshot
+from ganpipe.comparison import Compared, Metrics, Real
 from ganpipe.errors import UserError
-from ganpipe.judgement import Features
-from ganpipe.params import Evaluate
-from ganpipe.progress import Progress
+from ganpipe.params import Evaluate, Sample
 
 # Pixels in width that one half of real_fake.png may take.
 HALF_WIDTH = 540
 # What intervals.csv has of each set of images, after the factor: KID under its own name, then these.
 JUDGED = ("precision", "recall", "coverage")
+# What snapshots.csv has, after the epoch, and the images seen until then.
+TRAINED, CURVES = Path("stages/train"), ("kid", "fd", "precision", "recall", "density", "coverage")
 
-Metrics = dict[str, float | int | str | None]
 
+def evaluate(params: Evaluate, sample: Sample, root: Path, device: str) -> Metrics:
+    """Compare sets of generated images, of each interval of z and of snapshots, with training images.
 
-def evaluate(params: Evaluate, root: Path, device: str) -> Metrics:
-    """Compare sets of generated images, and of each interval of z, with training images; print a summary.
-
-    Writes metrics.json, card.md, real_fake.png, and intervals.csv and intervals.png, without rows where there
-    are no intervals. The generated images are cut into `params.seeds` sets of N, N being at most the number
-    of training images. The floor is the same comparison with N held-out images in the generated ones' place:
-    what a perfect generator would score.
+    Writes metrics.json, card.md, real_fake.png, nearest.png, features.png, and intervals.csv, intervals.png
+    and snapshots.csv, without rows where there is nothing to put in; prints a summary. The generated images are
+    cut into `params.seeds` sets of N, N being at most the number of training images. The floor is the same
+    comparison with N held-out images in the generated ones' place: what a perfect generator would score.
 
     Args:
         params: the section `evaluate`.
-        root: the checkout; reads stages/preprocess and stages/sample, writes stages/evaluate.
+        sample: the section `sample`, whose first z the snapshots get.
+        root: the checkout; reads stages/preprocess, stages/sample and, with `params.snapshots`, stages/train,
+            writes stages/evaluate.
         device: where the features are computed, such as "cpu" or "cuda".
 
     Returns:
@@ -44,67 +48,66 @@ def evaluate(params: Evaluate, root: Path, device: str) -> Metrics:
     data = packed.load(root / "stages/preprocess")
     generated = _samples(root / "stages/sample/samples.npy", data.images.shape[1:])
     intervals = _intervals(root / "stages/sample", generated.shape)
-    n = min(len(generated) // params.seeds, len(data.train_rows))
-    if n < 2:
-        raise UserError(
-            f"evaluate.seeds: {params.seeds} sets of at least 2 images cannot be cut from {len(generated)} "
-            f"generated and {len(data.train_rows)} training images; lower it or raise sample.count"
-        )
-    searched = len(data.train_rows) if params.search_images is None else max(n, params.search_images)
-    train_rows = _choose(data.train_rows, searched, params.seed, "train")
-    held_out_rows = _choose(data.held_out_rows, n, params.seed, "held_out")
-
-    extractor = extractors.build(params.extractor, params.feature_resolution, params.weights)
-    total = len(train_rows) + len(held_out_rows) + n * params.seeds * (1 + len(intervals))
-    with Progress("evaluate", total) as progress:
-
-        def seen(images: np.ndarray, rows: np.ndarray) -> np.ndarray:
-            size = extractors.batch_size(extractor)
-            return lite0.extract(extractor, images, size, device, progress, rows)
-
-        def real(rows: np.ndarray) -> np.ndarray:
-            key = (extractor.protocol, data.digest, device, str(rows.tolist()))
-            before = progress.done
-            found = features.cached(root, key, lambda: seen(data.images, rows))
-            progress.advance(before + len(rows) - progress.done)  # all, where they were kept from before
-            return found
-
-        train = real(train_rows)
-        held_out = real(held_out_rows) if len(held_out_rows) else train[:0]
-        sets = [np.arange(n) + n * i for i in range(params.seeds)]
-        fakes = [seen(generated, rows) for rows in sets]
-        # The same rows as of the samples, so that rows of the table differ in nothing but the interval.
-        several = [[seen(images, rows) for rows in sets] for _, _, images in intervals]
-
-    result: Metrics = {
-        **judgement.judged(Features(train, fakes, held_out), extractor.name, params),
-        "n": n,
-        "protocol": (
-            f"{extractor.protocol}; n={n} in {params.seeds} sets, reference=train by seed {params.seed}, "
-            f"kid {params.kid_subsets} subsets of {min(n, params.kid_subset_size)}, k={params.neighbours}, "
-            f"copies among {len(train)}"
-        ),
-        "reference": data.digest[:8],
-    }
-    compared = [judgement.distances_over(train[:n], each, extractor.name, params) for each in several]
-    folder, kid = root / "stages/evaluate", judgement.names(extractor.name)[0]
+    real = Real(data.images, data.train_rows, data.images, data.held_out_rows, data.digest)
+    count = len(generated) // params.seeds
+    snapshots = _snapshots(root / TRAINED, sample, count, device) if params.snapshots else {}
+    others = [*(images for _, _, images in intervals), *snapshots.values()]
+    found = comparison.compare(real, generated, params, device, root, others)
+    metrics, n, (kid, fd) = found.metrics, found.features.n, judgement.names(found.name)
+    compared, curves = found.others[: len(intervals)], found.others[len(intervals) :]
+    folder = root / "stages/evaluate"
     with files.whole(folder / "metrics.json") as path:
-        path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        path.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
     with files.whole(folder / "card.md") as path:
-        path.write_text(card.card(root, result), encoding="utf-8")
-    picture = _real_fake(data.images, train_rows[:n], generated, sets[0])
-    with files.whole(folder / "real_fake.png") as path:
-        picture.save(path, format="PNG")
-    with files.whole(folder / "intervals.csv") as path, open(path, "w", newline="") as file:
-        table, columns = csv.writer(file, lineterminator="\n"), (kid, f"{kid}_sd", *JUDGED)
-        table.writerow(("factor", *columns))
-        for (factor, _, _), row in zip(intervals, compared, strict=True):
-            table.writerow((factor, *(row[name] for name in columns)))
-    picture = _interval_rows(intervals, compared, kid, n * params.seeds)
-    with files.whole(folder / "intervals.png") as path:
-        picture.save(path, format="PNG")
-    _print_summary(result, extractor.name, params, len(intervals), len(data.held_out_rows))
-    return result
+        path.write_text(card.card(root, metrics), encoding="utf-8")
+    columns = (kid, f"{kid}_sd", *JUDGED)
+    rows = [(each[0], *(row[c] for c in columns)) for each, row in zip(intervals, compared, strict=True)]
+    _write_table(folder / "intervals.csv", ("factor", *columns), rows)
+    names = (kid, fd, *CURVES[2:])
+    seen = [(epoch, epoch * len(data.train_rows)) for epoch in snapshots]
+    rows = [(*at, *(row[c] for c in names)) for at, row in zip(seen, curves, strict=True)]
+    _write_table(folder / "snapshots.csv", ("epoch", "nimg", *CURVES), rows)
+    for name, picture in (
+        ("real_fake.png", _real_fake(data.images, found.train_rows[:n], generated, np.arange(n))),
+        ("nearest.png", evidence.nearest(found.features, generated, data.images, found.train_rows)),
+        ("features.png", evidence.scattered(found.features)),
+        ("intervals.png", _interval_rows(intervals, compared, kid, n * params.seeds)),
+    ):
+        with files.whole(folder / name) as path:
+            picture.save(path, format="PNG")
+    _print_summary(found, params, len(intervals), len(data.held_out_rows))
+    return metrics
+
+
+class _Snapshot:
+    """Images of a generator, made when they are asked for: those of all epochs may fit nowhere."""
+
+    def __init__(self, G: nn.Module, z: torch.Tensor) -> None:
+        self.G, self.z = G, z
+
+    def __len__(self) -> int:
+        return len(self.z)
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        return snapshot.images_of(self.G, self.z[rows])
+
+
+def _snapshots(folder: Path, params: Sample, count: int, device: str) -> dict[int, _Snapshot]:
+    """Open the generators of a training: epoch → the images that it makes of the samples' first z."""
+    model, resolution, channels = snapshot.description(folder / "model.json")
+    z = snapshot.z_of_seeds(model, params.seed, count, params.z_scale)
+    paths = {int(path.stem): path for path in (folder / "snapshots").glob("*.safetensors")}
+    if not paths:
+        raise UserError(f"{folder}/snapshots: no snapshots of the training; run the train stage")
+    networks = {at: snapshot.load(paths[at], model, resolution, channels) for at in sorted(paths)}
+    return {epoch: _Snapshot(G.to(device), z) for epoch, G in networks.items()}
+
+
+def _write_table(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    with files.whole(path) as temporary, open(temporary, "w", newline="") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(header)
+        table.writerows(rows)
 
 
 def _samples(path: Path, shape: tuple[int, ...]) -> np.ndarray:
@@ -136,12 +139,6 @@ def _intervals(folder: Path, shape: tuple[int, ...]) -> list[tuple[float, str, n
             f"would be uint8 {(len(names), *shape)}; run the sample stage again"
         )
     return [(factor, z, part) for (factor, z), part in zip(names, images, strict=True)]
-
-
-def _choose(rows: np.ndarray, count: int, seed: int, purpose: str) -> np.ndarray:
-    """Return at most `count` of the rows in random order: the first ones are a fair sample to look at."""
-    order = torch.randperm(len(rows), generator=rng.generator(seed, f"evaluate/{purpose}"))
-    return rows[order[:count].numpy()]
 
 
 def _real_fake(
@@ -184,31 +181,23 @@ def _interval_rows(
     )
 
 
-def _print_summary(result: Metrics, extractor: str, params: Evaluate, intervals: int, held_out: int) -> None:
-    n, (kid, fd) = result["n"], judgement.names(extractor)
-    kid_floor = fd_floor = ""
-    if result[f"{fd}_floor"] is None:
+def _print_summary(found: Compared, params: Evaluate, intervals: int, held_out: int) -> None:
+    n = found.features.n
+    if held_out < n:
         few = held_out > params.neighbours
         fewer = f"set sample.count to at most {held_out * params.seeds} or " if few else ""
         print(
             f"No floor: it needs {n} held-out images and there are {held_out}; "
             f"{fewer}raise preprocess.held_out."
         )
-    else:
-        kid_floor = f"   floor {result[f'{kid}_floor']:.4f}"
-        fd_floor = f"   floor {result[f'{fd}_floor']:.1f}, which {n} held-out real images score"
     rows = "  stages/evaluate/intervals.png       narrower and wider z, a row each\n" if intervals else ""
-    spread = "" if result[f"{kid}_sd"] is None else f" ± {result[f'{kid}_sd']:.4f}"
     print(
-        f"KID {result[kid]:.4f}{spread}{kid_floor}\n"
-        f"FD  {result[fd]:.1f}{fd_floor}\n"
-        f"precision {result['precision']:.2f}   recall {result['recall']:.2f}   "
-        f"coverage {result['coverage']:.2f}   n {n}, {params.seeds} sets of them\n"
-        f"told from real images: {result['c2st_auc']:.2f}, 0.5 is perfect\n"
-        f"copies of training images: {result['memorisation']}\n"
+        f"{comparison.summary(found.metrics, found.name, params.seeds)}\n"
         "Where to look next:\n"
         "  stages/evaluate/real_fake.png       real and generated images side by side\n"
         "  stages/evaluate/card.md             the model card: data, scores, cost\n"
+        "  stages/evaluate/nearest.png         generated images beside the most alike training images\n"
+        "  stages/evaluate/features.png        where real and generated images lie\n"
         f"{rows}"
         "  stages/sample                       what elements of z do, ways between images, epochs\n"
         "  stages/train/grids                  the same z over the training\n"

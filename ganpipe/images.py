@@ -4,7 +4,7 @@ import importlib
 import warnings
 import zlib
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from io import BytesIO
@@ -31,6 +31,7 @@ HEIC = (b"ftypheic", b"ftypheix", b"ftyphevc", b"ftypmif1")
 MAX_PIXELS, MAX_BYTES = 100_000_000, 1 << 28
 # One decoder thread a worker: the workers are as many as there are cores.
 AvifImagePlugin.DEFAULT_MAX_THREADS = 1
+WHITE = (255, 255, 255)
 # Tops of the value ranges of 8, 12 and 16 bits, in which pictures of more than 8 bits come.
 DEPTHS = (255.0, 4095.0, 65535.0)
 
@@ -85,11 +86,30 @@ def prepare(data: bytes, target: Target, points: tuple[float, ...] | None = None
     Raises:
         Rejected: with the reason.
     """
+    with _reasons(data):
+        return _prepare(data, target, points)
+
+
+def decoded(data: bytes) -> Image.Image:
+    """Decode, turn upright and flatten as `prepare` does, no more: mode L where the file is grey, else RGB.
+
+    Raises:
+        Rejected: with the reason.
+    """
+    with _reasons(data):
+        image, profile = _loaded(data, min_side=1)
+        mode = "L" if image.mode in ("L", "LA") else "RGB"
+        return _flat(image, profile, WHITE).convert(mode)
+
+
+@contextmanager
+def _reasons(data: bytes) -> Iterator[None]:
+    """Turn whatever a decoder raises on a file's bytes into Rejected."""
     try:
         with warnings.catch_warnings():
             # Pillow warns of odd metadata and of 89 to 179 megapixels; MAX_PIXELS is the rule here.
             warnings.simplefilter("ignore")
-            return _prepare(data, target, points)
+            yield
     except (Rejected, MemoryError):
         raise  # Out of memory is the worker's to tell.
     except UnidentifiedImageError:
@@ -138,16 +158,7 @@ def _opened(archive: Path) -> IO[bytes]:
 
 
 def _prepare(data: bytes, target: Target, points: tuple[float, ...] | None) -> Prepared:
-    image = _open(data, target)
-    if image.format == "PNG":
-        # Loading does not check a PNG's checksums and gives wrong pixels in silence; verify does, but uses it
-        # up. Of the other formats' decoders none has anything to verify.
-        image.verify()
-        image = _open(data, target)
-    image.load()
-    profile = image.info.get("icc_profile")
-    image = _upright(image)
-    image = _plain(image)
+    image, profile = _loaded(data, target.min_side)
     width, height = image.size
     crop = crops.smart(image) if target.crop == "smart" else crops.crop_for(width, height, target, points)
     side, mode = target.resolution, "L" if target.channels == 1 else "RGB"
@@ -170,12 +181,25 @@ def _prepare(data: bytes, target: Target, points: tuple[float, ...] | None) -> P
     return Prepared(pixels, width, height, crop, scale, int.from_bytes(bits.tobytes()))
 
 
-def _open(data: bytes, target: Target) -> Image.Image:
+def _loaded(data: bytes, min_side: int) -> tuple[Image.Image, bytes | None]:
+    """Return a picture, upright, in 8 bits of L, LA, RGB, RGBA or CMYK, and its ICC profile."""
+    image = _open(data, min_side)
+    if image.format == "PNG":
+        # Loading does not check a PNG's checksums and gives wrong pixels in silence; verify does, but uses it
+        # up. Of the other formats' decoders none has anything to verify.
+        image.verify()
+        image = _open(data, min_side)
+    image.load()
+    profile = image.info.get("icc_profile")
+    return _plain(_upright(image)), profile
+
+
+def _open(data: bytes, min_side: int) -> Image.Image:
     image: Image.Image = Image.open(BytesIO(data), formats=KNOWN)
     if image.width * image.height > MAX_PIXELS:
         raise Rejected(_too_many_pixels())
-    if min(image.size) < target.min_side:
-        raise Rejected(f"smaller than preprocess.min_side ({target.min_side} px) in a side")
+    if min(image.size) < min_side:
+        raise Rejected(f"smaller than preprocess.min_side ({min_side} px) in a side")
     return image
 
 

@@ -67,11 +67,12 @@ def judged(features: Features, extractor: str, params: Evaluate) -> Judged:
     near = [memorisation.neighbours(fake, features.train) for fake in features.fakes]
     held_out = features.held_out
     beyond = memorisation.neighbours(held_out, features.train) if len(held_out) >= LEAST_HELD_OUT else None
+    around = metrics.balls(real, params.neighbours)
     sets = [
-        compared(real, fake, extractor, params) | copied(each, beyond)
+        compared(around, fake, extractor, params) | copied(each, beyond)
         for fake, each in zip(features.fakes, near, strict=True)
     ]
-    floor: Numbers = compared(real, held_out, extractor, params) if len(held_out) == n else {}
+    floor: Numbers = compared(around, held_out, extractor, params) if len(held_out) == n else {}
     if beyond is not None:
         floor["authenticity"] = float(beyond.authentic.mean())
     result: Numbers = {}
@@ -91,27 +92,32 @@ def judged(features: Features, extractor: str, params: Evaluate) -> Judged:
 def distances_over(
     real: np.ndarray, fakes: Sequence[np.ndarray], extractor: str, params: Evaluate
 ) -> Numbers:
-    """Compare sets of generated images, each N×d, with the reference N×d in what costs little; with _sd."""
-    sets = [distances(real, fake, extractor, params) for fake in fakes]
+    """Compare sets of generated images, each N×d, with the reference N×d in all but c2st_auc; with _sd."""
+    around = metrics.balls(real, params.neighbours)
+    sets = [distances(around, fake, extractor, params) for fake in fakes]
     return {key: value for name in sets[0] for key, value in _over(sets, name).items()}
 
 
-def distances(real: np.ndarray, fake: np.ndarray, extractor: str, params: Evaluate) -> Numbers:
-    """Compare one set of generated images N×d with the reference N×d by KID, FD and the sets' manifolds."""
-    subset_size = min(len(real), params.kid_subset_size)
+def distances(real: metrics.Balls, fake: np.ndarray, extractor: str, params: Evaluate) -> Numbers:
+    """Compare one set of generated images N×d with the reference by KID, FD and the sets' manifolds."""
+    subset_size = min(len(real.points), params.kid_subset_size)
     kid_name, fd_name = names(extractor)
+    around = metrics.balls(fake, params.neighbours, "generated")
     return {
-        kid_name: kid(real, fake, params.kid_subsets, subset_size, params.seed)[0],
-        fd_name: metrics.fd(real, fake),
-        **metrics.manifold(real, fake, params.neighbours),
+        kid_name: kid(real.points, fake, params.kid_subsets, subset_size, params.seed)[0],
+        fd_name: metrics.fd(real.points, fake),
+        **metrics.overlap(real, around),
+        "diversity": around.spread / real.spread,
     }
 
 
-def compared(real: np.ndarray, fake: np.ndarray, extractor: str, params: Evaluate) -> Numbers:
-    """Compare one set of generated images N×d with the reference N×d in all numbers."""
-    return distances(real, fake, extractor, params) | {
-        "c2st_auc": metrics.c2st_auc(real, fake, params.seed),
-        "diversity": metrics.spread(fake) / metrics.spread(real),
+def compared(real: metrics.Balls, fake: np.ndarray, extractor: str, params: Evaluate) -> Numbers:
+    """Compare one set of generated images N×d with the reference in all numbers."""
+    numbers = distances(real, fake, extractor, params)
+    return {
+        **{name: value for name, value in numbers.items() if name != "diversity"},
+        "c2st_auc": metrics.c2st_auc(real.points, fake, params.seed),
+        "diversity": numbers["diversity"],
     }
 
 

@@ -200,6 +200,7 @@ class Evaluate(Section):
     weights: str | None
     feature_resolution: Annotated[int, Field(ge=32, le=1024)]
     seeds: Positive
+    snapshots: bool
     search_images: Positive | None
     neighbours: Positive
     kid_subsets: Positive

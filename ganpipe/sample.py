@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ganpipe import description, files, latent, pictures, snapshot
+from ganpipe import files, latent, pictures, snapshot
 from ganpipe.errors import UserError
 from ganpipe.params import Model, Sample
 from ganpipe.progress import Progress
@@ -43,12 +43,7 @@ def sample(params: Sample, root: Path = Path(), device: str = "cpu") -> None:
     Raises:
         UserError: there is no trained generator, its files are damaged, or z has no such element.
     """
-    described = root / TRAINED / "model.json"
-    try:
-        text = described.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{described}: no readable description ({error}); run the train stage") from None
-    model, resolution, channels = description.parse(text, described)
+    model, resolution, channels = snapshot.description(root / TRAINED / "model.json")
     named = params.traversal_elements
     if named is not None and (not named or max(named) >= model.nz):
         raise UserError(

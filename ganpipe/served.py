@@ -24,12 +24,12 @@ class Generator(PythonModel):
 
         from safetensors import safe_open
 
-        from ganpipe import description, snapshot
+        from ganpipe import snapshot
 
         path = Path(context.artifacts[WEIGHTS])
         with safe_open(path, "pt") as file:
             text = file.metadata()["ganpipe"]
-        self.section, resolution, channels = description.parse(text, path)
+        self.section, resolution, channels = snapshot.parse_description(text, path)
         self.G = snapshot.load(path, self.section, resolution, channels)
 
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # MLflow reads types

@@ -1,5 +1,6 @@
 """Snapshots: the weights of a generator to sample from, and the images that they give."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,32 @@ def save(G: nn.Module, path: Path) -> None:
     with files.whole(path) as temporary:
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in G.state_dict().items()}
         safetensors.torch.save_file(tensors, temporary)
+
+
+def description(path: Path) -> tuple[Model, int, int]:
+    """Read what the generator is: its section of the params, its resolution and its channels.
+
+    Raises:
+        UserError: the file is missing or says something else.
+    """
+    try:
+        return parse_description(path.read_text(encoding="utf-8"), path)
+    except OSError as error:
+        raise UserError(f"{path}: no readable description ({error}); run the train stage") from None
+
+
+def parse_description(text: str, place: Path) -> tuple[Model, int, int]:
+    """Read the same from JSON that stands at a place, model.json or the header of weights.
+
+    Raises:
+        UserError: it says something else.
+    """
+    try:
+        found = json.loads(text)
+        model = Model(**{key: found[key] for key in Model.model_fields})
+        return model, int(found["resolution"]), int(found["channels"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{place}: no readable description ({error}); run the train stage") from None
 
 
 def load(path: Path, model: Model, resolution: int, channels: int) -> nn.Module:

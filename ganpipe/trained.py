@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from ganpipe import description, revisions, snapshot, tracking
+from ganpipe import revisions, snapshot, tracking
 from ganpipe.errors import UserError
 from ganpipe.params import Model
 
@@ -79,7 +79,7 @@ def _read(place: Path) -> Trained:
             "training beside them"
         )
     text = text or where.read_text(encoding="utf-8", errors="replace")
-    model, resolution, channels = description.parse(text, where)
+    model, resolution, channels = snapshot.parse_description(text, where)
     return Trained(snapshot.load(place, model, resolution, channels), model, resolution, channels, text)
 
 

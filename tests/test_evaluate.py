@@ -11,27 +11,36 @@ import pytest
 from conftest import digits
 from PIL import Image
 
-from ganpipe import lite0, memorisation, metrics
+from ganpipe import evaluate as stage
+from ganpipe import evidence, lite0, memorisation, metrics, models, snapshot
+from ganpipe.comparison import Metrics
 from ganpipe.errors import UserError
-from ganpipe.evaluate import Metrics, evaluate
+from ganpipe.judgement import Features
 from ganpipe.kid import kid
-from ganpipe.params import Evaluate
+from ganpipe.params import Evaluate, Params, Sample
 
 PARAMS = Evaluate(
     extractor="lite0",
     weights=None,
     feature_resolution=32,
     seeds=1,
+    snapshots=False,
     search_images=None,
     neighbours=3,
     kid_subsets=4,
     kid_subset_size=100,
     seed=0,
 )
+SAMPLE = Sample(count=20, seed=3, z_scale=0.9, intervals=[], traversal_elements=None)
 # 8 held out, 16 to train on; another 20 as if generated.
 IMAGES, GENERATED = digits()[:4800:200], digits()[100:4100:200]
 
 Checkout = Callable[..., Path]
+
+
+def evaluate(params: Evaluate, root: Path, device: str) -> Metrics:
+    """Run the stage on the sample section that all tests share."""
+    return stage.evaluate(params, SAMPLE, root, device)
 
 
 @pytest.fixture
@@ -95,7 +104,7 @@ def test_numbers_are_the_metrics_of_the_right_images(checkout: Checkout) -> None
         "kid_lite0": kid(real, fake, 1, 16, 0)[0],
         "fd_lite0": metrics.fd(real, fake),
         **metrics.manifold(real, fake, 3),
-        "diversity": metrics.spread(fake) / metrics.spread(real),
+        "diversity": metrics.balls(fake, 1).spread / metrics.balls(real, 1).spread,
         "authenticity": memorisation.neighbours(fake, real).authentic.mean(),
     }
     assert {name: result[name] for name in expected} == pytest.approx(expected, rel=1e-4)
@@ -168,6 +177,9 @@ def test_a_rerun_writes_the_same_bytes_and_nothing_elsewhere(checkout: Checkout)
         "stages/evaluate/card.md",
         "stages/evaluate/metrics.json",
         "stages/evaluate/real_fake.png",
+        "stages/evaluate/nearest.png",
+        "stages/evaluate/features.png",
+        "stages/evaluate/snapshots.csv",
         "stages/evaluate/intervals.csv",
         "stages/evaluate/intervals.png",
     }
@@ -305,6 +317,74 @@ def test_real_features_are_kept(checkout: Checkout, seen: list[int]) -> None:
     assert evaluate(PARAMS, checkout(IMAGES, 8, GENERATED[:12]), "cpu") == first and seen[3:] == [12]
     evaluate(PARAMS, checkout(IMAGES[::-1].copy(), 8, GENERATED[:12]), "cpu")
     assert seen[4:] == [16, 8, 12]
+
+
+def test_snapshots_score_what_their_images_score_as_samples(
+    checkout: Checkout, default_params: Params
+) -> None:
+    """The curve over the epochs would be of other z, other epochs or another generator than it says."""
+    root = checkout(np.pad(IMAGES, ((0, 0), (2, 2), (2, 2), (0, 0))), 0, np.zeros((12, 32, 32, 1), np.uint8))
+    evaluate(PARAMS, root, "cpu")
+    header = "epoch,nimg,kid,fd,precision,recall,density,coverage"
+    assert (root / "stages/evaluate/snapshots.csv").read_text().split() == [header]
+    model = default_params.model.model_copy(update={"ngf": 4, "nz": 6})
+    params = PARAMS.model_copy(update={"snapshots": True})
+    with pytest.raises(UserError, match=r"model\.json: no readable description"):
+        evaluate(params, root, "cpu")
+    folder = root / "stages/train"
+    folder.mkdir()
+    (folder / "model.json").write_text(json.dumps(model.model_dump() | {"resolution": 32, "channels": 1}))
+    with pytest.raises(UserError, match="snapshots: no snapshots of the training; run the train stage"):
+        evaluate(params, root, "cpu")
+    made = {}
+    for epoch in (10, 2):
+        G = models.generator(model, 32, 1)
+        snapshot.save(G, folder / f"snapshots/{epoch}.safetensors")
+        made[epoch] = snapshot.images_of(G, snapshot.z_of_seeds(model, 3, 12, 0.9))
+    evaluate(params, root, "cpu")
+    table = pd.read_csv(root / "stages/evaluate/snapshots.csv")
+    assert table["epoch"].tolist() == [2, 10] and table["nimg"].tolist() == [48, 240]
+    for i, epoch in enumerate((2, 10)):
+        np.save(root / "stages/sample/samples.npy", made[epoch])
+        np.save(root / "stages/sample/intervals.npy", np.empty((0, *made[epoch].shape), np.uint8))
+        alone = evaluate(PARAMS, root, "cpu")
+        for column, name in zip(
+            table.columns[2:], ("kid_lite0", "fd_lite0", *table.columns[4:]), strict=True
+        ):
+            assert table[column][i] == alone[name], (epoch, name)
+
+
+def test_the_nearest_training_images_stand_beside_each_generated_one(checkout: Checkout) -> None:
+    """People would be shown other images than the most suspicious, or other neighbours than the nearest."""
+    random = np.random.default_rng(0)
+    train = random.integers(0, 255, (40, 64, 64, 1), dtype=np.uint8)
+    rows = random.permutation(40)
+    features = random.standard_normal((40, 5)).astype(np.float32)
+    fakes = [features[:6] + 9, np.concatenate([features[7:8], features[3:8] + 5])]
+    generated = random.integers(0, 255, (12, 64, 64, 1), dtype=np.uint8)
+    near = memorisation.neighbours(np.concatenate(fakes), features)
+    order = np.argsort(near.suspicion)
+    assert order[0] == 6, "the copy"
+    picture = np.asarray(
+        evidence.nearest(Features(features, fakes, features[:0]), generated, train, rows).convert("L")
+    )
+    pitch, top = (4 * 64 + 6 + 12, 64 + 20 + 12), 2 * 24
+    for place, i in enumerate(order):
+        y, x = top + place // 3 * pitch[1], place % 3 * pitch[0] + (picture.shape[1] - 3 * pitch[0] + 12) // 2
+        shown = [picture[y + 1 : y + 63, x + k * 66 + 1 : x + k * 66 + 63] for k in range(4)]
+        expected = [generated[i], *train[rows[near.indices[i]]]]
+        assert all(np.array_equal(a, b[1:-1, 1:-1, 0]) for a, b in zip(shown, expected, strict=True)), place
+
+
+@pytest.mark.parametrize("held_out", [0, 1, 8])
+def test_features_are_drawn_whatever_there_is_of_them(held_out: int) -> None:
+    """A collapsed generator, or a set without held-out images, would end in a traceback at the very end."""
+    random = np.random.default_rng(0)
+    train, equal = random.standard_normal((20, 6)).astype(np.float32), np.ones((20, 6), np.float32)
+    for fake in (train + 1, equal, train):
+        picture = evidence.scattered(Features(train, [fake, fake], train[:held_out]))
+        assert picture.size == (1100, 480)
+        assert len(np.unique(np.asarray(picture.convert("RGB")).reshape(-1, 3), axis=0)) > 20
 
 
 def test_mistakes_get_one_clear_line(checkout: Checkout) -> None:

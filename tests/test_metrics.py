@@ -210,8 +210,8 @@ def test_a_classifier_tells_sets_apart_as_far_as_they_differ() -> None:
 def test_spread_is_the_mean_over_pairs() -> None:
     """Diversity would count each image as a pair with itself."""
     between = distances(FAKE, FAKE)
-    assert metrics.spread(FAKE) == pytest.approx(between.sum() / (45 * 44))
-    assert metrics.spread(np.zeros((4, 3))) == 0
+    assert metrics.balls(FAKE, 1).spread == pytest.approx(between.sum() / (45 * 44))
+    assert metrics.balls(np.zeros((4, 3)), 1).spread == 0
 
 
 def test_order_does_not_count() -> None:
@@ -219,7 +219,7 @@ def test_order_does_not_count() -> None:
     shuffled = FAKE[np.random.default_rng(0).permutation(len(FAKE))]
     assert metrics.fd(REAL, shuffled) == pytest.approx(metrics.fd(REAL, FAKE), rel=1e-10)
     assert metrics.manifold(REAL, shuffled, 3) == metrics.manifold(REAL, FAKE, 3)
-    assert metrics.spread(shuffled) == pytest.approx(metrics.spread(FAKE), rel=1e-12)
+    assert metrics.balls(shuffled, 1).spread == pytest.approx(metrics.balls(FAKE, 1).spread, rel=1e-12)
 
 
 def test_float32_features_are_summed_in_float64() -> None:

@@ -523,7 +523,8 @@ def test_server_killed_for_ten_seconds(
     rows = (folder / "history.csv").read_text().splitlines(keepends=True)
     grow(folder, 0)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
-    waits, killed, back = [], 0.0, 0.0
+    waits: list[float] = []
+    killed = back = 0.0
     with tracking.recording(root, "train", folder, every=0.5), open(folder / "history.csv", "a") as history:
         client = MlflowClient(tracking_uri=address)
         while not (live := runs(client)) or "train/d_loss" not in live[0].data.metrics:
