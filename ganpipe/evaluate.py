@@ -28,9 +28,9 @@ def evaluate(params: Evaluate, sample: Sample, root: Path, device: str) -> Metri
     """Compare sets of generated images, of each interval of z and of snapshots, with training images.
 
     Writes metrics.json, card.md, real_fake.png, nearest.png, features.png, and intervals.csv, intervals.png
-    and snapshots.csv, without rows where there is nothing to put in; prints a summary. The generated images are
-    cut into `params.seeds` sets of N, N being at most the number of training images. The floor is the same
-    comparison with N held-out images in the generated ones' place: what a perfect generator would score.
+    and snapshots.csv, without rows where there is nothing to put in; prints a summary. The generated images
+    are cut into `params.seeds` sets of N, N being at most the number of training images. The floor is the
+    same comparison with N held-out images in the generated ones' place: what a perfect generator would score.
 
     Args:
         params: the section `evaluate`.

@@ -21,7 +21,7 @@ from mlflow import MlflowClient
 from PIL import Image
 from ruamel.yaml import YAML
 
-from ganpipe import packed, pictures, tracking, ui, view
+from ganpipe import compare, packed, page, pictures, tracking, ui, view
 from ganpipe.errors import UserError
 from ganpipe.params import Params
 
@@ -51,7 +51,7 @@ def home(
         patch.setenv("DVC_ROOT", str(folder))
         for i, glr in enumerate((0.0032, 0.00128, 0.00064)):
             root = made(folder / f"made/{i}", small_params, write_packed, glr, noise=90 - 40 * i)
-            patch.setenv("DVC_EXP_NAME", f"rates-glr={glr}-s0")
+            patch.setenv("DVC_EXP_NAME", f"xin2024-two-rates-glr={glr}-s0")
             tracking.record(root, "evaluate")
         patch.delenv("DVC_EXP_NAME")
         patch.delenv("DVC_ROOT")
@@ -193,6 +193,37 @@ def test_grids_stand_side_by_side_at_the_last_step_in_three_colours(
     for title in (view.SECTIONS[1], "FD, beside its floor", "Both losses"):
         wait(partial(_says, browser, title), title)
     keep(browser, "mlflow-view.png")
+
+
+@pytest.mark.browser
+def test_a_runs_page_says_what_it_is(home: Path, address: str, browser: Any) -> None:
+    """A stranger would see curves, and not what they are of."""
+    client, number = client_of(home)
+    run = client.search_runs([number], order_by=["metrics.`eval/kid_lite0` ASC"])[0]
+    base = address.partition("/#/")[0]
+    browser.get(f"{base}/#/experiments/{number}/runs/{run.info.run_id}")
+    for words in ("kid_lite0", "digest", "Training:", "Recipe:", "Repeat it exactly", "generator"):
+        wait(partial(_says, browser, words), words)
+    others = [each for each in client.search_runs([number]) if each.info.run_id != run.info.run_id]
+    for other in others:
+        if page.GRID in other.data.tags:
+            assert other.info.run_id in browser.page_source
+    rest(browser)
+    keep(browser, "mlflow-run.png")
+
+
+@pytest.mark.browser
+def test_the_comparison_is_a_page_that_a_stranger_understands(
+    home: Path, tmp_path: Path, browser: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The page that is passed on would need the one who made it."""
+    if not os.environ.get("GANPIPE_SHOWN"):
+        pytest.skip("needs finished experiments: GANPIPE_SHOWN names a checkout with some")
+    monkeypatch.chdir(home)
+    compare.compare(Path(), grid="xin2024-two-rates", page=tmp_path / "page.html")
+    browser.get(f"file://{tmp_path}/page.html")
+    wait(partial(_says, browser, "KID"), "the page")
+    keep(browser, "compare.png")
 
 
 def rest(browser: Any) -> None:
