@@ -25,6 +25,15 @@ Device = Annotated[
     str,
     typer.Option(envvar="GANPIPE_DEVICE", help="auto (a GPU where there is one), cpu, cuda, cuda:1, mps."),
 ]
+Source = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="SOURCE",
+        help="A generator: a .safetensors file, its folder, a DVC experiment's name, or an address of "
+        "MLflow's (runs:/ID/generator); none: stages/train.",
+        show_default=False,
+    ),
+]
 
 
 @app.command(rich_help_panel=STAGES)
@@ -183,6 +192,49 @@ def sync() -> None:
 
     for line in tracking.sync(ROOT):
         print(line)
+
+
+@app.command(rich_help_panel=PEOPLE)
+def ui(
+    port: Annotated[int | None, typer.Option(min=1, max=65535, help="5000, or any free one.")] = None,
+) -> None:
+    """Bring MLflow up to date, start its server on this machine, and print where the runs are to be seen."""
+    from ganpipe.ui import ui
+
+    ui(ROOT, port)
+
+
+@app.command(rich_help_panel=PEOPLE)
+def generate(
+    source: Source = None,
+    n: Annotated[int, typer.Option("-n", help="Images to make.")] = 64,
+    seed: Annotated[int, typer.Option(help="The first image's seed; the next ones' follow.")] = 0,
+    z_scale: Annotated[
+        float, typer.Option(help="Factor on z; below 1: fewer artifacts, less variety.")
+    ] = 1.0,
+    batch: Annotated[int, typer.Option(help="Images in memory at a time; changes none of them.")] = 64,
+    out: Annotated[Path, typer.Option(help="A new folder of PNG files, a .zip of them, or an .npy.")] = Path(
+        "generated"
+    ),
+    device: Device = "auto",
+) -> None:
+    """Make images with a trained generator; a seed gives the same image every time."""
+    from ganpipe.device import resolve
+    from ganpipe.generate import generate
+
+    generate(source, out, ROOT, n, seed, z_scale, batch, resolve(device))
+
+
+@app.command(rich_help_panel=PEOPLE)
+def export(
+    source: Source = None,
+    format: Annotated[str, typer.Option(help="onnx, pt2 (a program of PyTorch's) or safetensors.")] = "onnx",
+    out: Annotated[Path | None, typer.Option(help="The file; generator.FORMAT if not given.")] = None,
+) -> None:
+    """Write a trained generator as a file that needs no ganpipe, checked, with a script that loads it."""
+    from ganpipe.export import export
+
+    export(source, format, out, ROOT)
 
 
 @app.command(rich_help_panel=PEOPLE)

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from ganpipe import comparison, evidence, files, judgement, packed, pictures, snapshot
+from ganpipe import card, comparison, evidence, files, judgement, packed, pictures, snapshot
 from ganpipe.comparison import Compared, Metrics, Real
 from ganpipe.errors import UserError
 from ganpipe.params import Evaluate, Sample
@@ -27,10 +27,10 @@ TRAINED, CURVES = Path("stages/train"), ("kid", "fd", "precision", "recall", "de
 def evaluate(params: Evaluate, sample: Sample, root: Path, device: str) -> Metrics:
     """Compare sets of generated images, of each interval of z and of snapshots, with training images.
 
-    Writes metrics.json, real_fake.png, nearest.png, features.png, and intervals.csv, intervals.png and
-    snapshots.csv, without rows where there is nothing to put in; prints a summary. The generated images are
-    cut into `params.seeds` sets of N, N being at most the number of training images. The floor is the same
-    comparison with N held-out images in the generated ones' place: what a perfect generator would score.
+    Writes metrics.json, card.md, real_fake.png, nearest.png, features.png, and intervals.csv, intervals.png
+    and snapshots.csv, without rows where there is nothing to put in; prints a summary. The generated images
+    are cut into `params.seeds` sets of N, N being at most the number of training images. The floor is the
+    same comparison with N held-out images in the generated ones' place: what a perfect generator would score.
 
     Args:
         params: the section `evaluate`.
@@ -58,6 +58,8 @@ def evaluate(params: Evaluate, sample: Sample, root: Path, device: str) -> Metri
     folder = root / "stages/evaluate"
     with files.whole(folder / "metrics.json") as path:
         path.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+    with files.whole(folder / "card.md") as path:
+        path.write_text(card.card(root, metrics), encoding="utf-8")
     columns = (kid, f"{kid}_sd", *JUDGED)
     rows = [(each[0], *(row[c] for c in columns)) for each, row in zip(intervals, compared, strict=True)]
     _write_table(folder / "intervals.csv", ("factor", *columns), rows)
@@ -193,6 +195,7 @@ def _print_summary(found: Compared, params: Evaluate, intervals: int, held_out: 
         f"{comparison.summary(found.metrics, found.name, params.seeds)}\n"
         "Where to look next:\n"
         "  stages/evaluate/real_fake.png       real and generated images side by side\n"
+        "  stages/evaluate/card.md             the model card: data, scores, cost\n"
         "  stages/evaluate/nearest.png         generated images beside the most alike training images\n"
         "  stages/evaluate/features.png        where real and generated images lie\n"
         f"{rows}"
@@ -200,5 +203,5 @@ def _print_summary(found: Compared, params: Evaluate, intervals: int, held_out: 
         "  stages/train/grids                  the same z over the training\n"
         "  dvc exp run -S train.glr=0.0001     change a value,\n"
         "  dvc exp show --only-changed         then compare\n"
-        "  mlflow ui                           every run's curves and pictures"
+        "  ganpipe ui                          every run's curves and pictures"
     )

@@ -42,12 +42,13 @@ def opened(root: Path) -> Iterator[Any]:
     from dvc.repo import Repo
     from dvc.scm import SCMError
     from dvc.ui import ui
+    from scmrepo.exceptions import SCMError as GitError
 
     write, ui.write = ui.write, lambda *_, **__: None
     try:
         with Repo(str(root)) as repo:
             yield repo
-    except (DvcException, LockError, SCMError) as error:
+    except (DvcException, LockError, SCMError, GitError) as error:
         raise UserError(f"DVC: {' '.join(str(error).split())}") from None
     finally:
         ui.write = write

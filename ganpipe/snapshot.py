@@ -33,11 +33,23 @@ def description(path: Path) -> tuple[Model, int, int]:
         UserError: the file is missing or says something else.
     """
     try:
-        description = json.loads(path.read_text())
-        model = Model(**{key: description[key] for key in Model.model_fields})
-        return model, int(description["resolution"]), int(description["channels"])
-    except (OSError, ValueError, KeyError) as error:
+        return parse_description(path.read_text(encoding="utf-8"), path)
+    except OSError as error:
         raise UserError(f"{path}: no readable description ({error}); run the train stage") from None
+
+
+def parse_description(text: str, place: Path) -> tuple[Model, int, int]:
+    """Read the same from JSON that stands at a place, model.json or the header of weights.
+
+    Raises:
+        UserError: it says something else.
+    """
+    try:
+        found = json.loads(text)
+        model = Model(**{key: found[key] for key in Model.model_fields})
+        return model, int(found["resolution"]), int(found["channels"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{place}: no readable description ({error}); run the train stage") from None
 
 
 def load(path: Path, model: Model, resolution: int, channels: int) -> nn.Module:

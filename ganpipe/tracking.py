@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import psutil
 from filelock import FileLock
 
-from ganpipe import closure, files, packed, params, revisions, unfinished
+from ganpipe import closure, files, packed, packing, page, params, revisions, unfinished
 from ganpipe.errors import Interrupted, UserError
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ NUMBERS = ("d_loss", "g_loss", "d_real", "d_fake", "d_grad_norm", "g_grad_norm")
 LOSSES = {column: f"train/{column}" for column in NUMBERS}
 JUDGED = {column: f"train/{column}" for column in ("kid_light", "spread")}
 SPEED = {"images_per_second": "perf/images_per_second"}
+GENERATOR = "generator.safetensors"  # sent as a model
 PICTURES = {"grid.png": "samples/final", "real_fake.png": "samples/real_fake"}
 ENDING = ("ended", "interventions")  # of model.json, once the training has ended
 KEY, COMMIT, DIRTY = "ganpipe.key", "ganpipe.git_commit", "ganpipe.git_dirty"
@@ -291,6 +292,8 @@ def _sync_experiment(home: Path, copy: Path, name: str, origin: dict[str, str], 
         for stage in folders:
             for file in MIRRORED[stage]:
                 get(f"stages/{stage}/{file}")
+        with suppress(UserError):  # a run without its model is better than none
+            get(f"stages/train/{GENERATOR}")
         experiment = _identify(copy, name, _model(folders["train"])["data_digest"], origin)
         twin = done.setdefault(experiment.key, name)
         if twin != name:
@@ -325,7 +328,11 @@ def _identify(
     if origin is None:
         name = name or os.environ.get("DVC_EXP_NAME")
         origin = _git(root) | {"dvc.exp_baseline_rev": os.environ.get("DVC_EXP_BASELINE_REV", "")}
-    tags = origin | {"dvc.exp_name": name or "", "ganpipe.data_digest": data, "ganpipe.code_digest": code}
+    tags = (
+        origin
+        | page.origin(loaded, name)
+        | {"dvc.exp_name": name or "", "ganpipe.data_digest": data, "ganpipe.code_digest": code}
+    )
     return Experiment(values, data, code, {key: value for key, value in tags.items() if value}, name)
 
 
@@ -392,6 +399,18 @@ def _settings() -> None:
         logging.getLogger(logger).setLevel(logging.ERROR)
 
 
+def address(home: Path) -> str:
+    """Return the address of the MLflow that mirrors a checkout; MLflow is made silent and quick."""
+    _settings()
+    return _address(home.resolve())
+
+
+def connection(home: Path) -> "tuple[mlflow.MlflowClient, str]":
+    """Return a client of that MLflow and the id of its experiment; both are made if absent."""
+    _settings()
+    return _connect(home.resolve())
+
+
 def _address(home: Path) -> str:
     """Return MLFLOW_TRACKING_URI, or the database of the main checkout; a path in it is made absolute."""
     address = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
@@ -425,6 +444,8 @@ def _create(database: Path, artifacts: Path) -> None:
     """Create MLflow's database whole or not at all: one left within its migrations is broken for good."""
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
+    for rest in ("-wal", "-shm"):  # of a database that was deleted: SQLite would replay it into the new one
+        database.with_name(f"{database.name}{rest}").unlink(missing_ok=True)
     with files.whole(database) as temporary:
         temporary.touch()  # fails at once where MLflow would try for minutes
         SqlAlchemyStore(f"sqlite:///{temporary}", artifacts.as_uri()).engine.dispose()
@@ -458,6 +479,10 @@ def _mirror(
         for stage, folder in folders.items():
             for file in MIRRORED[stage] if stage != "train" else ():
                 run.send_file(folder / file)
+        if model:
+            run.write_page(home, experiment, folders, ended="ended" in model)
+        if status == "FINISHED" and (folders["train"] / GENERATOR).exists():
+            packing.send(run.client, run.info, run.data.tags, folders["train"])
         run.set_status(status, attempt)
     return run
 
@@ -483,6 +508,7 @@ class _Run:
 
     def __init__(self, client: "mlflow.MlflowClient", run: "Run") -> None:
         self.client, self.info, self.data, self.id = client, run.info, run.data, run.info.run_id
+        self.inputs = run.inputs
         self.steps = {metric.key: metric.step for metric in run.data.to_proto().metrics}
         self.files = {file.path for file in client.list_artifacts(self.id)}
         self.shown = {file.path for file in client.list_artifacts(self.id, "images")}
@@ -566,10 +592,13 @@ class _Run:
 
     def send_metrics(self, path: Path, nimg: int) -> None:
         """Send the numbers of metrics.json, at the step of the finished generator."""
+        values = json.loads(path.read_text(encoding="utf-8"))
+        self.send_numbers({f"eval/{k}": v for k, v in values.items() if type(v) in (int, float)}, nimg)
+
+    def send_numbers(self, numbers: Mapping[str, float], nimg: int) -> None:
+        """Send numbers of the finished training that are new or have changed."""
         from mlflow.entities import Metric
 
-        values = json.loads(path.read_text(encoding="utf-8"))
-        numbers = {f"eval/{k}": v for k, v in values.items() if type(v) in (int, float)}
         had = {name: (self.data.metrics.get(name), self.steps.get(name)) for name in numbers}
         self._send([Metric(k, float(v), _now(), nimg) for k, v in numbers.items() if had[k] != (v, nimg)])
 
@@ -619,6 +648,29 @@ class _Run:
         for path in filter(name.fullmatch, self.shown):
             with suppress(Exception):  # each store has its own way to refuse
                 store.delete_artifacts(path)
+
+    def write_page(self, home: Path, experiment: Experiment, folders: Folders, ended: bool) -> None:
+        """Send what the run's page says of it, its data set, and, once its training has ended, a summary."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        tags = experiment.tags
+        if self.data.tags.get(DIRTY) == "false":
+            tags = tags | {COMMIT: self.data.tags[COMMIT]}
+        note, had = page.text(home, experiment.values, tags, folders), self.data.tags.get(page.NOTE, "")
+        before, separator, others = had.partition(page.OTHERS)
+        if note != before:
+            self.client.set_tag(self.id, page.NOTE, note + separator + others)
+        if page.GRID in tags:
+            page.link(self.client, self.info.experiment_id, tags[page.GRID])
+        if not (self.inputs and self.inputs.dataset_inputs):
+            fetch = experiment.values["fetch"]
+            data = Dataset(
+                fetch["source"], experiment.data_digest[:16], "local", json.dumps({"uri": fetch["path"]})
+            )
+            context = [InputTag("mlflow.data.context", "training")]
+            self.client.log_inputs(self.id, datasets=[DatasetInput(data, context)])
+        if ended:
+            self.send_numbers(page.summary(folders), _model(folders["train"])["nimg"])
 
     def set_status(self, status: Status | None, attempt: str = "") -> None:
         """Set the run's status if it has another; None ends a RUNNING one and leaves how others ended.

@@ -84,6 +84,42 @@ def write_packed() -> Callable[..., Path]:
     return write
 
 
+def save_generator(
+    folder: Path, values: params.Params | None, resolution: int = 16, channels: int = 1, **model: Any
+) -> None:
+    """Write a generator as the train stage does, its weights drawn large so that images differ.
+
+    Args:
+        folder: where its files go.
+        values: the params that it is of; None: those of `folder`'s model.json.
+        resolution: pixels a side.
+        channels: 1 or 3.
+        model: changes to the params' section.
+    """
+    import json
+
+    import torch
+
+    from ganpipe import models, snapshot
+
+    if values is None:
+        plain = json.loads((folder / "model.json").read_text())
+        section = params.Model(**{name: plain[name] for name in params.Model.model_fields})
+    else:
+        section = values.model.model_copy(update=model)
+    torch.manual_seed(0)
+    G = models.generator(section, resolution, channels)
+    for name, tensor in G.state_dict().items():
+        if tensor.dtype.is_floating_point:
+            spread = (
+                0.5 + torch.rand_like(tensor) if "running_var" in name else 0.3 * torch.randn_like(tensor)
+            )
+            tensor.copy_(spread)
+    snapshot.save(G, folder / "generator.safetensors")
+    described = section.model_dump() | {"resolution": resolution, "channels": channels}
+    (folder / "model.json").write_text(json.dumps(described))
+
+
 FILES = {
     "a.png": b"one",
     "sub/b.jpg": b"two" * 999,

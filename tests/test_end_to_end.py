@@ -5,11 +5,14 @@ import os
 import re
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import psutil
@@ -79,9 +82,9 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def runs(checkout: Path) -> dict[str, Run]:
+def runs(checkout: Path, database: str = "mlflow.db") -> dict[str, Run]:
     """Return the MLflow runs of a checkout by the value of train.glr."""
-    client = MlflowClient(f"sqlite:///{checkout}/mlflow.db")
+    client = MlflowClient(f"sqlite:///{checkout}/{database}")
     experiment = client.get_experiment_by_name("ganpipe")
     assert experiment is not None
     found = client.search_runs([experiment.experiment_id])
@@ -90,9 +93,9 @@ def runs(checkout: Path) -> dict[str, Run]:
     return by_rate
 
 
-def assert_complete(checkout: Path, run: Run) -> None:
+def assert_complete(checkout: Path, run: Run, database: str = "mlflow.db") -> None:
     """Check that a run holds every step, both grids at their images seen, and the evaluation."""
-    client = MlflowClient(f"sqlite:///{checkout}/mlflow.db")
+    client = MlflowClient(f"sqlite:///{checkout}/{database}")
     assert run.info.status == "FINISHED"
     steps = [point.step for point in client.get_metric_history(run.info.run_id, "train/d_loss")]
     # 4,451 training images, two epochs, 256 a step.
@@ -145,6 +148,53 @@ def test_experiments_run_in_place_and_from_the_queue(checkout: Path) -> None:
     assert all("!" not in line for line in table.splitlines() if line.startswith(("rate", ",workspace")))
     difference = dvc(checkout, "params", "diff")
     assert "train.glr" in difference and "2e-05" in difference
+
+
+def held(checkout: Path, run: Run, database: str = "mlflow.db") -> dict[str, Any]:
+    """Return what a run holds that does not depend on when it was recorded."""
+    client = MlflowClient(f"sqlite:///{checkout}/{database}")
+    points = {
+        key: [(point.step, point.value) for point in client.get_metric_history(run.info.run_id, key)]
+        for key in run.data.metrics
+    }
+    files = {file.path for file in client.list_artifacts(run.info.run_id)}
+    tags = {key: value for key, value in run.data.tags.items() if key.startswith(("ganpipe.", "dvc."))}
+    # Recorded live, a run knows the commit that it started from; afterwards, that of the experiment.
+    origin = {key: tags.pop(key, None) for key in ("ganpipe.git_commit", "ganpipe.git_dirty")}
+    assert origin["ganpipe.git_commit"]
+    return {"points": points, "files": files, "params": run.data.params, "tags": tags} | {
+        "name": run.info.run_name,
+        "status": run.info.status,
+    }
+
+
+def test_sync_makes_a_lost_database_again(checkout: Path) -> None:
+    """A deleted mlflow.db, here with the write-ahead log left behind, would cost every run its record."""
+    before = {rate: held(checkout, run) for rate, run in runs(checkout).items() if rate != "0.0004"}
+    (checkout / "mlflow.db").unlink()
+    (checkout / "mlflow.db-wal").write_bytes(b"what SQLite left" * 999)
+    for words in ("points", "complete already"):
+        environment = {k: v for k, v in os.environ.items() if not k.startswith(("DVC_", "MLFLOW_"))}
+        ended = subprocess.run(
+            [sys.executable, "-m", "ganpipe", "sync"],
+            cwd=checkout,
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+        assert ended.returncode == 0, ended.stderr
+        assert ended.stdout.count(words) >= 3, ended.stdout
+        # A copy: this process still holds the deleted database open, and would read that.
+        copy = f"{words.partition(' ')[0]}.db"
+        with (
+            closing(sqlite3.connect(checkout / "mlflow.db")) as new,
+            closing(sqlite3.connect(checkout / copy)) as target,
+        ):
+            new.backup(target)
+        found = runs(checkout, copy)
+        assert {rate: held(checkout, run, copy) for rate, run in found.items()} == before
+        for run in found.values():
+            assert_complete(checkout, run, copy)
 
 
 def test_plots(checkout: Path) -> None:

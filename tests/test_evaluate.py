@@ -174,6 +174,7 @@ def test_a_rerun_writes_the_same_bytes_and_nothing_elsewhere(checkout: Checkout)
     assert first == {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
     made = {str(path.relative_to(root)) for path in set(first) - set(before)}
     assert {path for path in made if not path.startswith(".ganpipe/features/")} == {
+        "stages/evaluate/card.md",
         "stages/evaluate/metrics.json",
         "stages/evaluate/real_fake.png",
         "stages/evaluate/nearest.png",

@@ -1,11 +1,14 @@
 """The MLflow mirror: complete, without repeats, and never in the way; real databases, no mocks."""
 
+import base64
+import io
 import json
 import math
 import multiprocessing
 import os
 import re
 import shutil
+import signal
 import socket
 import sqlite3
 import subprocess
@@ -16,17 +19,18 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import numpy as np
 import psutil
 import pytest
-from conftest import updated
+from conftest import save_generator, updated
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Run
 from PIL import Image
 from ruamel.yaml import YAML
 
-from ganpipe import doctor, files, packed, tracking
+from ganpipe import doctor, files, models, packed, snapshot, tracking, trained
 from ganpipe.errors import Interrupted, UserError
 from ganpipe.params import Params
 
@@ -191,6 +195,79 @@ def test_run_is_complete(checkout: Callable[..., Path], client: MlflowClient, ho
     grid = next(path for path in (stored / "images").glob("*step+200+*.png"))
     assert np.asarray(Image.open(grid)).min() == np.asarray(Image.open(grid)).max() == 10
     assert list(Path().iterdir()) == [], "something was left in the current folder"
+
+
+def test_pages_of_a_grid(
+    checkout: Callable[..., Path], client: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A page without scores, data or the way to its neighbours is one that nobody opens twice."""
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "pages")
+    ids = {}
+    for seed in (0, 1):
+        root = checkout(seed=70 + seed, root=tmp_path / f"checkout{seed}")
+        ids[seed] = tracking.record(root, "evaluate", name=f"xin2024-two-rates-glr=2-s{seed}")
+    first = client.get_run(ids[0])
+    assert {run.data.tags["ganpipe.grid"] for run in runs(client, "pages")} == {"xin2024-two-rates"}
+    assert first.data.tags["ganpipe.cell"] == "xin2024-two-rates-glr=2"
+    note = first.data.tags["mlflow.note.content"]
+    number = first.info.experiment_id
+    assert f"[xin2024-two-rates-glr=2-s1](#/experiments/{number}/runs/{ids[1]})" in note
+    assert ids[0] not in note and "`mnist5k`, 16 px, digest" in note
+    assert first.inputs is not None
+    (data,) = first.inputs.dataset_inputs
+    assert data.dataset.name == "mnist5k"
+    assert first.data.tags["ganpipe.data_digest"].startswith(data.dataset.digest)
+    scalars = {key: value for key, value in first.data.metrics.items() if key[:5] in ("final", "best/")}
+    last = [float(f"{1 / i:.6g}") for i in range(571, STEPS + 1)]
+    assert scalars.pop("final/d_loss") == pytest.approx(sum(last) / 30)
+    assert scalars.pop("final/images_per_second") == 405.0
+    assert scalars == {
+        "final/g_loss": 2.5,
+        "final/seconds": 60.0,
+        "final/kid_light": float(f"{1 / 600:.6g}"),
+        "best/kid_light": float(f"{1 / 600:.6g}"),
+        "best/nimg": 600.0 * BATCH_SIZE,
+    }
+    before = state(client, ids[1])
+    tracking.record(tmp_path / "checkout0", "evaluate", name="xin2024-two-rates-glr=2-s0")
+    assert state(client, ids[1]) == before and state(client, ids[0])["tags"] == first.data.tags
+
+
+def test_the_generator_is_the_runs_model(
+    checkout: Callable[..., Path], client: MlflowClient, small_params: Params
+) -> None:
+    """The model would be pickled code, another network's images, or one more each time."""
+    import mlflow
+
+    root = checkout(seed=75)
+    train = root / "stages/train"
+    content = json.loads((train / "model.json").read_text())
+    save_generator(train, small_params)
+    (train / "model.json").write_text(json.dumps(content | json.loads((train / "model.json").read_text())))
+    expected = trained.find(None, root)
+    run = tracking.record(root, "evaluate")
+    place = f"runs:/{run}/generator"
+    mlflow.set_tracking_uri(client.tracking_uri)
+    answer = mlflow.pyfunc.load_model(place).predict(["x"], params={"n": 3, "seed": 5, "z_scale": 0.5})
+    z = snapshot.z_of_seeds(expected.model, 5, 3, 0.5)
+    shown = [np.asarray(Image.open(io.BytesIO(base64.b64decode(each["png"])))) for each in answer]
+    assert np.array_equal(np.stack(shown), snapshot.images_of(expected.G, z)[..., 0])
+    assert [each["seed"] for each in answer] == [5, 6, 7]
+    found = trained.find(place, Path(os.environ["DVC_ROOT"]))
+    assert np.array_equal(snapshot.images_of(found.G, z), snapshot.images_of(expected.G, z))
+    with pytest.raises(UserError, match=r"runs:/0/generator: MLflow at sqlite.* does not give it"):
+        trained.find("runs:/0/generator", Path(os.environ["DVC_ROOT"]))
+    local = Path(client.download_artifacts(run, "generator", str(root)))
+    names = {path.suffix for path in local.rglob("*") if path.is_file()}
+    assert ".pkl" not in names and ".pt" not in names
+    before = client.get_run(run).data.tags["ganpipe.model"]
+    tracking.record(root, "evaluate")
+    assert client.get_run(run).data.tags["ganpipe.model"] == before
+    snapshot.save(models.generator(expected.model, 16, 1), train / "generator.safetensors")
+    tracking.record(root, "evaluate")
+    after = client.get_run(run).data.tags["ganpipe.model"]
+    held = client.search_logged_models([client.get_run(run).info.experiment_id])
+    assert [model.model_id for model in held] == [after] and after != before
 
 
 def test_second_call_changes_nothing(checkout: Callable[..., Path], client: MlflowClient) -> None:
@@ -459,6 +536,73 @@ def test_server_away(
     assert len(points(client, tracking.record(root, "train"), "train/d_loss")) == STEPS
 
 
+@pytest.mark.long
+def test_server_killed_for_ten_seconds(
+    checkout: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A failure means that a server's restart costs steps of a run, or holds up the loop of the training."""
+    steps, (port, address) = 2500, (int((found := closed_address()).rpartition(":")[2]), found)
+    store = f"sqlite:///{tmp_path}/server.db"
+    words = ["server", "--backend-store-uri", store, "--artifacts-destination", f"{tmp_path}/artifacts"]
+    command = [sys.executable, "-m", "mlflow", *words, "--port", str(port), "--workers", "1"]
+    monkeypatch.setenv("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
+
+    def start() -> "subprocess.Popen[bytes]":
+        silent = subprocess.DEVNULL
+        return subprocess.Popen(command, stdout=silent, stderr=silent, start_new_session=True)
+
+    def answers() -> bool:
+        try:
+            with urlopen(f"{address}/health", timeout=2):
+                return True
+        except OSError:
+            return False
+
+    server = start()
+    while not answers():
+        time.sleep(0.2)
+    root = checkout(seed=62, steps=steps)
+    folder = root / "stages/train"
+    rows = (folder / "history.csv").read_text().splitlines(keepends=True)
+    grow(folder, 0)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    waits: list[float] = []
+    killed = back = 0.0
+    with tracking.recording(root, "train", folder, every=0.5), open(folder / "history.csv", "a") as history:
+        client = MlflowClient(tracking_uri=address)
+        while not (live := runs(client)) or "train/d_loss" not in live[0].data.metrics:
+            history.write(rows[1 + len(waits)])
+            history.flush()
+            waits.append(0.0)
+            time.sleep(0.05)
+        for row in rows[1 + len(waits) :]:
+            began = time.monotonic()
+            history.write(row)
+            history.flush()
+            waits.append(time.monotonic() - began)
+            time.sleep(0.01)
+            if not killed and len(waits) > 500:
+                os.killpg(server.pid, signal.SIGKILL)
+                server.wait()
+                killed = time.monotonic()
+            if killed and not back and time.monotonic() - killed > 10:
+                server, back = start(), time.monotonic()
+        grow(folder, steps)
+    assert back - killed > 10 and len(waits) == steps
+    try:
+        assert answers(), "the server was not back before the training's end"
+        (run,) = runs(client)
+        assert run.info.status == "FINISHED"
+        for key in KEYS:
+            expected = [BATCH_SIZE * i for i in range(1, steps + 1)]
+            assert [step for step, _ in points(client, run.info.run_id, key)] == expected
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait()
+    print(f"longest wait of the loop: {1000 * max(waits):.1f} ms")
+    assert max(waits) < 0.05
+
+
 def _record(root: Path, home: Path, start: Any) -> None:
     os.environ["DVC_ROOT"] = str(home)
     import mlflow  # noqa: F401
@@ -614,6 +758,31 @@ def test_sync(
     second = tracking.sync(root)
     assert ["complete already" in line for line in second] == [True, True, True, False, True]
     assert {run.info.run_id: state(client, run.info.run_id) for run in runs(client, "sync")} == before
+
+    # A deleted run is made again, and a colleague's clone records the experiment that it has pulled.
+    client.delete_run(names["a"].info.run_id)
+    assert re.match(r"a: up to evaluate, run a: \d+ points", tracking.sync(root)[1])
+    assert len(runs(client, "sync")) == 4
+    git("init", "-q", "--bare", "-b", "main", str(tmp_path / "hub"))
+    git("remote", "add", "origin", str(tmp_path / "hub"))
+    git("push", "-q", "origin", "main")
+    store = f"[core]\n    remote = store\n['remote \"store\"']\n    url = {tmp_path}/store\n"
+    (root / ".dvc/tmp").mkdir(exist_ok=True)  # DVC makes it but once
+    (root / ".dvc/config.local").write_text(store)
+    with Repo(str(root)) as repo:
+        repo.experiments.push("origin", ["b"], push_cache=True)
+    colleague = tmp_path / "colleague"
+    git("clone", "-q", str(tmp_path / "hub"), str(colleague))
+    (colleague / ".dvc/config.local").write_text(store)
+    monkeypatch.chdir(colleague)
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "colleague")
+    with Repo(str(colleague)) as repo:
+        repo.experiments.pull("origin", ["b"], pull_cache=True)
+    assert "nothing to record" in (lines := tracking.sync(colleague))[0]
+    assert re.match(r"b: up to evaluate, run b: \d+ points", lines[1])
+    (pulled,) = runs(client, "colleague")
+    assert pulled.data.params == names["b"].data.params
+    assert len(points(client, pulled.info.run_id, "train/d_loss")) == 6
 
 
 def _ref(git: Callable[..., str], name: str) -> str:
