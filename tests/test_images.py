@@ -17,6 +17,8 @@ from ganpipe.images import DEPTHS, MAX_PIXELS, Prepared, prepare
 
 WHOLE = Target("none", None, None, 0.0, 8, 32, 3, (255, 255, 255))
 GREY = replace(WHOLE, channels=1)
+# Options that make an animation of a picture and a white frame.
+FRAMES: dict[str, Any] = {"save_all": True, "append_images": [Image.new("RGB", (32, 32), "white")]}
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
@@ -86,7 +88,9 @@ def test_every_exif_orientation_is_turned_upright(orientation: int, kind: str) -
     [
         ("PNG", "P", {}),
         ("BMP", "RGB", {}),
-        ("GIF", "RGB", {"save_all": True, "append_images": [Image.new("RGB", (32, 32), "white")]}),
+        ("PNG", "RGB", FRAMES),
+        ("WEBP", "RGB", {"lossless": True, **FRAMES}),
+        ("GIF", "RGB", FRAMES),
         ("TIFF", "CMYK", {}),
         ("TIFF", "RGB", {"compression": "tiff_lzw"}),
         ("WEBP", "RGB", {"lossless": True}),
@@ -127,6 +131,7 @@ def test_what_is_transparent_is_white(mode: str) -> None:
         ("uint16", 257, 0),
         ("uint16", 16, 0),
         ("uint16", 1, 0),
+        (">u2", 257, 0),
         ("int32", 257, 0),
         ("int32", 1000, -70_000),
         ("float32", 1 / 255, 0),
