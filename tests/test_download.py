@@ -281,10 +281,11 @@ def test_lies_about_the_length(serve: Callable[..., str], monkeypatch: pytest.Mo
 
 def test_a_server_that_says_nothing(serve: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
     """A stalled server would stop a queue for ever."""
-    monkeypatch.setattr(resume, "PATIENCE", 0.2)
+    monkeypatch.setattr(resume, "PATIENCE", 1.0)
     site = Site()
     site.cuts, site.stall = [900_000], True
     assert get(serve(site)) == DATA and site.asked == [None, "bytes=900000-"]
+    monkeypatch.setattr(resume, "TRIES", 1)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         (download.cache() / "some/a.zip").unlink()
         assert "timed out" in refusal(f"http://127.0.0.1:{silent.getsockname()[1]}/a.zip")
@@ -322,8 +323,11 @@ def test_side_by_side_one_downloads(serve: Callable[..., str], capsys: pytest.Ca
     threads = [threading.Thread(target=lambda: found.append(get(address))) for _ in range(2)]
     for thread in threads:
         thread.start()
-    while "waiting for another process" not in capsys.readouterr().err:
+    for _ in range(3000):
+        if waits := "waiting for another process" in capsys.readouterr().err:
+            break
         threads[0].join(0.01)
+    assert waits, "both downloaded"
     site.patience.set()
     for thread in threads:
         thread.join()
