@@ -249,7 +249,7 @@ def test_wrong_bytes_never_arrive(serve: Callable[..., str], waits: list[float])
 def test_errors_of_the_server(serve: Callable[..., str], waits: list[float]) -> None:
     """A busy server would end a night's queue; a missing file would be asked for over and over."""
     busy = Site()
-    busy.answers = [503, 429, 500]
+    busy.answers = [503, 429, 204]
     assert get(serve(busy)) == DATA and waits == [1, 2, 4]
     (download.cache() / "some/a.zip").unlink()
     waits.clear()
@@ -289,6 +289,12 @@ def test_a_server_that_says_nothing(serve: Callable[..., str], monkeypatch: pyte
     with socket.create_server(("127.0.0.1", 0)) as silent:
         (download.cache() / "some/a.zip").unlink()
         assert "timed out" in refusal(f"http://127.0.0.1:{silent.getsockname()[1]}/a.zip")
+
+
+def test_a_small_file_has_no_bar(serve: Callable[..., str], capsys: pytest.CaptureFixture[str]) -> None:
+    """The labels of MNIST would show as 0 of 0 MB."""
+    assert get(serve(Site(b"tiny")), data=b"tiny") == b"tiny"
+    assert "downloading a.zip (4 bytes) to" in (shown := capsys.readouterr().err) and "MB" not in shown
 
 
 def test_a_proxy_is_asked(serve: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:

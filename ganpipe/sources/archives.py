@@ -265,7 +265,7 @@ def one_line(place: object) -> Iterator[None]:
         raise UserError(
             f"fetch.path: {place} is no folder, zip or tar that can be read, or is damaged "
             f"({type(error).__name__}: {textwrap.shorten(str(error), 200)}); "
-            "fetch it anew or name a folder of pictures"
+            "delete it and get it anew, or name a folder of pictures"
         ) from None
 
 
