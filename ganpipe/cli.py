@@ -300,6 +300,16 @@ def compare(
     compare(ROOT, experiments or [], grid, csv, html)
 
 
+@app.command(rich_help_panel=PEOPLE)
+def doctor(
+    fix: Annotated[bool, typer.Option("--fix", help="Do what is to do; else it is only said.")] = False,
+) -> None:
+    """Find what a kill left: trainers, runs, locks, copies, a detached HEAD; what is alive is left alone."""
+    from ganpipe.doctor import doctor
+
+    raise typer.Exit(int(doctor(ROOT, fix) > 0))
+
+
 def main() -> NoReturn:
     """Run a command; a user's mistake ends in one line for each thing to mend and exit code 2."""
     command = " ".join(["ganpipe", *sys.argv[1:2]])

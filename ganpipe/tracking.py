@@ -12,6 +12,7 @@ import logging
 import os
 import re
 import select
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -23,9 +24,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
+import psutil
 from filelock import FileLock
 
-from ganpipe import closure, files, packed, packing, page, params, revisions
+from ganpipe import closure, files, packed, packing, page, params, revisions, unfinished
 from ganpipe.errors import Interrupted, UserError
 
 if TYPE_CHECKING:
@@ -51,6 +53,7 @@ GENERATOR = "generator.safetensors"  # sent as a model
 PICTURES = {"grid.png": "samples/final", "real_fake.png": "samples/real_fake"}
 ENDING = ("ended", "interventions")  # of model.json, once the training has ended
 KEY, COMMIT, DIRTY = "ganpipe.key", "ganpipe.git_commit", "ganpipe.git_dirty"
+ATTEMPT = "ganpipe.attempt"  # the newest stage process of a run: its start, host and id
 MAX_METRICS, MAX_PARAMS, MAX_PARAM_LENGTH = 1000, 100, 6000  # MLflow's, of one call and of one value
 LAST_FLUSH = 60.0  # seconds that the end of a stage waits for the mirror
 HANGING = 3.0  # seconds after which a server that has failed is not asked once more at the end
@@ -129,7 +132,9 @@ def recording(
         train_folder: where train keeps its files until it succeeds.
         every: seconds between updates.
     """
-    words = map(str, (root, stage, every, train_folder or ""))
+    began = psutil.Process().create_time()
+    attempt = f"{began:.2f} {socket.gethostname()} {os.getpid()}"
+    words = map(str, (root, stage, every, attempt, train_folder or ""))
     # In a session of its own, Ctrl-C does not reach it; the pipe tells it how the stage ended.
     mirror = subprocess.Popen(
         [sys.executable, "-m", "ganpipe.tracking", *words],
@@ -161,8 +166,10 @@ def _status(ended_by: BaseException | None) -> Status:
     return "KILLED" if isinstance(ended_by, Interrupted | KeyboardInterrupt | SystemExit) else "FAILED"
 
 
-def _follow(root: Path, stage: Stage, every: float, train_folder: Path | None) -> str:
+def _follow(root: Path, stage: Stage, every: float, attempt: str, train_folder: Path | None) -> str:
     """Be the process behind `recording`: update until stdin tells how the stage ended, then once more.
+
+    The mirror of a killed stage may be late: the status is that of the newest attempt, never an older one's.
 
     Returns:
         What went wrong in the last update, or nothing.
@@ -178,7 +185,8 @@ def _follow(root: Path, stage: Stage, every: float, train_folder: Path | None) -
         try:
             # Once, at the start: hashing the data takes time, and code edited meanwhile is not what runs.
             experiment = experiment or _identify(root)
-            _mirror(files.main_checkout(root), experiment, _so_far(root, stage, status, train_folder), status)
+            so_far = _so_far(root, stage, status, train_folder)
+            _mirror(files.main_checkout(root), experiment, so_far, status, attempt)
             error, pause = None, every
         except Exception as problem:  # whatever it is: tell it at the end
             # A train that succeeds moves its files: the last update finds them in stages/.
@@ -448,15 +456,17 @@ def _create(database: Path, artifacts: Path) -> None:
         connection.close()
 
 
-def _mirror(home: Path, experiment: Experiment, folders: Folders, status: Status | None) -> "_Run":
-    """Send what the run of an experiment lacks of the files in `folders`; status as in `set_status`."""
+def _mirror(
+    home: Path, experiment: Experiment, folders: Folders, status: Status | None, attempt: str = ""
+) -> "_Run":
+    """Send what a run lacks of the files in `folders`; status and attempt as in `set_status`."""
     model = _model(folders["train"]) if "train" in folders else {}
     if model:
         _check(model, experiment)
     lock = home / ".ganpipe" / "mlflow.lock"
     lock.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(lock):  # one update at a time: two of the same experiment would send the same points
-        run = _find_or_create(*_connect(home), experiment)
+        run = _find_or_create(*_connect(home), experiment, attempt)
         run.describe(experiment)
         if model:
             run.send_table(folders["train"] / "history.csv", LOSSES)
@@ -474,16 +484,19 @@ def _mirror(home: Path, experiment: Experiment, folders: Folders, status: Status
             run.write_page(home, experiment, folders, ended="ended" in model)
         if status == "FINISHED" and (folders["train"] / GENERATOR).exists():
             packing.send(run.client, run.info, run.data.tags, folders["train"])
-        run.set_status(status)
+        run.set_status(status, attempt)
     return run
 
 
-def _find_or_create(client: "mlflow.MlflowClient", number: str, experiment: Experiment) -> "_Run":
+def _find_or_create(
+    client: "mlflow.MlflowClient", number: str, experiment: Experiment, attempt: str
+) -> "_Run":
     key, name = experiment.key, experiment.name
     where = f"tags.`{KEY}` = '{key}'"
     found = client.search_runs([number], where, order_by=["start_time ASC"], max_results=1)
     if not found:
-        return _Run(client, client.create_run(number, tags={KEY: key}, run_name=name or f"repro-{key[:6]}"))
+        tags = {KEY: key} | ({ATTEMPT: attempt} if attempt else {})
+        return _Run(client, client.create_run(number, tags=tags, run_name=name or f"repro-{key[:6]}"))
     run = found[0]
     if name and name != run.info.run_name:
         client.update_run(run.info.run_id, name=name)
@@ -660,8 +673,16 @@ class _Run:
         if ended:
             self.send_numbers(page.summary(folders), _model(folders["train"])["nimg"])
 
-    def set_status(self, status: Status | None) -> None:
-        """Set the run's status if it has another; None ends a RUNNING one and leaves how others ended."""
+    def set_status(self, status: Status | None, attempt: str = "") -> None:
+        """Set the run's status if it has another; None ends a RUNNING one and leaves how others ended.
+
+        An attempt that is older than the run's newest changes nothing; none given: the status is set.
+        """
+        newest = self.data.tags.get(ATTEMPT, "")
+        if attempt and newest and _start(attempt) < _start(newest):
+            return
+        if attempt and attempt != newest:
+            self.client.set_tag(self.id, ATTEMPT, attempt)
         status = status or ("FINISHED" if self.info.status == "RUNNING" else self.info.status)
         if status == self.info.status:
             return
@@ -671,12 +692,51 @@ class _Run:
             self.client.set_terminated(self.id, status)
 
 
+def left_running(root: Path) -> list[tuple[str, str]]:
+    """List id and name of the runs that are RUNNING though their stage, on this machine, is gone.
+
+    Raises:
+        UserError: MLflow does not answer.
+    """
+    _settings()
+    from mlflow.exceptions import MlflowException
+
+    home = files.main_checkout(root)
+    address = _address(home)
+    if address.startswith("sqlite:///") and not Path(address.removeprefix("sqlite:///")).exists():
+        return []
+    try:
+        client, number = _connect(home)
+        running = client.search_runs([number], "attributes.status = 'RUNNING'")
+    except MlflowException as error:
+        raise UserError(f"MLflow at {address} does not answer: {_brief(error)}") from None
+    return [(run.info.run_id, run.info.run_name) for run in running if _gone(run.data.tags.get(ATTEMPT, ""))]
+
+
+def _gone(attempt: str) -> bool:
+    """Say whether the process of an attempt is gone; never of another machine's, or of none that is known."""
+    if not attempt:
+        return False
+    began, host, pid = attempt.split(" ")
+    return host == socket.gethostname() and not unfinished.alive(int(pid), float(began))
+
+
+def end_killed(root: Path, run_id: str) -> None:
+    """Set a run's status to KILLED."""
+    _connect(files.main_checkout(root))[0].set_terminated(run_id, "KILLED")
+
+
+def _start(attempt: str) -> float:
+    return float(attempt.split(" ")[0])
+
+
 def _now() -> int:
     return time.time_ns() // 1_000_000
 
 
 if __name__ == "__main__":
-    place, of, seconds, growing = sys.argv[1:]
+    place, of, seconds, by, growing = sys.argv[1:]
+    train = Path(growing) if growing else None
     with redirect_stdout(sys.stderr):
-        problem = _follow(Path(place), cast(Stage, of), float(seconds), Path(growing) if growing else None)
+        problem = _follow(Path(place), cast(Stage, of), float(seconds), by, train)
     print(problem)

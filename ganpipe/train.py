@@ -5,10 +5,8 @@ import math
 import shutil
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -71,7 +69,7 @@ def train(
         UserError: the same training runs already, or its ranks cannot share its batches.
     """
     device = ranks.device_of(device)
-    with ranks.joined(device) as place, unfinished.held(plan.folder) if place.first else nullcontext():
+    with ranks.joined(device) as place, unfinished.held(plan.folder, root) if place.first else nullcontext():
         if fresh and place.first:
             unfinished.remove(plan.folder)
             plan.folder.mkdir(parents=True)
@@ -90,6 +88,8 @@ def train(
                     print(f"train: {event}", file=sys.stderr)
         if place.first:
             _publish(plan.folder, root / FOLDER)
+            if unfinished.orphaned():  # DVC will not take it as done: the next start publishes it again
+                raise Interrupted(signal.SIGTERM, course.steps)
             unfinished.remove(plan.folder)
 
 
@@ -143,7 +143,7 @@ def _loop(
     )
     share = place, B
 
-    with journal or nullcontext(), _signals() as asked:
+    with journal or nullcontext(), unfinished.asked_to_stop() as asked:
         for step in range(start + 1, course.steps + 1):
             # Draw the batch and the latent vectors of this step: all of them, of which a rank takes its part.
             real = next(batches)
@@ -209,22 +209,3 @@ def _publish(source: Path, target: Path) -> None:
         else:
             with files.whole(place) as temporary:
                 shutil.copyfile(source / name, temporary)
-
-
-@contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Collect SIGTERM, SIGINT and SIGUSR1 in a list instead of dying of them; a second one does its worst."""
-    asked: list[int] = []
-    watched = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-
-    def note(signum: int, frame: FrameType | None) -> None:
-        asked.append(signum)
-        for each in watched:
-            signal.signal(each, before[each])
-
-    before = {each: signal.signal(each, note) for each in watched}
-    try:
-        yield asked
-    finally:
-        for each in watched:
-            signal.signal(each, before[each])

@@ -30,7 +30,17 @@ def test_help_names_every_command_and_imports_nothing_slow() -> None:
     )
     program += "finally:\n    print({'torch', 'mlflow', 'pandas', 'numpy', 'pydantic'} & set(sys.modules))"
     shown = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True).stdout
-    for command in ("fetch", "preprocess", "train", "sample", "evaluate", "score", "sources", "sync"):
+    for command in (
+        "fetch",
+        "preprocess",
+        "train",
+        "sample",
+        "evaluate",
+        "score",
+        "sources",
+        "sync",
+        "doctor",
+    ):
         assert f" {command} " in shown
     assert shown.endswith("set()\n")
 

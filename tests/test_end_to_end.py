@@ -2,15 +2,20 @@
 
 import json
 import os
+import re
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import psutil
 import pytest
 from conftest import ROOT
 from mlflow import MlflowClient
@@ -27,14 +32,18 @@ TINY = {
 }
 
 
+def environment() -> dict[str, str]:
+    """Return this process's environment for DVC, with the Python of these tests first on the path."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("DVC_", "MLFLOW_", "GANPIPE_"))}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{kept['PATH']}"
+    return kept | {"PATH": path, "OMP_NUM_THREADS": "1"}
+
+
 def dvc(checkout: Path, *words: str) -> str:
-    """Run DVC, with the Python of these tests first on the path, and return what it printed."""
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("DVC_", "MLFLOW_", "GANPIPE_"))}
-    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
-    environment["OMP_NUM_THREADS"] = "1"
+    """Run DVC and return what it printed."""
     command = [sys.executable, "-m", "dvc", *words]
     ended = subprocess.run(
-        command, cwd=checkout, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command, cwd=checkout, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     assert ended.returncode == 0, ended.stdout
     return ended.stdout
@@ -152,6 +161,8 @@ def held(checkout: Path, run: Run, database: str = "mlflow.db") -> dict[str, Any
     tags = {key: value for key, value in run.data.tags.items() if key.startswith(("ganpipe.", "dvc."))}
     # Recorded live, a run knows the commit that it started from; afterwards, that of the experiment.
     origin = {key: tags.pop(key, None) for key in ("ganpipe.git_commit", "ganpipe.git_dirty")}
+    assert tags.pop("ganpipe.model")
+    tags.pop("ganpipe.attempt", None)
     assert origin["ganpipe.git_commit"]
     return {"points": points, "files": files, "params": run.data.params, "tags": tags} | {
         "name": run.info.run_name,
@@ -165,11 +176,10 @@ def test_sync_makes_a_lost_database_again(checkout: Path) -> None:
     (checkout / "mlflow.db").unlink()
     (checkout / "mlflow.db-wal").write_bytes(b"what SQLite left" * 999)
     for words in ("points", "complete already"):
-        environment = {k: v for k, v in os.environ.items() if not k.startswith(("DVC_", "MLFLOW_"))}
         ended = subprocess.run(
             [sys.executable, "-m", "ganpipe", "sync"],
             cwd=checkout,
-            env=environment,
+            env=environment(),
             capture_output=True,
             text=True,
         )
@@ -193,3 +203,83 @@ def test_plots(checkout: Path) -> None:
     dvc(checkout, "plots", "show", "-o", "plots")
     page = (checkout / "plots/index.html").read_text()
     assert "d_loss" in page and "g_loss" in page and "real_fake.png" in page and "grids_2.png" in page
+
+
+@pytest.mark.parametrize(
+    ("command", "signum", "epochs"),
+    [
+        ("dvc repro train", signal.SIGTERM, 12),
+        *(
+            pytest.param(command, signum, 200, marks=pytest.mark.long)
+            for command in ("dvc repro train", "ganpipe train")
+            for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+        ),
+    ],
+)
+def test_a_signal_keeps_everything_and_the_next_start_goes_on(
+    checkout: Path, command: str, signum: signal.Signals, epochs: int
+) -> None:
+    """A cluster's stop, Ctrl-C, or the end of dvc would cost a night, or count as a finished training."""
+    rate = f"0.000{signum}{len(command)}{epochs}1"  # one of its own, and so a run of its own
+    text = (checkout / "params.yaml").read_text()
+    for name, value in {"glr": rate, "epochs": epochs}.items():
+        text = re.sub(rf"\n  {name}: \S+", f"\n  {name}: {value}", text)
+    (checkout / "params.yaml").write_text(text)
+    words = [sys.executable, "-m", *command.split()]
+
+    # One that has trained some steps, when its whole process group gets the signal.
+    process = begin(checkout, words)
+    until(lambda: len(history(checkout)) > 20)
+    trainer = psutil.Process(json.loads((checkout / ".ganpipe/train.pid").read_text())["pid"])
+    os.killpg(process.pid, signum)
+    began = time.monotonic()
+    (folder,) = (checkout / ".ganpipe/unfinished").glob("*/")
+    until(lambda: bool([*folder.rglob(f"{history(checkout)[-1]:09d}.checkpoint")]))
+    assert time.monotonic() - began < 30 and not (checkout / "stages/train/model.json").exists()
+    assert process.wait() != 0 if command.startswith("dvc") else process.wait() == 128 + signum
+    until(lambda: not trainer.is_running() or trainer.status() == psutil.STATUS_ZOMBIE)
+    done = history(checkout)
+    assert done == list(range(1, len(done) + 1)) and runs(checkout)[rate].info.status == "KILLED"
+
+    # The next start.
+    process = begin(checkout, words)
+    if epochs > 100:  # long enough for the mirror, which needs some seconds, to be seen
+        until(lambda: runs(checkout)[rate].info.status == "RUNNING")
+        assert process.poll() is None
+    assert process.wait() == 0
+    assert f"going on after step {done[-1]} of" in (checkout.parent / "said").read_text()
+    table = pd.read_csv(checkout / "stages/train/history.csv")
+    assert table.step.tolist() == list(range(1, -(-epochs * 4451 // 256) + 1))
+    run = runs(checkout)[rate]
+    client = MlflowClient(f"sqlite:///{checkout}/mlflow.db")
+    steps = [point.step for point in client.get_metric_history(run.info.run_id, "train/d_loss")]
+    assert run.info.status == "FINISHED" and steps == table.nimg.tolist()
+    assert not list((checkout / ".ganpipe/unfinished").glob("*/"))
+
+
+def begin(checkout: Path, words: list[str]) -> subprocess.Popen[bytes]:
+    """Start a command in a process group of its own, what it says in a file."""
+    with open(checkout.parent / "said", "wb") as said:
+        return subprocess.Popen(
+            words,
+            cwd=checkout,
+            env=environment() | {"GANPIPE_LOG_SECONDS": "0"},
+            start_new_session=True,
+            stdout=said,
+            stderr=said,
+        )
+
+
+def history(checkout: Path) -> list[int]:
+    """Return the steps in the history of the unfinished training."""
+    paths = list((checkout / ".ganpipe/unfinished").glob("*/history.csv"))
+    lines = paths[0].read_text().splitlines(keepends=True)[1:] if paths else []
+    return [int(line.split(",")[0]) for line in lines if line.endswith("\n")]
+
+
+def until(done: Callable[[], bool]) -> None:
+    """Wait until something holds."""
+    deadline = time.monotonic() + 120
+    while not done():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)

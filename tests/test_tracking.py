@@ -22,6 +22,7 @@ from typing import Any
 from urllib.request import urlopen
 
 import numpy as np
+import psutil
 import pytest
 from conftest import save_generator, updated
 from mlflow import MlflowClient
@@ -29,7 +30,7 @@ from mlflow.entities import Metric, Run
 from PIL import Image
 from ruamel.yaml import YAML
 
-from ganpipe import models, packed, snapshot, tracking, trained
+from ganpipe import doctor, files, models, packed, snapshot, tracking, trained
 from ganpipe.errors import Interrupted, UserError
 from ganpipe.params import Params
 
@@ -468,6 +469,48 @@ def test_killed_stage_leaves_no_running_run(checkout: Callable[..., Path], clien
     run = run_of(client, 25, status="KILLED")
     assert len(points(client, run.info.run_id, "train/d_loss")) == 4
     assert {key for key, _ in pictures(client, run.info.run_id)} == {"samples~fixed_z"}
+
+
+def test_only_the_newest_attempt_sets_the_status(checkout: Callable[..., Path], client: MlflowClient) -> None:
+    """A failure means that the late mirror of a killed trainer marks its successor KILLED."""
+    root = checkout(seed=26, steps=4)
+    experiment, folders = tracking._identify(root), tracking._folders(root, "train")
+
+    def mirror(status: tracking.Status, attempt: str) -> str:
+        run = tracking._mirror(files.main_checkout(root), experiment, folders, status, attempt).id
+        return client.get_run(run).info.status
+
+    old, new, later = "1000.50 here 7", "1012.25 here 8", "2000.00 here 7"
+    assert mirror("RUNNING", old) == "RUNNING"
+    assert mirror("RUNNING", new) == "RUNNING"
+    assert mirror("KILLED", old) == "RUNNING"
+    assert mirror("FINISHED", new) == "FINISHED"
+    assert mirror("KILLED", old) == mirror("RUNNING", old) == "FINISHED"
+    assert mirror("RUNNING", later) == "RUNNING"
+    assert mirror("KILLED", later) == "KILLED"
+
+
+def test_a_run_whose_stage_and_mirror_were_killed(
+    checkout: Callable[..., Path], client: MlflowClient
+) -> None:
+    """A failure means that a power cut leaves a run RUNNING for ever, or that a living one is ended."""
+    root = checkout(seed=27, steps=4)
+    stage = "import sys; from pathlib import Path; from ganpipe import tracking\n"
+    stage += "with tracking.recording(Path(sys.argv[1]), 'sample'): sys.stdin.readline()"
+    with subprocess.Popen([sys.executable, "-c", stage, str(root)], stdin=subprocess.PIPE) as process:
+        run = run_of(client, 27, status="RUNNING").info
+        assert run.run_id not in dict(tracking.left_running(root))
+        (mirror,) = psutil.Process(process.pid).children()
+        mirror.kill()
+        process.kill()
+    assert tracking.left_running(root) == [(run.run_id, run.run_name)]
+    (root / ".dvc").mkdir()
+    assert doctor.doctor(root, fix=False) == 1 and client.get_run(run.run_id).info.status == "RUNNING"
+    assert doctor.doctor(root, fix=True) == 0
+    assert client.get_run(run.run_id).info.status == "KILLED" and not tracking.left_running(root)
+    client.set_tag(run.run_id, tracking.ATTEMPT, f"1.00 elsewhere {os.getpid()}")
+    client.update_run(run.run_id, status="RUNNING")
+    assert not tracking.left_running(root), "another machine's"
 
 
 def test_server_away(

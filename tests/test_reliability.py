@@ -1,0 +1,298 @@
+"""Trials of training that cannot be lost: random kills, system calls that fail, damage, every split point.
+
+`pytest` runs short forms, `pytest -m long -rP tests/test_reliability.py` the full ones with figures: the last
+stand in docs/reliability.md.
+"""
+
+import itertools
+import multiprocessing
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import digits, updated
+
+from ganpipe import checkpoint, models, train
+from ganpipe.params import Params
+
+EXACT = [name for name in train.OUTPUTS if name != "perf.csv"]  # that one holds times
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, write_packed: Callable[..., Path]) -> Callable[..., Path]:
+    """Return a function that makes a checkout with sixty digits of so many pixels a side."""
+
+    def make(name: str, side: int = 16) -> Path:
+        images = digits()[::83][:60]
+        images = images[:, 6:22, 6:22] if side == 16 else np.pad(images, ((0, 0), (2, 2), (2, 2), (0, 0)))
+        write_packed(tmp_path / name, images, held_out=5)
+        (tmp_path / name / "ganpipe").symlink_to(Path(train.__file__).parent)
+        return tmp_path / name
+
+    return make
+
+
+def run(root: Path, params: Params) -> None:
+    """Train with a checkpoint after each step."""
+    train.train(train.plan(params.model, params.train, root), root, checkpoint_seconds=0)
+
+
+def result(root: Path) -> dict[str, bytes]:
+    """Return all files of a finished training that must not depend on interruptions."""
+    folder = root / "stages/train"
+    paths = [path for name in EXACT for path in (folder / name, *(folder / name).rglob("*"))]
+    return {path.relative_to(root).as_posix(): path.read_bytes() for path in paths if path.is_file()}
+
+
+@pytest.mark.parametrize("kills", [10, pytest.param(1000, marks=pytest.mark.long)])
+def test_random_kills_change_no_byte(
+    checkout: Callable[..., Path], small_params: Params, kills: int, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A chain of `kill -9` at any moment would cost a training, or silently make it another one."""
+    params = updated(
+        small_params,
+        train__epochs=max(9, kills // 3),
+        train__flip=True,
+        train__extra_update_every=3,
+        train__snapshot_epochs=[1, 3, 9, 27, 81, 243],
+    )
+    undisturbed, root, fork = checkout("undisturbed"), checkout("killed"), multiprocessing.get_context("fork")
+    began = time.monotonic()
+    run(undisturbed, params)
+    whole = result(undisturbed)
+    steps = whole["stages/train/history.csv"].count(b"\n") - 1
+
+    def life(seconds: float | None) -> bool:
+        """Live so long, and say whether the training came to its end."""
+        child = fork.Process(target=run, args=(root, params))
+        child.start()
+        child.join(seconds)
+        child.kill()
+        child.join()
+        assert child.exitcode in (0, -signal.SIGKILL)
+        if child.exitcode:
+            return False
+        assert result(root) == whole
+        shutil.rmtree(root / "stages/train")
+        return True
+
+    started, draw, done, finished, where = time.monotonic(), random.Random(0), 0, 0, Counter[str]()
+    birth = life_until_a_step(fork, root, params)
+    while done < kills:
+        if life(draw.uniform(0, 1.6 * birth)):
+            finished += 1
+            continue
+        done += 1
+        unfinished = root / ".ganpipe/unfinished"
+        where["within a write"] += bool([*unfinished.rglob(".*.tmp")])
+        where["publishing"] += (root / "stages/train").exists()
+    assert life(None)
+    assert not [*(root / ".ganpipe/unfinished").rglob("*.damaged")]
+    capfd.readouterr()  # what the lives said
+    print(
+        f"{done} random kills of {steps}-step trainings, {finished + 1} of which came to their end with the "
+        f"bytes of the undisturbed one; {where['within a write']} kills left a half-written file, "
+        f"{where['publishing']} came while it published; undisturbed {started - began:.0f} s, the trial "
+        f"{time.monotonic() - started:.0f} s"
+    )
+
+
+def life_until_a_step(fork: multiprocessing.context.ForkContext, root: Path, params: Params) -> float:
+    """Live until the first checkpoint is there, be killed, and return the seconds that it took."""
+    began = time.monotonic()
+    child = fork.Process(target=run, args=(root, params))
+    child.start()
+    while not [*(root / ".ganpipe/unfinished").rglob("*.checkpoint")]:
+        assert child.is_alive() and time.monotonic() - began < 60
+        time.sleep(0.001)
+    child.kill()
+    child.join()
+    return time.monotonic() - began
+
+
+# What opens, writes, names and reads; and in full every call that takes a path or a file.
+TOUCHING = ("write", "fsync", "rename", "unlink", "openat")
+
+
+@pytest.fixture
+def saved(tmp_path: Path, small_params: Params) -> tuple[Path, list[dict[str, torch.Tensor]]]:
+    """A folder with the checkpoints of steps 1 and 2 of small networks, and the states of steps 1 to 3."""
+    torch.manual_seed(0)
+    G, D = models.generator(small_params.model, 16, 1), models.discriminator(small_params.model, 16, 1)
+    states = [checkpoint.state_of({"G": G, "D": D}, {"Adam": torch.optim.Adam(G.parameters())})]
+    states += [{name: tensor + n for name, tensor in states[0].items()} for n in (1, 2)]
+    for step in (1, 2):
+        checkpoint.save(tmp_path / "saved", step, states[step - 1], {"torch": "x"})
+    return tmp_path / "saved", states
+
+
+def survivor(folder: Path, states: list[dict[str, torch.Tensor]]) -> int:
+    """Return the step of the checkpoint that would be loaded, its tensors checked."""
+    found = checkpoint.load(folder, states[0])
+    assert found is not None and found.environment == {"torch": "x"}
+    assert all(torch.equal(tensor, states[found.step - 1][name]) for name, tensor in found.tensors.items())
+    return found.step
+
+
+def save_under_strace(folder: Path, states: list[dict[str, torch.Tensor]], log: Path, *options: str) -> int:
+    """Save step 3 in a child that strace watches; return the wait status of the child."""
+    child = os.fork()
+    if child == 0:
+        os.kill(os.getpid(), signal.SIGSTOP)  # until strace is there
+        try:
+            checkpoint.save(folder, 3, states[2], {"torch": "x"})
+        except OSError as error:
+            os._exit(3 if error.filename else 4)
+        except BaseException:
+            os._exit(5)
+        os._exit(0)
+    os.waitpid(child, os.WUNTRACED)
+    command = ["strace", "-o", str(log), *options, "-p", str(child)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as strace:
+        assert strace.stderr and "attached" in strace.stderr.readline()
+        os.kill(child, signal.SIGCONT)
+        status = os.waitpid(child, 0)[1]
+        strace.stderr.read()
+    return status
+
+
+@pytest.mark.skipif(not shutil.which("strace"), reason="strace is not installed")
+@pytest.mark.parametrize("full", [False, pytest.param(True, marks=pytest.mark.long)])
+def test_every_system_call_of_a_save(
+    saved: tuple[Path, list[dict[str, torch.Tensor]]],
+    tmp_path: Path,
+    full: bool,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """A full disk, a defect or a kill at a badly chosen moment would cost the training."""
+    folder, states = saved
+    kept, log, began = tmp_path / "kept", tmp_path / "log", time.monotonic()
+    shutil.copytree(folder, kept)
+    assert save_under_strace(folder, states, log) == 0 and survivor(folder, states) == 3
+    calls = re.findall(r"^(\w+)\(", log.read_text(), re.M)
+    assert save_under_strace(folder, states, log, "-e", "trace=%file,%desc") == 0
+    failing = set(re.findall(r"^(\w+)\(", log.read_text(), re.M))
+    trials = []
+    for i, name in enumerate(calls):
+        when = calls[: i + 1].count(name)
+        trials.append((name, when, "signal=KILL"))
+        if name in failing:
+            trials += [(name, when, f"error={error}") for error in ("EIO", "ENOSPC")]
+    if not full:
+        trials = [trial for trial in trials if trial[0] in TOUCHING and trial[2] != "error=EIO"]
+    outcomes = Counter[str]()
+    for name, when, what in trials:
+        shutil.rmtree(folder)
+        shutil.copytree(kept, folder)
+        status = save_under_strace(folder, states, log, "-e", f"inject={name}:{what}:when={when}")
+        ended = -signal.SIGKILL if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
+        here = f"{name} {when} {what}: {ended}"
+        step = survivor(folder, states)
+        if what == "signal=KILL":
+            assert ended == -signal.SIGKILL and step in (2, 3), here
+        else:  # an error that the save survives is no error
+            assert (ended == 0 and step == 3) or (ended == 3 and step in (2, 3)), here
+        outcomes[f"{what.partition('=')[0]}: {'saved' if ended == 0 else f'{step} survived'}"] += 1
+        checkpoint.save(folder, 3, states[2], {"torch": "x"})
+        assert survivor(folder, states) == 3 and len([*folder.iterdir()]) == 2, here
+    capfd.readouterr()
+    print(
+        f"{len(calls)} system calls of a save, {len(trials)} trials, none without a whole checkpoint: "
+        f"{dict(sorted(outcomes.items()))}; {time.monotonic() - began:.0f} s"
+    )
+
+
+@pytest.mark.parametrize("count", [60, pytest.param(1000, marks=pytest.mark.long)])
+def test_damage_is_noticed(
+    saved: tuple[Path, list[dict[str, torch.Tensor]]], count: int, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """One flipped bit that is loaded is another network; the one before must take its place."""
+    folder, states = saved
+    newest = folder / "000000002.checkpoint"
+    whole, draw, began = newest.read_bytes(), random.Random(0), time.monotonic()
+    for i in range(count):
+        content = bytearray(whole)
+        if i % 2:
+            place = draw.randrange(8 * len(whole))
+            content[place // 8] ^= 1 << place % 8
+        else:
+            del content[draw.randrange(len(whole)) :]
+            if i % 4:  # as a file system leaves it that knew the length before a power cut
+                content += bytes(len(whole) - len(content))
+        newest.write_bytes(content)
+        assert (survivor(folder, states) == 1) == (content != whole), i
+        newest.write_bytes(whole)
+    assert survivor(folder, states) == 2
+    seconds = time.monotonic() - began
+    capfd.readouterr()
+    print(f"{count} flipped and cut checkpoints of {len(whole):,} bytes, all noticed; {seconds:.0f} s")
+
+
+OPTIONS = {
+    "train__ema_halflife_kimg": (None, 0.05),
+    "train__micro_batch_size": (None, 5),
+    "train__flip": (False, True),
+    "train__extra_update_every": (None, 3),
+}
+NETWORKS = {"dcgan": 16, "celeba64": 16, "upsample": 16, "residual": 32}
+# Each value of each option with each value of each other one.
+COVERING = [(0, 0, 0, 0), (0, 1, 1, 1), (1, 0, 1, 1), (1, 1, 0, 1), (1, 1, 1, 0)]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "chosen", "splits"),
+    [
+        *((name, chosen, (7,)) for name, chosen in zip([*NETWORKS, "upsample"], COVERING, strict=True)),
+        *(
+            pytest.param(name, chosen, range(1, 40), marks=pytest.mark.long)
+            for name in NETWORKS
+            for chosen in itertools.product((0, 1), repeat=4)
+        ),
+    ],
+)
+def test_a_split_changes_no_byte(
+    checkout: Callable[..., Path],
+    small_params: Params,
+    monkeypatch: pytest.MonkeyPatch,
+    architecture: str,
+    chosen: tuple[int, ...],
+    splits: range | tuple[int, ...],
+) -> None:
+    """A training of 40 steps that was killed right after a checkpoint would end as another one."""
+    side, root = NETWORKS[architecture], checkout("root", NETWORKS[architecture])
+    params = updated(
+        small_params,
+        preprocess__resolution=side,
+        model__architecture=architecture,
+        train__epochs=10,
+        train__batch_size=14,
+        train__snapshot_epochs=[1, 5],
+        **{name: values[i] for (name, values), i in zip(OPTIONS.items(), chosen, strict=True)},
+    )
+    plan, save = train.plan(params.model, params.train, root), checkpoint.save
+    assert plan.steps == 40
+
+    def save_and_copy(folder: Path, step: int, *state: object, **options: object) -> None:
+        save(folder, step, *state, **options)  # type: ignore[arg-type]
+        if step in splits:
+            shutil.copytree(plan.folder, root / "at" / str(step))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save", save_and_copy)
+        train.train(plan, root, checkpoint_seconds=0)
+    whole = result(root)
+    for step in splits:
+        shutil.rmtree(root / "stages/train")
+        shutil.move(root / "at" / str(step), plan.folder)
+        train.train(plan, root, checkpoint_seconds=1e9, log_seconds=1e9)
+        assert result(root) == whole, step
