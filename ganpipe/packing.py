@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import warnings
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -51,26 +52,28 @@ def write(folder: Path, path: Path, number: str | None = None) -> None:
     from mlflow.models import Model, ModelSignature
     from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 
-    from ganpipe.served import DEFAULTS, WEIGHTS
+    with TemporaryDirectory(prefix="ganpipe-") as place, warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore"
+        )  # MLflow asks for type hints, of which it would make its own signature
+        from ganpipe.served import DEFAULTS, WEIGHTS
 
-    kinds = {"n": "long", "seed": "long", "z_scale": "double"}
-    signature = ModelSignature(
-        outputs=Schema([ColSpec("long", "seed"), ColSpec("string", "png")]),
-        params=ParamSchema([ParamSpec(name, kind, DEFAULTS[name]) for name, kind in kinds.items()]),
-    )
-    with TemporaryDirectory(prefix="ganpipe-") as place:
         weights, code = Path(place) / "generator.safetensors", Path(place) / "ganpipe"
         described(folder, weights)
         for file in (*closure.import_closure("ganpipe.served", CODE), "ganpipe/params.py"):
             (Path(place) / file).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(CODE / file, Path(place) / file)
+        kinds = {"n": "long", "seed": "long", "z_scale": "double"}
         pyfunc.save_model(
             path,
             mlflow_model=Model(model_id=number),
             python_model=str(CODE / "ganpipe/served.py"),
             artifacts={WEIGHTS: str(weights)},
             code_paths=[str(code)],
-            signature=signature,
+            signature=ModelSignature(
+                outputs=Schema([ColSpec("long", "seed"), ColSpec("string", "png")]),
+                params=ParamSchema([ParamSpec(name, kind, DEFAULTS[name]) for name, kind in kinds.items()]),
+            ),
             input_example=(["images"], DEFAULTS | {"n": 4}),
             pip_requirements=[f"{name}=={version(name)}" for name in PACKAGES],
         )

@@ -161,6 +161,8 @@ def held(checkout: Path, run: Run, database: str = "mlflow.db") -> dict[str, Any
     tags = {key: value for key, value in run.data.tags.items() if key.startswith(("ganpipe.", "dvc."))}
     # Recorded live, a run knows the commit that it started from; afterwards, that of the experiment.
     origin = {key: tags.pop(key, None) for key in ("ganpipe.git_commit", "ganpipe.git_dirty")}
+    assert tags.pop("ganpipe.model")
+    tags.pop("ganpipe.attempt", None)
     assert origin["ganpipe.git_commit"]
     return {"points": points, "files": files, "params": run.data.params, "tags": tags} | {
         "name": run.info.run_name,
@@ -174,11 +176,10 @@ def test_sync_makes_a_lost_database_again(checkout: Path) -> None:
     (checkout / "mlflow.db").unlink()
     (checkout / "mlflow.db-wal").write_bytes(b"what SQLite left" * 999)
     for words in ("points", "complete already"):
-        environment = {k: v for k, v in os.environ.items() if not k.startswith(("DVC_", "MLFLOW_"))}
         ended = subprocess.run(
             [sys.executable, "-m", "ganpipe", "sync"],
             cwd=checkout,
-            env=environment,
+            env=environment(),
             capture_output=True,
             text=True,
         )
