@@ -135,7 +135,7 @@ def test_the_order_of_the_files_changes_no_byte(tmp_path: Path) -> None:
             for i in range(12)[::order]:
                 write(tmp_path / "picture.png", i, (16, 16))
                 archive.write(tmp_path / "picture.png", f"{i % 3}/{i}.png")
-        fetch(params.Fetch(source="folder", path=str(root / "pictures.zip")), root)
+        fetch(params.Fetch(source="folder", path=str(root / "pictures.zip"), url=None, sha256=None), root)
         run(root)
         digests.append([files.sha256(root / "stages/preprocess" / name) for name in OUTPUTS])
     assert digests[0] == digests[1]
