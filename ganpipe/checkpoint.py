@@ -105,7 +105,7 @@ def drop_after(folder: Path, step: int) -> None:
     for path in later:
         path.unlink()
     if later:
-        files.sync_folder(folder)  # a power cut must not bring them back
+        files.sync(folder)  # a power cut must not bring them back
 
 
 def environment(device: str) -> dict[str, str]:

@@ -96,24 +96,29 @@ def crop_for(width: int, height: int, target: Target, points: tuple[float, ...] 
     return Crop((left, top, left + side, top + side))
 
 
-def smart(image: Image.Image) -> Crop:
+def smart(image: Image.Image, width: int, height: int) -> Crop:
     """Choose the square with the most detail of the largest ones, which of all squares are enlarged least.
 
     One at an end of the longer side must have a tenth more detail than one in the middle.
+
+    Args:
+        image: the picture, of 8 bits and in any size.
+        width: pixels of the picture in which the crop is given.
+        height: likewise.
     """
-    side, free = min(image.size), max(image.size) - min(image.size)
-    factor = max(1, side // SMALL)
+    side, free = min(width, height), abs(width - height)
+    factor = max(1, min(image.size) // SMALL)
     small = np.asarray(image.convert("L").reduce(factor), np.float32)
-    along = small if image.width > image.height else small.T
+    along = small if width > height else small.T
     detail = np.abs(np.diff(along, axis=1, prepend=along[:, :1])).sum(axis=0)
     detail[:-1] += np.abs(np.diff(along[:, :-1], axis=0)).sum(axis=0)
-    window = min(len(detail), round(side / factor))
+    window = min(len(detail), round(len(detail) * side / max(width, height)))
     sums = np.convolve(detail, np.ones(window), "valid")
     sums *= 1 - CENTRED * np.abs(np.linspace(-1, 1, len(sums)))
     # Of equals the one nearest to the middle.
     best = min(np.flatnonzero(sums >= sums.max()), key=lambda i: abs(i - (len(sums) - 1) / 2))
     start = round(best / max(1, len(sums) - 1) * free) if len(sums) > 1 else free // 2
-    left, top = (start, 0) if image.width > image.height else (0, start)
+    left, top = (start, 0) if width > height else (0, start)
     return Crop((left, top, left + side, top + side))
 
 

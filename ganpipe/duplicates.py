@@ -9,7 +9,7 @@ import pandas as pd
 # correlate at least so much pixel by pixel, which decides: docs/data.md says what these find.
 MOST_BITS, LEAST_CORRELATION = 4, 0.98
 # Two hashes that differ in MOST_BITS agree in one of MOST_BITS + 1 parts. Of those that agree in one, each is
-# compared with so many neighbours: in a set of thousands that are alike more would take hours.
+# compared with so many neighbours: in a set of thousands that are alike all would take hours.
 NEIGHBOURS = 32
 # Pairs whose pixels are compared at a time, and pixels a side that suffice for it.
 PAIRS, SIDE = 256, 128
@@ -56,14 +56,14 @@ def _root(found: np.ndarray, row: int) -> int:
 
 def _candidates(hashes: np.ndarray, rows: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield pairs of rows whose hashes differ in few bits, as two arrays each time."""
-    parts = np.array_split(np.arange(64, dtype=np.uint64), MOST_BITS + 1)
-    for bits in parts:
-        keys = hashes[rows] & np.bitwise_or.reduce(np.uint64(1) << bits)
-        order = rows[np.lexsort((rows, hashes[rows], keys))]
-        keys = np.sort(keys)
-        for step in range(1, min(NEIGHBOURS + 1, len(order))):
-            a, b = order[:-step], order[step:]
-            near = (keys[:-step] == keys[step:]) & (np.bitwise_count(hashes[a] ^ hashes[b]) <= MOST_BITS)
+    for shift in range(0, 64, -(-64 // (MOST_BITS + 1))):
+        # Sorted from this part's first bit on, round the end: the longer they agree, the nearer they stand.
+        turned = (hashes[rows] << np.uint64(shift)) | (hashes[rows] >> np.uint64((64 - shift) % 64))
+        order = np.argsort(turned, kind="stable")
+        parts, ordered = turned[order] >> np.uint64(64 - 64 // (MOST_BITS + 1)), rows[order]
+        for step in range(1, min(NEIGHBOURS + 1, len(rows))):
+            a, b = ordered[:-step], ordered[step:]
+            near = (parts[:-step] == parts[step:]) & (np.bitwise_count(hashes[a] ^ hashes[b]) <= MOST_BITS)
             yield a[near], b[near]
 
 

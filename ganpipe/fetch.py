@@ -97,7 +97,7 @@ def _landmarks(points: Points, names: Iterable[str]) -> pd.DataFrame:
 def _pack(found: list[tuple[str, Opener]], target: Path) -> list[tuple[object, ...]]:
     """Write the archive; return the rows of the manifest."""
     rows: list[tuple[object, ...]] = []
-    with Progress("fetch", len(found), unit="files") as progress, zipfile.ZipFile(target, "w") as archive:
+    with Progress("fetch", len(found)) as progress, zipfile.ZipFile(target, "w") as archive:
         for name, opener in found:
             info = zipfile.ZipInfo(name)  # 1980-01-01, so that times do not change the bytes
             info.create_system, info.external_attr = 3, 0o644 << 16
@@ -154,7 +154,7 @@ def _places(params: Fetch, source: Source, root: Path, offline: bool) -> tuple[P
         )
         return tuple(cached(source.name, [remote], remedy, offline))
     names = " and ".join(remote.name for remote in source.remotes)
-    place = names if len(source.remotes) == 1 else "a folder that holds what is in both"
+    place = names if len(source.remotes) == 1 else "a folder with both, unpacked"
     remedy = f"get {names} by hand from {source.page} and set fetch.path=<path of {place}>"
     return tuple(cached(source.name, source.remotes, remedy, offline))
 

@@ -13,10 +13,10 @@ from typing import IO, NamedTuple
 
 import imagehash
 import numpy as np
-from PIL import AvifImagePlugin, Image, ImageCms, UnidentifiedImageError
+from PIL import AvifImagePlugin, Image, ImageCms, JpegImagePlugin, UnidentifiedImageError
 
 from ganpipe import crops
-from ganpipe.crops import Crop, Rejected, Target
+from ganpipe.crops import Box, Crop, Rejected, Target
 from ganpipe.errors import UserError
 
 # Only these decoders ever see a file: formats that people keep pictures in, whose decoders are well tried.
@@ -45,6 +45,13 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+# Turns that exchange width and height; whose left was the right or the bottom; whose top was.
+SIDEWAYS, FROM_RIGHT, FROM_BOTTOM = (
+    {TURNS[number] for number in numbers} for numbers in ((5, 6, 7, 8), (2, 3, 6, 7), (3, 4, 7, 8))
+)
+# A JPEG is decoded at a smaller size if that is at least so many times the resolution: the result then
+# differs by less than 1 grey level on average (docs/data.md).
+DRAFT = 2.5
 
 
 class Member(NamedTuple):
@@ -97,9 +104,9 @@ def decoded(data: bytes) -> Image.Image:
         Rejected: with the reason.
     """
     with _reasons(data):
-        image, profile = _loaded(data, min_side=1)
-        mode = "L" if image.mode in ("L", "LA") else "RGB"
-        return _flat(image, profile, WHITE).convert(mode)
+        loaded = _loaded(data, min_side=1)
+        mode = "L" if loaded.image.mode in ("L", "LA") else "RGB"
+        return _flat(loaded.image, loaded.profile, WHITE).convert(mode)
 
 
 @contextmanager
@@ -158,40 +165,70 @@ def _opened(archive: Path) -> IO[bytes]:
 
 
 def _prepare(data: bytes, target: Target, points: tuple[float, ...] | None) -> Prepared:
-    image, profile = _loaded(data, target.min_side)
-    width, height = image.size
-    crop = crops.smart(image) if target.crop == "smart" else crops.crop_for(width, height, target, points)
+    image, profile, full, shrunk, turn = _loaded(data, target.min_side, target, points)
+    width, height = full
+    if target.crop == "smart":
+        crop = crops.smart(image, width, height)
+    else:
+        crop = crops.crop_for(width, height, target, points)
     side, mode = target.resolution, "L" if target.channels == 1 else "RGB"
     if not profile and image.mode in ("L", "RGB", "CMYK") and image.mode != mode:
         image = image.convert(mode)
-    scale = side / min(crop.size)
+    scale, size, box = side / min(crop.size), (side, side), crop.box
     if target.crop == "pad":
-        inner = max(1, round(width * scale)), max(1, round(height * scale))
-        image = _flat(image.resize(inner, Image.Resampling.LANCZOS), profile, target.background)
-        canvas = Image.new("RGB", (side, side), target.background)
-        canvas.paste(image, ((side - inner[0]) // 2, (side - inner[1]) // 2))
-        image = canvas
+        size, box = (max(1, round(width * scale)), max(1, round(height * scale))), (0, 0, width, height)
+    if shrunk > 1:
+        image = image.resize(size, Image.Resampling.LANCZOS, _inside(image, box, full, shrunk, turn))
     else:
-        image = crops.cut(image, crop).resize((side, side), Image.Resampling.LANCZOS)
-        image = _flat(image, profile, target.background)
-    pixels = np.asarray(image if image.mode == mode else image.convert(mode)).reshape(
-        side, side, target.channels
-    )
+        image = crops.cut(image, Crop(box, crop.angle)).resize(size, Image.Resampling.LANCZOS)
+    image = _flat(image, profile, target.background)
+    if target.crop == "pad":
+        canvas = Image.new("RGB", (side, side), target.background)
+        canvas.paste(image, ((side - size[0]) // 2, (side - size[1]) // 2))
+        image = canvas
+    if image.mode != mode:
+        image = image.convert(mode)
+    pixels = np.asarray(image).reshape(side, side, target.channels)
     bits = np.packbits(imagehash.dhash(image).hash)
     return Prepared(pixels, width, height, crop, scale, int.from_bytes(bits.tobytes()))
 
 
-def _loaded(data: bytes, min_side: int) -> tuple[Image.Image, bytes | None]:
-    """Return a picture, upright, in 8 bits of L, LA, RGB, RGBA or CMYK, and its ICC profile."""
+class _Loaded(NamedTuple):
+    """A picture, upright, in 8 bits of L, LA, RGB, RGBA or CMYK, and how it came to be that.
+
+    Attributes:
+        image: it, maybe smaller than it is in the file.
+        profile: its ICC profile.
+        full: its size in pixels in the file, upright.
+        shrunk: by what its sides were divided.
+        turn: how it was turned upright.
+    """
+
+    image: Image.Image
+    profile: bytes | None
+    full: tuple[int, int]
+    shrunk: int
+    turn: Image.Transpose | None
+
+
+def _loaded(
+    data: bytes, min_side: int, target: Target | None = None, points: tuple[float, ...] | None = None
+) -> _Loaded:
+    """Decode a picture; of one that is too large for a target, no more than that needs."""
     image = _open(data, min_side)
     if image.format == "PNG":
         # Loading does not check a PNG's checksums and gives wrong pixels in silence; verify does, but uses it
         # up. Of the other formats' decoders none has anything to verify.
         image.verify()
         image = _open(data, min_side)
+    shrunk, full = _draft(image, target, points) if target else (1, image.size)
     image.load()
     profile = image.info.get("icc_profile")
-    return _plain(_upright(image)), profile
+    if (turn := _turn(image)) is not None:
+        image = image.transpose(turn)
+    if shrunk == 1:
+        full = image.size
+    return _Loaded(_plain(image), profile, full, shrunk, turn)
 
 
 def _open(data: bytes, min_side: int) -> Image.Image:
@@ -207,13 +244,52 @@ def _too_many_pixels() -> str:
     return f"more than {MAX_PIXELS // 1_000_000} megapixels"
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    # Read after load: PNG may keep EXIF behind the pixels, and TIFF has been turned by Pillow already.
+def _draft(
+    image: Image.Image, target: Target, points: tuple[float, ...] | None
+) -> tuple[int, tuple[int, int]]:
+    """Have a JPEG decoded at a half, quarter or eighth of its size where DRAFT times the resolution remains.
+
+    Returns:
+        by how much its sides are smaller than they were, and its size in pixels without that, upright.
+    """
+    if not isinstance(image, JpegImagePlugin.JpegImageFile):
+        return 1, image.size
+    width, height = image.size[::-1] if _turn(image) in SIDEWAYS else image.size
+    if target.crop == "smart":
+        side = min(width, height)
+    else:
+        crop = crops.crop_for(width, height, target, points)
+        if target.crop == "landmarks":
+            return 1, image.size  # Turned and mirrored at the edge by whole pixels.
+        side = min(crop.size)
+    factor = next((factor for factor in (8, 4, 2) if side >= DRAFT * factor * target.resolution), 1)
+    if factor == 1 or image.draft(None, (image.width // factor, image.height // factor)) is None:
+        return 1, image.size
+    return factor, (width, height)
+
+
+def _inside(
+    image: Image.Image,
+    box: Box,
+    full: tuple[int, int],
+    shrunk: int,
+    turn: Image.Transpose | None,
+) -> tuple[float, float, float, float]:
+    """Return where a box of the full picture lies in its shrunken copy, which was turned."""
+    # The copy's sides are rounded up; what that added at the right and bottom may have been turned elsewhere.
+    x = image.width - full[0] / shrunk if turn in FROM_RIGHT else 0.0
+    y = image.height - full[1] / shrunk if turn in FROM_BOTTOM else 0.0
+    left, top, right, bottom = (length / shrunk for length in box)
+    return left + x, top + y, right + x, bottom + y
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """Say how a picture is to be turned upright; after it is loaded, or a JPEG before."""
+    # PNG may keep EXIF behind the pixels, and TIFF is turned by Pillow while it loads.
     try:
-        turn = TURNS.get(image.getexif().get(ORIENTATION, 1))
+        return TURNS.get(image.getexif().get(ORIENTATION, 1))
     except Exception:  # Broken metadata raise as many kinds as broken pixels, but here the pixels are good.
-        return image
-    return image if turn is None else image.transpose(turn)
+        return None
 
 
 def _plain(image: Image.Image) -> Image.Image:

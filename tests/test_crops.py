@@ -50,7 +50,9 @@ def test_a_smart_square_is_the_largest_and_holds_the_detail(start: int, turn: bo
     noise = np.random.default_rng(0).integers(0, 256, (60, 60))
     at = min(start + 20, 340)
     pixels[20:80, at : at + 60] = noise
-    crop = smart(Image.fromarray(np.ascontiguousarray(pixels.T) if turn else pixels))
+    image = Image.fromarray(np.ascontiguousarray(pixels.T) if turn else pixels)
+    crop = smart(image, *image.size)
+    assert smart(image.reduce(2), *image.size).box == pytest.approx(crop.box, abs=8)
     left, top, right, bottom = (crop.box[i] for i in ((1, 0, 3, 2) if turn else (0, 1, 2, 3)))
     assert (top, bottom, right - left) == (0, 100, 100)
     assert left <= at and at + 60 <= right
@@ -58,9 +60,9 @@ def test_a_smart_square_is_the_largest_and_holds_the_detail(start: int, turn: bo
 
 def test_a_smart_square_of_a_plain_or_square_picture_is_the_middle() -> None:
     """Without detail the choice would be an accident of rounding."""
-    assert smart(Image.new("RGB", (300, 100))) == Crop((100, 0, 200, 100))
-    assert smart(Image.new("RGB", (70, 70))) == Crop((0, 0, 70, 70))
-    assert smart(Image.new("L", (9, 8))).size == (8, 8)
+    assert smart(Image.new("RGB", (300, 100)), 300, 100) == Crop((100, 0, 200, 100))
+    assert smart(Image.new("RGB", (70, 70)), 70, 70) == Crop((0, 0, 70, 70))
+    assert smart(Image.new("L", (9, 8)), 9, 8).size == (8, 8)
 
 
 @pytest.mark.parametrize("degrees", [0, 30, -75, 90, 180])

@@ -249,7 +249,7 @@ def test_wrong_bytes_never_arrive(serve: Callable[..., str], waits: list[float])
 def test_errors_of_the_server(serve: Callable[..., str], waits: list[float]) -> None:
     """A busy server would end a night's queue; a missing file would be asked for over and over."""
     busy = Site()
-    busy.answers = [503, 429, 500]
+    busy.answers = [503, 429, 204]
     assert get(serve(busy)) == DATA and waits == [1, 2, 4]
     (download.cache() / "some/a.zip").unlink()
     waits.clear()
@@ -281,13 +281,20 @@ def test_lies_about_the_length(serve: Callable[..., str], monkeypatch: pytest.Mo
 
 def test_a_server_that_says_nothing(serve: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
     """A stalled server would stop a queue for ever."""
-    monkeypatch.setattr(resume, "PATIENCE", 0.2)
+    monkeypatch.setattr(resume, "PATIENCE", 1.0)
     site = Site()
     site.cuts, site.stall = [900_000], True
     assert get(serve(site)) == DATA and site.asked == [None, "bytes=900000-"]
+    monkeypatch.setattr(resume, "TRIES", 1)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         (download.cache() / "some/a.zip").unlink()
         assert "timed out" in refusal(f"http://127.0.0.1:{silent.getsockname()[1]}/a.zip")
+
+
+def test_a_small_file_has_no_bar(serve: Callable[..., str], capsys: pytest.CaptureFixture[str]) -> None:
+    """The labels of MNIST would show as 0 of 0 MB."""
+    assert get(serve(Site(b"tiny")), data=b"tiny") == b"tiny"
+    assert "downloading a.zip (4 bytes) to" in (shown := capsys.readouterr().err) and "MB" not in shown
 
 
 def test_a_proxy_is_asked(serve: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -322,8 +329,11 @@ def test_side_by_side_one_downloads(serve: Callable[..., str], capsys: pytest.Ca
     threads = [threading.Thread(target=lambda: found.append(get(address))) for _ in range(2)]
     for thread in threads:
         thread.start()
-    while "waiting for another process" not in capsys.readouterr().err:
+    for _ in range(3000):
+        if waits := "waiting for another process" in capsys.readouterr().err:
+            break
         threads[0].join(0.01)
+    assert waits, "both downloaded"
     site.patience.set()
     for thread in threads:
         thread.join()

@@ -10,7 +10,7 @@ import pytest
 from conftest import digits
 from PIL import Image, ImageEnhance
 
-from ganpipe.duplicates import originals
+from ganpipe.duplicates import _candidates, originals
 
 SIDE, COUNT = 64, 60
 
@@ -29,20 +29,20 @@ def packed(found: list[Image.Image]) -> tuple[np.ndarray, np.ndarray]:
     return hashes, np.stack([np.asarray(image) for image in small])
 
 
-def jpeg(image: Image.Image) -> Image.Image:
+def saved(image: Image.Image, kind: str) -> Image.Image:
     """Save with losses and read again."""
     file = io.BytesIO()
-    image.save(file, "JPEG", quality=50)
+    image.save(file, kind, quality=50)
     return Image.open(file)
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        jpeg,
+        lambda image: saved(image, "JPEG"),
+        lambda image: saved(image, "WEBP"),
         lambda image: image.resize((90, 90), Image.Resampling.LANCZOS),
         lambda image: ImageEnhance.Brightness(image).enhance(0.85),
-        lambda image: image.convert("P", palette=Image.Palette.ADAPTIVE),
     ],
 )
 def test_saved_scaled_and_lit_copies_are_found(change: Callable[[Image.Image], Image.Image]) -> None:
@@ -85,3 +85,20 @@ def test_many_alike_take_seconds() -> None:
     started = time.process_time()
     found = originals([str(i) for i in range(3_000)], np.zeros(3_000, np.uint64), images)
     assert (found == np.arange(3_000)).all() and time.process_time() - started < 20
+
+
+@pytest.mark.parametrize("bits", [0, 1, 2, 3, 4])
+def test_hashes_that_differ_in_few_bits_meet_in_a_large_set(bits: int) -> None:
+    """In a set of 100,000 its copies would be missed: each is compared with a few others only."""
+    rng = np.random.default_rng(bits)
+    hashes = rng.integers(0, 2**64, 100_000, np.uint64)
+    # The last 300 are copies of the first, each with some bits turned.
+    for i in range(300):
+        turned = rng.choice(64, bits, replace=False).astype(np.uint64)
+        hashes[-300 + i] = hashes[i] ^ np.bitwise_or.reduce(
+            np.uint64(1) << turned, initial=0, dtype=np.uint64
+        )
+    pairs: set[tuple[int, int]] = set()
+    for a, b in _candidates(hashes, np.arange(len(hashes))):
+        pairs |= {(min(pair), max(pair)) for pair in zip(a.tolist(), b.tolist(), strict=True)}
+    assert sum((i, 100_000 - 300 + i) in pairs for i in range(300)) >= (297 if bits < 4 else 270)

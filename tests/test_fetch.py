@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -65,10 +66,13 @@ def refusal(root: Path, source: str, path: str) -> str:
     return str(caught.value)
 
 
-def test_the_archive_and_the_manifest_are_the_source(tmp_path: Path) -> None:
+def test_the_archive_and_the_manifest_are_the_source(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """A file lost, changed or described wrongly here is wrong in every later stage."""
     content = pictures(tmp_path / "pictures")
     fetch(where("folder", tmp_path / "pictures"), tmp_path)
+    assert re.search(r"fetch: 5/5 images \(100%\)  [\d,]+/s  0:00 left", capsys.readouterr().err)
     with zipfile.ZipFile(tmp_path / "stages/fetch/images.zip") as archive:
         assert archive.testzip() is None
         assert {name: archive.read(name) for name in archive.namelist()} == content

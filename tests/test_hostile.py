@@ -153,8 +153,9 @@ def test_crafted_and_mutated_files_end_with_a_reason(tmp_path: Path, monkeypatch
     fetch(params.Fetch(source="folder", path=str(pictures), url=None, sha256=None), tmp_path)
     monkeypatch.setattr(preprocess, "LIMITS", Limits(seconds=30, memory=32 << 20))
     found, report = stage(tmp_path, workers=2)
-    assert found.keys() == files.keys()
-    assert {name: found[name] for name in crafted()} == {name: why for name, (_, why) in crafted().items()}
+    # fetch shows what turns names around as "_".
+    expected = {name.replace("\u202e", "_"): why for name, (_, why) in crafted().items()}
+    assert len(found) == len(files) and {name: found.get(name, "lost") for name in expected} == expected
     lost = [why for why in found.values() if why and ("crashes" in why or "takes" in why)]
     assert lost == ["takes more than 32 MB of memory to read"]
     mutated = [name for name in files if name.startswith("mutation")]

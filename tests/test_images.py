@@ -1,5 +1,6 @@
 """One picture file: the right pixels whatever its mode and format, or the right reason."""
 
+import functools
 import importlib.util
 import itertools
 import zlib
@@ -16,6 +17,8 @@ from ganpipe.images import DEPTHS, MAX_PIXELS, Prepared, prepare
 
 WHOLE = Target("none", None, None, 0.0, 8, 32, 3, (255, 255, 255))
 GREY = replace(WHOLE, channels=1)
+# Options that make an animation of a picture and a white frame.
+FRAMES: dict[str, Any] = {"save_all": True, "append_images": [Image.new("RGB", (32, 32), "white")]}
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
@@ -85,7 +88,9 @@ def test_every_exif_orientation_is_turned_upright(orientation: int, kind: str) -
     [
         ("PNG", "P", {}),
         ("BMP", "RGB", {}),
-        ("GIF", "RGB", {"save_all": True, "append_images": [Image.new("RGB", (32, 32), "white")]}),
+        ("PNG", "RGB", FRAMES),
+        ("WEBP", "RGB", {"lossless": True, **FRAMES}),
+        ("GIF", "RGB", FRAMES),
         ("TIFF", "CMYK", {}),
         ("TIFF", "RGB", {"compression": "tiff_lzw"}),
         ("WEBP", "RGB", {"lossless": True}),
@@ -126,6 +131,7 @@ def test_what_is_transparent_is_white(mode: str) -> None:
         ("uint16", 257, 0),
         ("uint16", 16, 0),
         ("uint16", 1, 0),
+        (">u2", 257, 0),
         ("int32", 257, 0),
         ("int32", 1000, -70_000),
         ("float32", 1 / 255, 0),
@@ -236,6 +242,36 @@ def profiles() -> dict[str, bytes]:
         "L": icc(b"GRAY", b"XYZ ", b"kTRC", b"curv" + bytes(8)),
         "CMYK": icc(b"CMYK", b"Lab ", b"A2B0", inks),
     }
+
+
+@functools.cache
+def photograph(width: int, height: int) -> Image.Image:
+    """Noise of every coarseness, the coarser the stronger, as photographs have it."""
+    rng, total = np.random.default_rng(5), np.zeros((height, width, 3))
+    for octave in range(2, 9):
+        cells = rng.normal(0, 90 / 1.6**octave, (2**octave, 2**octave, 3))
+        size = (width, height)
+        bands = [Image.fromarray(cells[:, :, i].astype(np.float32)).resize(size, 3) for i in range(3)]
+        total += np.stack([np.asarray(band) for band in bands], axis=-1)
+    return Image.fromarray((128 + total).clip(0, 255).astype(np.uint8))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("crop", ["none", "square", "centre", "pad", "smart"])
+def test_the_jpeg_decoder_shrinks_where_it_hardly_shows(crop: str, orientation: int) -> None:
+    """Large photographs would take three times as long; or be cut elsewhere, or blurred, for speed."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    # Neither side is a multiple of the factor.
+    data = encoded(photograph(327, 219), "JPEG", quality=92, exif=exif)
+    target = replace(WHOLE, crop=crop, crop_size=201 if crop == "centre" else None, resolution=10)
+    drafted = prepare(data, target)
+    whole = prepare(encoded(Image.open(BytesIO(data)), "PNG", exif=exif), target)
+    assert (drafted.width, drafted.height) == (whole.width, whole.height)
+    assert drafted.crop.box == pytest.approx(whole.crop.box, abs=16 if crop == "smart" else 0)
+    if crop != "smart":
+        change = np.abs(drafted.pixels.astype(int) - whole.pixels)
+        assert 0 < change.mean() < 1, change.mean()
 
 
 def test_heic_is_read_where_its_plugin_is_or_says_what_to_install() -> None:

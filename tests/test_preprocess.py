@@ -125,6 +125,22 @@ def test_the_number_of_workers_changes_no_byte(checkout: Path) -> None:
     assert sorted(p.name for p in (checkout / "stages/preprocess").iterdir()) == sorted(OUTPUTS)
 
 
+def test_the_order_of_the_files_changes_no_byte(tmp_path: Path) -> None:
+    """Each disk lists a folder in another order: the same pictures would be another experiment elsewhere."""
+    digests = []
+    for order in (1, -1):
+        root = tmp_path / str(order)
+        root.mkdir()
+        with zipfile.ZipFile(root / "pictures.zip", "w") as archive:
+            for i in range(12)[::order]:
+                write(tmp_path / "picture.png", i, (16, 16))
+                archive.write(tmp_path / "picture.png", f"{i % 3}/{i}.png")
+        fetch(params.Fetch(source="folder", path=str(root / "pictures.zip")), root)
+        run(root)
+        digests.append([files.sha256(root / "stages/preprocess" / name) for name in OUTPUTS])
+    assert digests[0] == digests[1]
+
+
 def test_the_split_follows_the_bytes_alone(tmp_path: Path) -> None:
     """An image that moves into the held-out split when others are added has been trained on before."""
     for i in range(40):
@@ -292,7 +308,7 @@ def test_what_there_is_no_room_for_is_refused_with_the_figures(checkout: Path) -
     preprocess(section(), checkout, 1, max_disk=need, max_memory=need)
 
 
-@pytest.mark.parametrize("after", [0, 3, 6])
+@pytest.mark.parametrize("after", [0, 1])
 def test_a_kill_while_it_writes_leaves_a_whole_set_or_none(
     checkout: Path, after: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -312,8 +328,7 @@ def test_a_kill_while_it_writes_leaves_a_whole_set_or_none(
     monkeypatch.undo()
     out = checkout / "stages/preprocess"
     assert len(list(out.iterdir())) == after
-    if after < 2:
-        with pytest.raises(UserError, match="run the preprocess stage"):
-            packed.load(out)
+    with pytest.raises(UserError, match="run the preprocess stage"):
+        packed.load(out)
     run(checkout)
     assert sorted(p.name for p in out.iterdir()) == sorted(OUTPUTS)

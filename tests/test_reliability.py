@@ -22,7 +22,7 @@ import pytest
 import torch
 from conftest import digits, updated
 
-from ganpipe import checkpoint, models, train
+from ganpipe import checkpoint, models, schedule, train
 from ganpipe.params import Params
 
 EXACT = [name for name in train.OUTPUTS if name != "perf.csv"]  # that one holds times
@@ -44,7 +44,7 @@ def checkout(tmp_path: Path, write_packed: Callable[..., Path]) -> Callable[...,
 
 def run(root: Path, params: Params) -> None:
     """Train with a checkpoint after each step."""
-    train.train(train.plan(params.model, params.train, root), root, checkpoint_seconds=0)
+    train.train(schedule.plan(params.model, params.train, root), root, checkpoint_seconds=0)
 
 
 def result(root: Path) -> dict[str, bytes]:
@@ -246,7 +246,7 @@ OPTIONS = {
 }
 NETWORKS = {"dcgan": 16, "celeba64": 16, "upsample": 16, "residual": 32}
 # Each value of each option with each value of each other one.
-COVERING = [(0, 0, 0, 0), (0, 1, 1, 1), (1, 0, 1, 1), (1, 1, 0, 1), (1, 1, 1, 0)]
+COVERING = [(0, 0, 0, 0), (0, 1, 1, 1), (1, 1, 0, 1), (1, 0, 1, 1), (1, 1, 1, 0)]
 
 
 @pytest.mark.parametrize(
@@ -279,7 +279,7 @@ def test_a_split_changes_no_byte(
         train__snapshot_epochs=[1, 5],
         **{name: values[i] for (name, values), i in zip(OPTIONS.items(), chosen, strict=True)},
     )
-    plan, save = train.plan(params.model, params.train, root), checkpoint.save
+    plan, save = schedule.plan(params.model, params.train, root), checkpoint.save
     assert plan.steps == 40
 
     def save_and_copy(folder: Path, step: int, *state: object, **options: object) -> None:

@@ -119,8 +119,18 @@ def test_wrong_inputs_get_one_line(tmp_path: Path) -> None:
         assert "\n" not in str(error.value), fake
     with pytest.raises(UserError, match="30 real images are alike to lite0"):
         judged(array(tmp_path / "equal.npy", np.ones_like(REAL)), good)
-    with pytest.raises(UserError, match="found 'vgg', known are lite0"):
-        score.score(good, good, None, "vgg", None, None, 1, "cpu", True)
+    for extractor, weights, words in (
+        ("vgg", None, "found 'vgg', known are lite0"),
+        ("lite0", str(tmp_path / "text.zip"), r"text\.zip: .* weights are damaged: sha256 .* reinstall"),
+        (
+            "inception",
+            str(tmp_path / "none"),
+            r"the weights of inception are not there .*none.*; get weights-",
+        ),
+    ):
+        with pytest.raises(UserError, match=words) as error:
+            score.score(good, good, None, extractor, weights, None, 1, "cpu", True)
+        assert "\n" not in str(error.value)
 
 
 def test_json_stands_alone_on_stdout(tmp_path: Path) -> None:

@@ -1,10 +1,22 @@
 """The verdict on two settings: its interval against scipy's, its count of seeds, and that it is honest."""
 
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
 import numpy as np
 import pytest
+from conftest import digits, updated
+from PIL import Image
 from scipy import stats
 
+from ganpipe import extractors, kid, lite0, snapshot, train
+from ganpipe.params import Params
 from ganpipe.verdict import verdict
+
+# The honesty trial: digits of 16 px, small networks after so many epochs; seeds a cell, partitions to cells.
+SIDE, EPOCHS, RUNS, SEEDS, PARTITIONS = 16, (4, 6, 8, 12, 16, 24), 30, 3, 2
+# Columns of EPOCHS: the second training is three times as long as the first.
+LONGER = ((0, 3), (2, 5))
 
 
 def numbered(values: np.ndarray) -> dict[int, float]:
@@ -63,3 +75,63 @@ def test_claims_about_equal_settings_are_as_rare_as_promised() -> None:
     a, b = np.random.default_rng(1).normal(0, 1, (2, 600, 3))
     words = [verdict(numbered(x), numbered(y)) for x, y in zip(a, b, strict=True)]
     assert np.mean([each is not None and each.word != "not distinguishable" for each in words]) < 0.07
+
+
+def trained(folder: Path, values: Params, write_packed: Callable[..., Path]) -> Iterator[list[float]]:
+    """Train RUNS small networks that differ in their seed; yield the KID of each after EPOCHS."""
+    images = digits()[np.random.default_rng(0).permutation(5000)]
+    small = [Image.fromarray(each[:, :, 0]).resize((SIDE, SIDE), Image.Resampling.LANCZOS) for each in images]
+    images = np.stack([np.asarray(each) for each in small])[..., None]
+    network, count = extractors.build("lite0", 32, None), 500
+    real = lite0.extract(network, images[count : 2 * count], 256, "cpu")
+    changes = {"train__epochs": max(EPOCHS), "train__snapshot_epochs": list(EPOCHS)}
+    changes |= {"model__nz": 16, "model__ngf": 8, "model__ndf": 8, "train__ema_halflife_kimg": 1.0}
+    for seed in range(RUNS):
+        root, params = folder / str(seed), updated(values, train__seed=seed, **changes)
+        write_packed(root, images, held_out=count)
+        (root / "ganpipe").symlink_to(Path(train.__file__).parent)
+        train.train(train.plan(params.model, params.train, root), root)
+        row = []
+        for epoch in EPOCHS:
+            G = snapshot.load(root / f"stages/train/snapshots/{epoch}.safetensors", params.model, SIDE, 1)
+            fake = snapshot.images_of(G, snapshot.z_of_seeds(params.model, 0, count, 1.0))
+            row.append(kid.kid(real, lite0.extract(network, fake, 256, "cpu"), 50, 100, 0)[0])
+        print(seed, *(f"{value:.4f}" for value in row), flush=True)
+        yield row
+
+
+def said(numbers: np.ndarray, others: np.ndarray) -> str:
+    """Return the word of the verdict on two settings."""
+    found = verdict(numbered(numbers), numbered(others))
+    assert found is not None
+    return found.word
+
+
+def judged(kids: np.ndarray) -> tuple[list[str], list[str]]:
+    """Return the words on a longer training against a shorter one, and on equal settings."""
+    longer: list[str] = []
+    equal: list[str] = []
+    for partition in range(PARTITIONS):
+        order = np.random.default_rng(partition).permutation(len(kids))
+        cells = order[: len(kids) // SEEDS * SEEDS].reshape(-1, SEEDS)
+        if partition == 0:
+            longer += [said(kids[cell, b], kids[cell, a]) for a, b in LONGER for cell in cells]
+        pairs = list(zip(cells[::2], cells[1::2], strict=True))
+        equal += [said(kids[a, c], kids[b, c]) for c in range(len(EPOCHS)) for a, b in pairs]
+    return longer, equal
+
+
+@pytest.mark.long
+def test_the_verdict_is_honest_on_real_trainings(
+    tmp_path: Path, default_params: Params, write_packed: Callable[..., Path]
+) -> None:
+    """It would call better what is not, or nothing at all; -s prints the numbers of docs/evaluation.md."""
+    kids = np.array(list(trained(tmp_path, default_params, write_packed)))
+    longer, equal = judged(kids)
+    for words in (longer, equal):
+        print({word: words.count(word) for word in ("better", "worse", "not distinguishable")})
+    for a, b in LONGER:  # over all runs there is no doubt about the order
+        assert stats.ttest_rel(kids[:, a], kids[:, b]).statistic > 10
+    assert len(longer) == 20 and len(equal) == 60
+    assert "worse" not in longer and longer.count("not distinguishable") <= 0.2 * len(longer)
+    assert equal.count("better") + equal.count("worse") <= 0.05 * len(equal)

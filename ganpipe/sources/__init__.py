@@ -80,11 +80,13 @@ _ALL = (
                 "https://storage.googleapis.com/cvdf-datasets/mnist/",
             ),
             (
-                *("train-images-idx3-ubyte.gz", 9_912_422),
+                "train-images-idx3-ubyte.gz",
+                9_912_422,
                 "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
             ),
             (
-                *("train-labels-idx1-ubyte.gz", 28_881),
+                "train-labels-idx1-ubyte.gz",
+                28_881,
                 "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
             ),
         ),
@@ -104,11 +106,13 @@ _ALL = (
                 "https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion/",
             ),
             (
-                *("train-images-idx3-ubyte.gz", 26_421_880),
+                "train-images-idx3-ubyte.gz",
+                26_421_880,
                 "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
             ),
             (
-                *("train-labels-idx1-ubyte.gz", 29_515),
+                "train-labels-idx1-ubyte.gz",
+                29_515,
                 "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
             ),
         ),
@@ -125,7 +129,8 @@ _ALL = (
         remotes=_mirrored(
             (OXFORD,),
             (
-                *("102flowers.tgz", 344_862_509),
+                "102flowers.tgz",
+                344_862_509,
                 "2d01ecc807db462958cfe3d92f57a8c252b4abd240eb955770201e45f783b246",
             ),
         ),
@@ -136,7 +141,9 @@ _ALL = (
         licence="for non-commercial research only, as agreed on the publisher's page",
         cite="Liu, Luo, Wang, Tang: Deep learning face attributes in the wild, ICCV 2015",
         layout=Named(
-            *("celeba", r"\d{6}\.(jpg|png)", "000001.jpg"),
+            "celeba",
+            r"\d{6}\.(jpg|png)",
+            "000001.jpg",
             tables=("list_landmarks_align_celeba.txt", "list_landmarks_align_celeba.csv"),
         ),
         published=202_599,
@@ -144,7 +151,8 @@ _ALL = (
         remotes=_mirrored(
             ("https://s3.amazonaws.com/pytorch-tutorial-assets/",),
             (
-                *("img_align_celeba.zip", 1_443_490_838),
+                "img_align_celeba.zip",
+                1_443_490_838,
                 "46fb89443c578308acf364d7d379fe1b9efb793042c0af734b6112e4fd3a8c74",
             ),
         ),

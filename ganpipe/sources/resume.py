@@ -124,6 +124,8 @@ class Resumable:
                     self.forget()
                     raise LostError("the server answered with a part of another file")
                 total = int(span[2]) if span[2] != "*" else None
+            elif answer.status_code != 200:
+                raise LostError(f"the server answered {answer.status_code} {answer.reason}")
             else:
                 start, length = 0, answer.headers.get("Content-Length", "")
                 total = int(length) if length.isdecimal() else None
@@ -136,7 +138,11 @@ class Resumable:
                 self._copy(answer.raw, file, start, self.size or total)
 
     def _copy(self, stream: Any, file: IO[bytes], done: int, total: int | None) -> None:
-        bar = Progress(self.title, total // MB, done // MB, unit="MB") if total else nullcontext()
+        bar = (
+            Progress(self.title, total // MB, done // MB, unit="MB")
+            if total and total > MB
+            else nullcontext()
+        )
         with bar as progress:
             # read1 gives what has come at once: nothing of it is lost if the connection breaks.
             while block := stream.read1(BLOCK, decode_content=False):

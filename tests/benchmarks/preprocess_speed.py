@@ -1,0 +1,175 @@
+"""Speed and memory of the stage preprocess, against nothing but Pillow's decoder and resize on every core.
+
+Two sets of JPEG files made here, 178×218 to 64 px and 1,024×1,024 to 192 px, go through the real stage and
+through a bare loop in as many processes, in turn; the best round of each counts. CPU time, of all processes
+together, is what other work on the machine changes least; the stage's is also given without what 64 pictures
+take, which is its start and its report. With --memory, 200,000 small files instead.
+
+    python tests/benchmarks/preprocess_speed.py
+    python tests/benchmarks/preprocess_speed.py --memory
+"""
+
+import argparse
+import hashlib
+import io
+import multiprocessing
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import psutil
+from PIL import Image
+
+FEW = 64
+ROOT = Path(__file__).resolve().parents[2]
+STAGE = """
+import sys
+from pathlib import Path
+from ganpipe import params
+from ganpipe.preprocess import preprocess
+if __name__ == "__main__":
+    values = params.load(Path(sys.argv[1]) / "params.yaml").model_dump()
+    values["preprocess"] |= {"resolution": int(sys.argv[3]), "channels": 3}
+    preprocess(params.parse(values, "benchmark").preprocess, Path(sys.argv[2]), int(sys.argv[4]))
+"""
+
+
+def pictures(count: int, width: int, height: int, seed: int) -> list[bytes]:
+    """Return JPEG files of noise of every coarseness, the coarser the stronger, no two alike."""
+    rng, size = np.random.default_rng(seed), (width, height)
+
+    def noise(octave: int) -> np.ndarray:
+        cells = rng.normal(0, 90 / 1.6**octave, (3, 2**octave, 2**octave)).astype(np.float32)
+        bands = [Image.fromarray(band).resize(size, Image.Resampling.BILINEAR) for band in cells]
+        return np.stack([np.asarray(band) for band in bands], axis=-1)
+
+    fine = [128 + sum(noise(octave) for octave in range(3, 8)) for _ in range(4)]
+    files = []
+    for i in range(count):
+        file = io.BytesIO()
+        pixels = (fine[i % len(fine)] + noise(2)).clip(0, 255).astype(np.uint8)
+        Image.fromarray(pixels).save(file, "JPEG", quality=90)
+        files.append(file.getvalue())
+    return files
+
+
+def write(root: Path, count: int, width: int, height: int, workers: int) -> None:
+    """Write what fetch would have: an archive of distinct pictures, and its manifest."""
+    (root / "stages/fetch").mkdir(parents=True)
+    part = 250
+    with multiprocessing.Pool(workers) as pool:
+        jobs = [
+            pool.apply_async(pictures, (min(part, count - start), width, height, start))
+            for start in range(0, count, part)
+        ]
+        with (
+            zipfile.ZipFile(root / "stages/fetch/images.zip", "w") as archive,
+            open(root / "stages/fetch/manifest.csv", "w") as manifest,
+        ):
+            manifest.write("name,bytes,sha256\n")
+            for i, data in enumerate(data for job in jobs for data in job.get()):
+                archive.writestr(f"{i:06d}.jpg", data)
+                manifest.write(f"{i:06d}.jpg,{len(data)},{hashlib.sha256(data).hexdigest()}\n")
+
+
+def bare(archive: str, first: int, step: int, resolution: int) -> tuple[float, float]:
+    """Decode and resize every step-th picture and nothing else; return seconds of the clock and of CPU."""
+    with zipfile.ZipFile(archive) as opened:
+        files = [opened.read(name) for name in opened.namelist()[first::step]]
+    started, cpu = time.perf_counter(), time.process_time()
+    for data in files:
+        image = Image.open(io.BytesIO(data))
+        side = min(image.size)
+        left, top = (image.width - side) // 2, (image.height - side) // 2
+        square = image.crop((left, top, left + side, top + side))
+        np.asarray(square.resize((resolution, resolution), Image.Resampling.LANCZOS))
+    return time.perf_counter() - started, time.process_time() - cpu
+
+
+def stage(root: Path, resolution: int, workers: int) -> tuple[float, float, float, float]:
+    """Run the stage; return seconds, CPU seconds, the most memory in GB, and the images/s that it says."""
+    command = [sys.executable, *map(str, (root / "stage.py", ROOT, root, resolution, workers))]
+    (root / "stage.py").write_text(STAGE)
+    started = time.perf_counter()
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+    seconds: dict[int, float] = {}
+    most, over = [0.0], threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.1):
+            total = 0
+            try:
+                parent = psutil.Process(process.pid)
+                family = [parent, *parent.children(recursive=True)]
+            except psutil.Error:
+                return
+            for child in family:
+                try:
+                    seconds[child.pid] = sum(child.cpu_times()[:2])
+                    total += child.memory_full_info().pss
+                except psutil.Error:
+                    continue
+            most[0] = max(most[0], total / 1e9)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    assert process.stderr is not None
+    said = process.stderr.read()
+    if process.wait():
+        sys.exit(said)
+    took = time.perf_counter() - started
+    over.set()
+    watcher.join()
+    rate = [line for line in said.splitlines() if "100%" in line][-1].split("/s")[0].split()[-1]
+    return took, sum(seconds.values()), most[0], float(rate.replace(",", ""))
+
+
+def main() -> None:
+    """Make the pictures, run both in turn, print the figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--memory", action="store_true", help="200,000 files of 64×64 to 64 px, once")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--images", type=int, default=20_000, help="of 178×218; a twentieth of large ones")
+    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
+    given = parser.parse_args()
+    settings = [(given.images, 178, 218, 64), (given.images // 20, 1024, 1024, 192)]
+    if given.memory:
+        settings, given.rounds = [(200_000, 64, 64, 64)], 1
+    for count, width, height, side in settings:
+        with tempfile.TemporaryDirectory(prefix="ganpipe-") as place:
+            few, root = Path(place) / "few", Path(place) / "all"
+            write(few, FEW, width, height, given.workers)
+            write(root, count, width, height, given.workers)
+            archive = str(root / "stages/fetch/images.zip")
+            loops, runs = [], []
+            for _ in range(given.rounds):
+                with multiprocessing.Pool(given.workers) as pool:
+                    parts = [(archive, i, given.workers, side) for i in range(given.workers)]
+                    loops.append(np.array(pool.starmap(bare, parts, chunksize=1)))
+                runs.append(np.array([*stage(root, side, given.workers), *stage(few, side, given.workers)]))
+        rate = max(count / loop[:, 0].max() for loop in loops)
+        cpu = min(loop[:, 1].sum() for loop in loops) / count
+        whole, seconds, fixed = (min(run[i] for run in runs) for i in (0, 1, 5))
+        memory, shown = (max(run[i] for run in runs) for i in (2, 3))
+        more = (seconds - fixed) / (count - FEW)
+        print(
+            f"{count:,} files of {width}×{height} to {side} px, {given.workers} workers, "
+            f"load {os.getloadavg()[0]:.0f}\n"
+            f"  bare          {rate:7,.0f} images/s, {1e6 * cpu:7,.0f} µs of CPU an image\n"
+            f"  stage         {shown:7,.0f} images/s while it reads, {shown / rate:.2f} of the bare; "
+            f"{count / whole:,.0f} from start to end\n"
+            f"                {1e6 * seconds / count:7,.0f} µs of CPU an image, {1e6 * more:,.0f} without "
+            f"start and report ({fixed:.1f} s), {more / cpu:.2f} of the bare\n"
+            f"  most memory   {memory:.2f} GB, all processes"
+        )
+
+
+if __name__ == "__main__":
+    main()
