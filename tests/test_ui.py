@@ -144,7 +144,7 @@ def browser() -> Iterator[Any]:
     driver.quit()
 
 
-def wait(condition: Callable[[], Any], what: str, seconds: float = 90) -> Any:
+def wait(condition: Callable[[], Any], what: str, seconds: float = 300) -> Any:
     """Return what a condition gives once it is true."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
