@@ -135,7 +135,7 @@ def test_the_order_of_the_files_changes_no_byte(tmp_path: Path) -> None:
             for i in range(12)[::order]:
                 write(tmp_path / "picture.png", i, (16, 16))
                 archive.write(tmp_path / "picture.png", f"{i % 3}/{i}.png")
-        fetch(params.Fetch(source="folder", path=str(root / "pictures.zip")), root)
+        fetch(params.Fetch(source="folder", path=str(root / "pictures.zip"), url=None, sha256=None), root)
         run(root)
         digests.append([files.sha256(root / "stages/preprocess" / name) for name in OUTPUTS])
     assert digests[0] == digests[1]
@@ -286,8 +286,9 @@ def test_copies_are_reported_and_stay_unless_they_are_to_be_dropped(copied: Path
 def test_the_page_shows_strangers_names_as_text(copied: Path) -> None:
     """Opening the report would run what a file's name says."""
     (copied / "pictures/<script>alert(1).png").write_bytes(b"no picture")
+    fetched(copied)
     (copied / "stages/fetch/source.json").write_text('{"name": "mine", "licence": "CC BY & <i>more</i>"}')
-    run(fetched(copied))
+    run(copied)
     page = (copied / "stages/preprocess/report.html").read_text()
     assert "&lt;script&gt;alert(1).png" in page and "&lt;b&gt;again.png" in page
     assert "<script" not in page and "<b>again" not in page and "CC BY &amp; &lt;i&gt;more" in page
