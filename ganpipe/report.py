@@ -153,12 +153,14 @@ def page(
         copies: what was found, as `numbers` takes it.
         pairs: of the first copies, uint8 2×H×W×C each: the original and the copy.
         drawn: what `shown` returns; empty where no picture was accepted.
-        source: name, licence and cite of the source, as far as fetch says.
+        source: name, licence, cite and address of the source, as far as fetch says.
     """
     counts = ("read", "accepted", "rejected", "train", "held_out")
     facts: list[tuple[str, Any]] = [(name.replace("_", " "), report[name]) for name in counts]
     facts += [("side, px", report["resolution"]), ("channels", report["channels"])]
-    facts += [(f"source: {key}", source.get(key) or "not stated") for key in ("name", "licence", "cite")]
+    facts += [
+        (f"source: {key}", source.get(key) or "not stated") for key in ("name", "licence", "cite", "address")
+    ]
     parts = ["<h1>The training images</h1>", _table((), facts)]
     if drawn:
         parts += ["<h2>Some of them, spread evenly</h2>", _image(drawn["contact_sheet.png"], "contact sheet")]

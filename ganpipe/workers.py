@@ -70,9 +70,10 @@ def in_order(
         pool.extend(_Worker(function, limits) for _ in range(workers))
         while True:
             for worker in pool:
+                if worker.pending and (doubtful or worker.alone):
+                    continue
                 if doubtful:
-                    if not worker.pending:
-                        worker.give([doubtful.popleft()], alone=True)
+                    worker.give([doubtful.popleft()], alone=True)
                 elif len(worker.pending) <= chunk and handed <= wanted + (2 * workers + 1) * chunk:
                     part = list(islice(fresh, chunk))
                     handed += len(part)
