@@ -19,7 +19,7 @@ from typing import Annotated, Any
 import pandas as pd
 import typer
 
-from ganpipe import compare, evaluate, fetch, params, preprocess, recipes, revisions, sample, train
+from ganpipe import compare, evaluate, fetch, params, preprocess, recipes, revisions, sample, schedule, train
 
 STAGES = Path("stages")
 
@@ -79,10 +79,10 @@ def _run(folder: Path, root: Path, each: Any, train_only: bool) -> None:
     (root / STAGES / "preprocess").symlink_to((pictures / STAGES / "preprocess").resolve())
     (root / "params.json").write_text(json.dumps(each.model_dump(include=set(each.experiment)), indent=1))
     if not (root / STAGES / "train" / "model.json").exists():
-        train.train(train.plan(each.model, each.train, root), root)
+        train.train(schedule.plan(each.model, each.train, root), root, "cpu")
     if not train_only and not (root / STAGES / "evaluate" / "metrics.json").exists():
         sample.sample(each.sample, root)
-        evaluate.evaluate(each.evaluate, root, "cpu")
+        evaluate.evaluate(each.evaluate, each.sample, root, "cpu")
 
 
 def _result(root: Path, each: Any) -> compare.Run | None:
@@ -90,14 +90,17 @@ def _result(root: Path, each: Any) -> compare.Run | None:
     stages = root / STAGES
     if not (stages / "evaluate" / "metrics.json").exists():
         return None
+    model = json.loads((stages / "train" / "model.json").read_text())
     return compare.Run(
         root.name,
         each.train.seed,
         {key: value for key, value in revisions.flat(each).items() if key != recipes.SEED},
         json.loads((stages / "evaluate" / "metrics.json").read_text()),
-        json.loads((stages / "train" / "model.json").read_text())["data_digest"],
+        model["data_digest"],
         pd.read_csv(stages / "train" / "history.csv"),
         (stages / "sample" / "grid.png").read_bytes(),
+        model["ended"],
+        model["interventions"],
     )
 
 
