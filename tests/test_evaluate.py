@@ -270,7 +270,7 @@ def test_summary_says_the_numbers_and_where_to_look_next(
         "stages/train/grids",
         "dvc exp run -S train.glr=",
         "dvc exp show --only-changed",
-        "mlflow ui",
+        "ganpipe ui",
     ):
         assert words in shown
 
@@ -333,7 +333,9 @@ def test_snapshots_score_what_their_images_score_as_samples(
         evaluate(params, root, "cpu")
     folder = root / "stages/train"
     folder.mkdir()
-    (folder / "model.json").write_text(json.dumps(model.model_dump() | {"resolution": 32, "channels": 1}))
+    described = model.model_dump() | {"resolution": 32, "channels": 1, "train_images": 24, "nimg": 240}
+    described |= {"data_digest": "0" * 64, "batch_size": 4, "train": default_params.train.model_dump()}
+    (folder / "model.json").write_text(json.dumps(described))
     with pytest.raises(UserError, match="snapshots: no snapshots of the training; run the train stage"):
         evaluate(params, root, "cpu")
     made = {}
