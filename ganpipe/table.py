@@ -7,6 +7,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from ganpipe import files
+
 
 class Table:
     """A growing CSV file whose first column is the step.
@@ -22,7 +24,8 @@ class Table:
         header = ",".join(columns) + "\n"
         lines = path.read_text().splitlines(keepends=True)[1:] if path.exists() else []
         rows = [line for line in lines if line.endswith("\n") and int(line.split(",")[0]) <= step]
-        path.write_text(header + "".join(rows))
+        with files.whole(path) as temporary:  # a kill meanwhile must not cost the rows before
+            temporary.write_text(header + "".join(rows))
         self.lines: deque[str] = deque(rows, recent)
         self.file = open(path, "a", encoding="utf-8")
 

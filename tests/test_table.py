@@ -1,6 +1,11 @@
 """Growing CSV tables."""
 
+import multiprocessing
+import os
+import signal
 from pathlib import Path
+
+import pytest
 
 from ganpipe.table import Table
 
@@ -30,3 +35,25 @@ def test_rows_are_there_after_a_flush(tmp_path: Path) -> None:
         table.add(1)
         table.flush()
         assert (tmp_path / "t.csv").read_text() == "step\n1\n"
+
+
+def test_a_kill_while_it_is_opened_costs_no_row(tmp_path: Path) -> None:
+    """The checkpoint would go on from a step whose history is gone."""
+    path = tmp_path / "history.csv"
+    path.write_text("step\n1\n2\n3\n")
+
+    def die() -> None:
+        def write(self: Path, text: str) -> int:
+            open(self, "w").close()
+            os.kill(os.getpid(), signal.SIGKILL)
+            return 0
+
+        pytest.MonkeyPatch().setattr(Path, "write_text", write)
+        Table(path, ("step",), step=2)
+
+    child = multiprocessing.get_context("fork").Process(target=die)
+    child.start()
+    child.join(60)
+    assert child.exitcode == -signal.SIGKILL and path.read_text() == "step\n1\n2\n3\n"
+    with Table(path, ("step",), step=2):
+        assert path.read_text() == "step\n1\n2\n" and list(tmp_path.iterdir()) == [path]
