@@ -120,8 +120,9 @@ def trained(root: Path, params: Params) -> tuple[list[Any], str]:
 
 def test_a_real_collapse(root: Path, small_params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
     """An alarm that only knows made-up tables; or one that a kill makes forget."""
-    # 240 steps, judged every 60.
-    params = updated(small_params, train__epochs=64, train__eval_every_kimg=0.96, train__snapshot_epochs=[])
+    monkeypatch.setattr(health, "WARM_UP", 60)
+    # 90 steps, judged after 45 and 90.
+    params = updated(small_params, train__epochs=24, train__eval_every_kimg=0.72, train__snapshot_epochs=[])
     params = updated(params, train__dlr=1e-3, train__glr=1e-3, model__ngf=8, model__ndf=8)
     assert trained(root, params) == ([], "finished")
 
@@ -129,7 +130,7 @@ def test_a_real_collapse(root: Path, small_params: Params, monkeypatch: pytest.M
         return torch.ones(count, model.nz)
 
     monkeypatch.setattr(rng, "draw_z", one_z)
-    expected = [(240, "collapsed", "warn")]
+    expected = [(90, "collapsed", "warn")]
     warned = updated(params, train__seed=1)
     assert trained(root, warned) == (expected, "finished")
     whole = (root / "stages/train/events.csv").read_bytes()
@@ -138,7 +139,7 @@ def test_a_real_collapse(root: Path, small_params: Params, monkeypatch: pytest.M
     with monkeypatch.context() as patch:
 
         def dies(self: journal.Probe, G: torch.nn.Module) -> tuple[float, float]:
-            if next(calls) == 3:
+            if next(calls) == 1:
                 raise KeyboardInterrupt
             return probe(self, G)
 
