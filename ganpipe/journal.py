@@ -112,11 +112,11 @@ class Journal:
         # Keep weights and a grid of fixed z after the named epochs; now and then judge G, keep the best.
         if epoch:
             self._save_snapshot(epoch)
-        alarms = self._look() if looking else []
+        alarms = self._look(step) if looking else []
         if judging and self.probe:
             kid, spread = self.probe(self.sampled)
             self.evals.add(step, step * plan.batch_size, kid, spread, self.probe.real_spread)
-            alarms += health.from_features(spread, self.probe.real_spread)
+            alarms += health.from_evals(self.evals.recent)
             if self.best and self._best_step() == step:
                 self.best.load_state_dict(self.sampled.state_dict())
 
@@ -206,8 +206,9 @@ class Journal:
             text = f"{bad[0]} is not finite since a step after {self.saved_step}"
             raise Trouble(step, interventions.DIVERGED, self.saved_step, text)
 
-    def _look(self) -> list[health.Alarm]:
-        return health.from_history(np.array(self.history.recent)[:, -len(NUMBERS) :])
+    def _look(self, step: int) -> list[health.Alarm]:
+        window = np.array(self.history.recent)[:, -len(NUMBERS) :]
+        return health.from_history(step, window, (self.plan.train.real_label, self.plan.train.fake_label))
 
     def _warnings(self, alarms: list[health.Alarm], step: int) -> Iterator[Event]:
         """Yield what is to be warned of, each kind of alarm once in an attempt.

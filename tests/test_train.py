@@ -386,7 +386,7 @@ def test_a_rescue_goes_back_to_a_healthy_state(
 ) -> None:
     """It would go on from what diverges already, with the same rates and draws, or hide that it was one."""
     monkeypatch.setattr(health, "WINDOW", 5)
-    monkeypatch.setattr(health, "from_history", lambda window: [])
+    monkeypatch.setattr(health, "from_history", lambda *window: [])
     monkeypatch.setattr(journal, "Probe", QuickProbe)
     rates = []
     original = torch.optim.Adam
@@ -464,9 +464,10 @@ def test_a_collapse_is_met_as_asked(
     root: Path, rescued: Params, monkeypatch: pytest.MonkeyPatch, action: str, expected: list[Any]
 ) -> None:
     """A night would go on for nothing, or a good run would be thrown away where a warning was asked for."""
-    spreads = itertools.cycle([30.0, 1.0])
-    monkeypatch.setattr(journal.Probe, "__call__", lambda self, G: (5.0, next(spreads)))
-    monkeypatch.setattr(health, "from_history", lambda window: [])
+    monkeypatch.setattr(health, "WARM_UP", 0)
+    judged = itertools.cycle([(5.0, 30.0), (4.0, 0.3)])
+    monkeypatch.setattr(journal.Probe, "__call__", lambda self, G: next(judged))
+    monkeypatch.setattr(health, "from_history", lambda *window: [])
     run(root, updated(rescued, train__on_collapse=action))
     assert events_of(root) == expected
     ended = json.loads((root / "stages/train/model.json").read_text())["ended"]

