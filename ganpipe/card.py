@@ -93,9 +93,13 @@ def _table(metrics: Mapping[str, Any]) -> str:
         over_floor = name.endswith("_ratio") and not name.startswith("nn")
         if meaning and f"{name}_sd" in metrics and not over_floor:
             shown = (value, metrics[f"{name}_sd"], metrics.get(f"{name}_floor"))
-            cells = ["–" if number is None else f"{number:.3g}" for number in shown]
+            cells = [_number(number) for number in shown]
             lines += [f"| {name} | {' | '.join(cells)} | {meaning} |"]
     return "\n".join(lines)
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
 
 
 def _cost(path: Path, model: Mapping[str, Any]) -> str:

@@ -95,7 +95,7 @@ def _table(metrics: Mapping[str, Any]) -> str:
 
 
 def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3g}"
+    return "–" if value is None else f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
 
 
 def _recipe(values: Mapping[str, Mapping[str, Any]], tags: Mapping[str, str]) -> str:

@@ -83,7 +83,7 @@ def _state(runs: Sequence["Run"], step: int) -> dict[str, Any]:
     charts: list[dict[str, Any]] = [
         _chart("IMAGE", 0, imageKeys=[GRIDS], step=step, showRunParams=False),
         *(_chart("BAR", 1, key) for key in kid),
-        *(_chart("BAR", 1, key, several=[*fd, *floors], title="FD, beside its floor") for key in fd),
+        *(_chart("BAR", 1, key, several=[*fd, *floors]) for key in fd),
         *(_chart("BAR", 1, key) for key in held("eval/recall", "eval/authenticity")),
         _line(2, "Both losses", ["train/d_loss", "train/g_loss"]),
         _line(2, "D's probability of real", ["train/d_real", "train/d_fake"]),
