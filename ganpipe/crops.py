@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -44,8 +45,7 @@ class Target:
     background: tuple[int, int, int]
 
 
-@dataclass(frozen=True)
-class Crop:
+class Crop(NamedTuple):
     """A rectangle of a picture.
 
     Attributes:

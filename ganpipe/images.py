@@ -1,15 +1,16 @@
 """One picture file: bytes in, one training image and its facts out, or the reason why not."""
 
 import importlib
+import os
+import struct
 import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from functools import cache, lru_cache
 from io import BytesIO
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
 import imagehash
 import numpy as np
@@ -20,7 +21,7 @@ from ganpipe.crops import Box, Crop, Rejected, Target
 from ganpipe.errors import UserError
 
 # Only these decoders ever see a file: formats that people keep pictures in, whose decoders are well tried.
-FORMATS = ("AVIF", "BMP", "GIF", "HEIF", "JPEG", "MPO", "PNG", "TIFF", "WEBP")
+FORMATS = ("JPEG", "AVIF", "BMP", "GIF", "HEIF", "MPO", "PNG", "TIFF", "WEBP")
 Image.init()
 with suppress(ImportError):
     importlib.import_module("pillow_heif").register_heif_opener()
@@ -52,6 +53,8 @@ SIDEWAYS, FROM_RIGHT, FROM_BOTTOM = (
 # A JPEG is decoded at a smaller size if that is at least so many times the resolution: the result then
 # differs by less than 1 grey level on average (docs/data.md).
 DRAFT = 2.5
+# Pixels a side, at least, of the copy that is hashed.
+HASHED = 16
 
 
 class Member(NamedTuple):
@@ -63,8 +66,11 @@ class Member(NamedTuple):
     points: tuple[float, ...] | None
 
 
-@dataclass(frozen=True)
-class Prepared:
+# Width, height, left, top, right and bottom of the crop, its angle, scale and hash, as in Prepared.
+Facts = tuple[int, int, int, int, int, int, float, float, int]
+
+
+class Prepared(NamedTuple):
     """A training image.
 
     Attributes:
@@ -133,8 +139,11 @@ def _reasons(data: bytes) -> Iterator[None]:
         raise Rejected(f"damaged ({type(error).__name__})") from None
 
 
-def prepare_member(member: Member, archive: Path, target: Target) -> Prepared | str:
+def prepare_member(member: Member, archive: Path, target: Target) -> tuple[bytes, Facts] | str:
     """Prepare a picture out of a zip that does not compress; a rejected one gives its reason.
+
+    Returns:
+        the bytes of its pixels, and its facts: plain values, which take a tenth of the time to send.
 
     Raises:
         UserError: the archive is damaged.
@@ -142,26 +151,27 @@ def prepare_member(member: Member, archive: Path, target: Target) -> Prepared | 
     try:
         if member.size > MAX_BYTES:
             raise Rejected(f"larger than {MAX_BYTES >> 20} MB")
-        return prepare(_read(member, archive), target, member.points)
+        made = prepare(_read(member, archive), target, member.points)
+        facts = made.width, made.height, *made.crop.box, made.crop.angle, made.scale, made.hash
+        return made.pixels.tobytes(), facts
     except Rejected as reason:
         return str(reason)
 
 
 def _read(member: Member, archive: Path) -> bytes:
     file = _opened(archive)
-    file.seek(member.offset)
-    header = file.read(30)
+    header = os.pread(file, 30, member.offset)
     # The local header ends in the lengths of the name and of the extra field, which the data follow.
-    file.seek(int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:], "little"), 1)
-    data = file.read(member.size)
+    start = member.offset + 30 + sum(struct.unpack("<2H", header[26:].ljust(4, b"\0")))
+    data = os.pread(file, member.size, start)
     if zlib.crc32(data) != member.crc or len(data) != member.size:
         raise UserError(f"{archive}: damaged; run the fetch stage again")
     return data
 
 
 @cache
-def _opened(archive: Path) -> IO[bytes]:
-    return open(archive, "rb")
+def _opened(archive: Path) -> int:
+    return os.open(archive, os.O_RDONLY)
 
 
 def _prepare(data: bytes, target: Target, points: tuple[float, ...] | None) -> Prepared:
@@ -189,7 +199,8 @@ def _prepare(data: bytes, target: Target, points: tuple[float, ...] | None) -> P
     if image.mode != mode:
         image = image.convert(mode)
     pixels = np.asarray(image).reshape(side, side, target.channels)
-    bits = np.packbits(imagehash.dhash(image).hash)
+    # Of a smaller copy, which says the same in half the time.
+    bits = np.packbits(imagehash.dhash(image.reduce(max(1, side // HASHED))).hash)
     return Prepared(pixels, width, height, crop, scale, int.from_bytes(bits.tobytes()))
 
 

@@ -18,7 +18,7 @@ from ganpipe import files, report
 from ganpipe.crops import Target
 from ganpipe.duplicates import originals
 from ganpipe.errors import UserError
-from ganpipe.images import Member, Prepared, prepare_member
+from ganpipe.images import Facts, Member, prepare_member
 from ganpipe.packed import IMAGES, INDEX
 from ganpipe.params import Preprocess
 from ganpipe.progress import Progress
@@ -179,7 +179,7 @@ def _check_room(
 
 def _pack(
     path: Path,
-    results: Iterator[Prepared | str | Lost],
+    results: Iterator[tuple[bytes, Facts] | str | Lost],
     manifest: pd.DataFrame,
     target: Target,
     held_out: float,
@@ -190,10 +190,10 @@ def _pack(
     with open(path, "wb") as file, Progress("preprocess", len(manifest)) as progress:
         start = _write_header(file, 0, target)
         for name, sha256, result in zip(manifest["name"], manifest["sha256"], results, strict=True):
-            if isinstance(result, Prepared):
-                file.write(result.pixels.tobytes())
-                where = *result.crop.box, result.crop.angle, result.scale, split_of(sha256, held_out)
-                index.append((name, result.width, result.height, *where, sha256, result.hash))
+            if isinstance(result, tuple):
+                pixels, (*facts, code) = result
+                file.write(pixels)
+                index.append((name, *facts, split_of(sha256, held_out), sha256, code))
             else:
                 rejected.append((name, result.reason if isinstance(result, Lost) else result))
             progress.advance()

@@ -1,6 +1,7 @@
 """Work in processes that may crash, hang or run out of memory: a lost task costs itself only."""
 
 import contextlib
+import gc
 import multiprocessing
 import os
 import resource
@@ -172,6 +173,7 @@ def _work(connection: Connection, function: Callable[[Task], Result], limits: Li
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's.
     _limit_memory(limits.memory)
+    gc.freeze()  # What is imported stays: no look through it for garbage.
     answers: list[Result] = []
     try:
         connection.send(answers)
