@@ -30,6 +30,9 @@ D_RUNAWAY, G_RUNAWAY = 5.0, 20.0
 D_LOSS, G_LOSS = 1.0, 3.0
 
 
+Kind = Literal["collapsed", "frozen", "saturated", "gradients", "runaway", "bounds"]
+
+
 @dataclass(frozen=True)
 class Alarm:
     """Something that healthy trainings do not show.
@@ -40,7 +43,7 @@ class Alarm:
         severe: whether it can be told from healthy training; else it is a note, to be warned of only.
     """
 
-    kind: Literal["collapsed", "frozen", "saturated", "gradients", "runaway", "bounds"]
+    kind: Kind
     text: str
     severe: bool
 
@@ -62,7 +65,7 @@ def from_history(step: int, window: np.ndarray, labels: tuple[float, float]) -> 
     d_loss, g_loss, d_real, d_fake, *norms = np.median(window, axis=0)
     least = sum(-math.log(p) * p for label in labels for p in (label, 1 - label) if p)
     over = f"over the last {len(window)} steps"
-    found = []
+    found: list[tuple[Kind, str]] = []
     if d_fake > FOOLED:
         text = f"D takes generated images for real: D(fake) {d_fake:.3f} {over} (bound {FOOLED})"
         found.append(("saturated", text))

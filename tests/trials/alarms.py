@@ -52,7 +52,7 @@ def photographs(side: int) -> np.ndarray:
     for i in range(1500):
         picture = pictures[i % 2]
         width = int(source.integers(2 * side, 4 * side))
-        x, y = source.integers(0, picture.width - width), source.integers(0, picture.height - width)
+        x, y = (int(source.integers(0, extent - width)) for extent in picture.size)
         pieces.append(np.asarray(picture.resize((side, side), box=(x, y, x + width, y + width))))
     return np.stack(pieces)
 
@@ -120,7 +120,7 @@ def run(folder: Path, i: int, cause: str | None) -> None:
         plan = schedule.plan(p.model, p.train, root)
         train.train(plan, root, log_seconds=1e9, checkpoint_seconds=1e9)
         stage = root / train.FOLDER
-        found = {"cause": cause, "pair": i, "settings": values}
+        found: dict[str, Any] = {"cause": cause, "pair": i, "settings": values}
         found["ended"] = json.loads((stage / "model.json").read_text())["ended"]
         for kind in ("history", "evals"):
             found[kind] = pd.read_csv(stage / f"{kind}.csv").to_dict("list")
