@@ -134,13 +134,13 @@ def test_experiments_run_in_place_and_from_the_queue(checkout: Path) -> None:
     """Runs in the copies that a queue makes must resume, log and finish as those in the workspace do."""
     printed = dvc(checkout, "exp", "run", "-S", "train.glr=0.00002")
     assert "Running stage 'train'" in printed and "Running stage 'fetch'" not in printed
-    dvc(checkout, "exp", "run", "-S", "train.glr=0.0032,0.00128", "--queue", "--name", "rate")
+    dvc(checkout, "exp", "run", "-S", "train.glr=0.00128", "--queue", "--name", "rate")
     dvc(checkout, "exp", "run", "--run-all")
     found = runs(checkout)
-    assert set(found) == {"0.0004", "2e-05", "0.0032", "0.00128"}
+    assert set(found) == {"0.0004", "2e-05", "0.00128"}
     for run in found.values():
         assert_complete(checkout, run)
-    assert {found["0.0032"].info.run_name, found["0.00128"].info.run_name} == {"rate-1", "rate-2"}
+    assert found["0.00128"].info.run_name == "rate"
     assert not list((checkout / ".ganpipe/unfinished").glob("*/"))
     table = dvc(checkout, "exp", "show", "--only-changed", "--csv")
     assert "train.glr" in table.splitlines()[0] and "kid_lite0" in table.splitlines()[0]
@@ -184,7 +184,7 @@ def test_sync_makes_a_lost_database_again(checkout: Path) -> None:
             text=True,
         )
         assert ended.returncode == 0, ended.stderr
-        assert ended.stdout.count(words) >= 3, ended.stdout
+        assert ended.stdout.count(words) >= 2, ended.stdout
         # A copy: this process still holds the deleted database open, and would read that.
         copy = f"{words.partition(' ')[0]}.db"
         with (
@@ -226,6 +226,7 @@ def test_a_signal_keeps_everything_and_the_next_start_goes_on(
         text = re.sub(rf"\n  {name}: \S+", f"\n  {name}: {value}", text)
     (checkout / "params.yaml").write_text(text)
     words = [sys.executable, "-m", *command.split()]
+    again = "./mlflow.db"  # under its plain name this process may hold one that another test deleted
 
     # One that has trained some steps, when its whole process group gets the signal.
     process = begin(checkout, words)
@@ -239,19 +240,21 @@ def test_a_signal_keeps_everything_and_the_next_start_goes_on(
     assert process.wait() != 0 if command.startswith("dvc") else process.wait() == 128 + signum
     until(lambda: not trainer.is_running() or trainer.status() == psutil.STATUS_ZOMBIE)
     done = history(checkout)
-    assert done == list(range(1, len(done) + 1)) and runs(checkout)[rate].info.status == "KILLED"
+    assert done == list(range(1, len(done) + 1))
+    # Told by its mirror, a moment later.
+    until(lambda: rate in (found := runs(checkout, again)) and found[rate].info.status == "KILLED")
 
     # The next start.
     process = begin(checkout, words)
     if epochs > 100:  # long enough for the mirror, which needs some seconds, to be seen
-        until(lambda: runs(checkout)[rate].info.status == "RUNNING")
+        until(lambda: runs(checkout, again)[rate].info.status == "RUNNING")
         assert process.poll() is None
     assert process.wait() == 0
     assert f"going on after step {done[-1]} of" in (checkout.parent / "said").read_text()
     table = pd.read_csv(checkout / "stages/train/history.csv")
     assert table.step.tolist() == list(range(1, -(-epochs * 4451 // 256) + 1))
-    run = runs(checkout)[rate]
-    client = MlflowClient(f"sqlite:///{checkout}/mlflow.db")
+    run = runs(checkout, again)[rate]
+    client = MlflowClient(f"sqlite:///{checkout}/{again}")
     steps = [point.step for point in client.get_metric_history(run.info.run_id, "train/d_loss")]
     assert run.info.status == "FINISHED" and steps == table.nimg.tolist()
     assert not list((checkout / ".ganpipe/unfinished").glob("*/"))
