@@ -93,12 +93,13 @@ def _table(metrics: Mapping[str, Any]) -> str:
         over_floor = name.endswith("_ratio") and not name.startswith("nn")
         if meaning and f"{name}_sd" in metrics and not over_floor:
             shown = (value, metrics[f"{name}_sd"], metrics.get(f"{name}_floor"))
-            cells = [_number(number) for number in shown]
+            cells = [brief(each) for each in shown]
             lines += [f"| {name} | {' | '.join(cells)} | {meaning} |"]
     return "\n".join(lines)
 
 
-def _number(value: float | None) -> str:
+def brief(value: float | None) -> str:
+    """Write a number with three digits, or whole where it is larger; None: there is none."""
     return "–" if value is None else f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
 
 

@@ -28,6 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ganpipe import files, params, recipes, revisions
+from ganpipe.card import brief
 from ganpipe.errors import UserError
 from ganpipe.verdict import MOST_SEEDS, Verdict, verdict
 
@@ -340,9 +341,9 @@ def plus_minus(mean: float, sd: float) -> str:
     if math.isnan(mean):
         return "–"
     if math.isnan(sd):
-        return f"{mean:.3g}"
+        return brief(mean)
     if sd == 0:
-        return f"{mean:.3g} ± 0"
+        return f"{brief(mean)} ± 0"
     decimals = min(6, max(0, 1 - math.floor(math.log10(sd))))
     return f"{mean:.{decimals}f} ± {sd:.{decimals}f}"
 

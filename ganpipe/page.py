@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ganpipe import params, recipes, revisions
+from ganpipe.card import brief
 from ganpipe.errors import UserError
 from ganpipe.params import Params
 
@@ -89,13 +90,9 @@ def _table(metrics: Mapping[str, Any]) -> str:
     lines = ["| metric | value | sd | floor |", "|---|---|---|---|"]
     for name, value in metrics.items():
         if f"{name}_sd" in metrics and value is not None:
-            sd, floor = (_number(metrics.get(name + end)) for end in ("_sd", "_floor"))
-            lines += [f"| {name} | **{_number(value)}** | {sd} | {floor} |"]
+            sd, floor = (brief(metrics.get(name + end)) for end in ("_sd", "_floor"))
+            lines += [f"| {name} | **{brief(value)}** | {sd} | {floor} |"]
     return "\n".join(lines)
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
 
 
 def _recipe(values: Mapping[str, Mapping[str, Any]], tags: Mapping[str, str]) -> str:

@@ -161,7 +161,9 @@ def keep(browser: Any, name: str) -> None:
         picture = Image.open(io.BytesIO(browser.get_screenshot_as_png())).convert("RGB")
         colours = 128
         while True:
-            small = picture.quantize(colours, dither=Image.Dither.NONE)
+            # By the colours' extent: by their count, the few points of a run's colour would go into another.
+            method = Image.Quantize.MAXCOVERAGE
+            small = picture.quantize(colours, method=method, dither=Image.Dither.NONE)
             small.save(Path(KEEP) / name, optimize=True)
             if (Path(KEEP) / name).stat().st_size < 150_000:
                 break
