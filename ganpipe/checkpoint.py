@@ -129,6 +129,14 @@ def environment(device: str) -> dict[str, str]:
     return found
 
 
+def device_of(environment: dict[str, str]) -> str:
+    """Name the hardware of an environment: the GPU, or the processor and how many threads."""
+    processor, threads = environment["the processor"], environment["the thread count"]
+    name = environment.get("the GPU", f"{processor}, {threads} thread{'s' if threads != '1' else ''}")
+    ranks = int(environment["the number of ranks"])
+    return f"{ranks} × {name}" if ranks > 1 else name
+
+
 def differences(saved: dict[str, str], now: dict[str, str]) -> str:
     """Say what differs: "the thread count was 2 and is 1; torch was …"; nothing for equal environments."""
     names = [name for name in saved | now if saved.get(name) != now.get(name)]

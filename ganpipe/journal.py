@@ -143,6 +143,7 @@ class Journal:
         snapshot.save(chosen, self.plan.folder / "generator.safetensors")
         self._save_snapshot(self.plan.epoch_of(steps))
         ending = {"ended": self.course.ended, "interventions": self.course.attempt}
+        ending |= {"device": checkpoint.device_of(self.environment)}
         self._describe(
             ending | {"kept_step": best or steps, "steps": steps, "nimg": steps * self.plan.batch_size}
         )

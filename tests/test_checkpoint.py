@@ -263,3 +263,11 @@ def test_kill_9_in_a_save_leaves_a_whole_checkpoint(tmp_path: Path, where: str) 
 
 def _save_and_die(folder: Path, where: str) -> None:
     save_until(folder, where, lambda: os.kill(os.getpid(), signal.SIGKILL))
+
+
+def test_the_hardware_is_named() -> None:
+    """The model card would say how long a training took, but not on what."""
+    found = {"the processor": "EPYC", "the thread count": "2", "the number of ranks": "1"}
+    assert checkpoint.device_of(found) == "EPYC, 2 threads"
+    assert checkpoint.device_of(found | {"the thread count": "1"}) == "EPYC, 1 thread"
+    assert checkpoint.device_of(found | {"the GPU": "H200", "the number of ranks": "4"}) == "4 × H200"
