@@ -57,7 +57,8 @@ def doctor(root: Path, fix: bool) -> int:
         raise UserError(f"{root.resolve()} has no .dvc; run it in the folder of dvc.yaml")
     found = left = 0
     # What would be stopped first hides nothing of what would follow.
-    doomed = set() if fix else {holder.pid for holder in unfinished.holders(root) if holder.orphaned}
+    orphans = [] if fix else [holder.pid for holder in unfinished.holders(root) if holder.orphaned]
+    doomed = {process.pid for pid in orphans for process in _line(pid)}
     for check in (_trainers, _runs, _locks, _copies, _branch):
         try:
             for finding in check(root, doomed):
@@ -86,17 +87,27 @@ def _trainers(root: Path, doomed: set[int]) -> Iterator[Finding]:
             )
 
 
-def _stop(pid: int) -> None:
+def _line(pid: int) -> list[psutil.Process]:
+    """Return a trainer and the shells or launchers that wait for it."""
     with suppress(psutil.NoSuchProcess):
-        process, deadline = psutil.Process(pid), time.monotonic() + LONGEST_END
-        process.terminate()
-        process.resume()  # it may have been stopped
-        while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
-            if time.monotonic() > deadline:
-                raise UserError(
-                    f"process {pid} does not end; `kill -9 {pid}` costs what it did since its last checkpoint"
-                )
-            time.sleep(0.1)
+        line = unfinished.ancestry(pid, psutil.Process(pid).ppid())
+        return [psutil.Process(each) for each, _ in line]
+    return []
+
+
+def _stop(pid: int) -> None:
+    deadline = time.monotonic() + LONGEST_END
+    for process in _line(pid):
+        with suppress(psutil.NoSuchProcess):
+            if process.pid == pid:
+                process.terminate()
+                process.resume()  # it may have been stopped
+            while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+                if time.monotonic() > deadline:
+                    raise UserError(
+                        f"process {pid} does not end; `kill -9 {pid}` costs what followed its last checkpoint"
+                    )
+                time.sleep(0.1)
 
 
 def _runs(root: Path, doomed: set[int]) -> Iterator[Finding]:

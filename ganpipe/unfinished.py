@@ -133,17 +133,21 @@ def alive(pid: int, began: float) -> bool:
         return False
 
 
+def ancestry(pid: int, parent: int) -> list[tuple[int, int]]:
+    """Return the (process, parent) pairs from a process to the dvc that runs it, or to who adopted it.
+
+    Between them: the launcher of several ranks, or a shell that did not replace itself, as dash.
+    """
+    line = [(pid, parent)]
+    with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+        while "DVC_STAGE" in (above := psutil.Process(line[-1][1])).environ():
+            line.append((above.pid, above.ppid()))
+    return line
+
+
 @functools.cache
-def _line() -> tuple[tuple[int, int], ...]:
-    """Return the (process, parent) pairs from this process to the dvc that runs it; none without."""
-    if "DVC_STAGE" not in os.environ:
-        return ()
-    line = [(os.getpid(), ganpipe.PARENT)]
-    with suppress(psutil.NoSuchProcess):
-        # Between them: the launcher of several ranks, or a shell that did not replace itself.
-        while "ganpipe train" in " ".join((parent := psutil.Process(line[-1][1])).cmdline()):
-            line.append((parent.pid, parent.ppid()))
-    return tuple(line)
+def _line() -> list[tuple[int, int]]:
+    return ancestry(os.getpid(), ganpipe.PARENT) if "DVC_STAGE" in os.environ else []
 
 
 def _dvc() -> tuple[int, float] | None:

@@ -106,8 +106,12 @@ def kill(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def test_a_trainer_ends_with_its_dvc(checkout: Path) -> None:
-    """An orphan would train on beside its successor, and its result would be thrown away."""
+@pytest.mark.parametrize("rest", ["", "; true"])
+def test_a_trainer_ends_with_its_dvc(checkout: Path, rest: str) -> None:
+    """An orphan would train on beside its successor, behind a shell too, and its result be thrown away."""
+    (checkout / "dvc.yaml").write_text(
+        PIPELINE.replace("trainer.py\n    deps", f"trainer.py{rest}\n    deps")
+    )
     with dvc(checkout, "repro") as (process, trainer):
         kill(process)
         until(lambda: ended(trainer))
