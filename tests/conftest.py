@@ -30,6 +30,14 @@ def updated(values: params.Params, **changes: Any) -> params.Params:
     return params.parse(plain, "test")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def forks_may_train() -> None:
+    """Start autograd before an export makes torch know more devices: threads for those would forbid forks."""
+    import torch  # not before OMP_NUM_THREADS is set
+
+    torch.ones(1, requires_grad=True).sum().backward()
+
+
 @pytest.fixture(scope="session")
 def default_params() -> params.Params:
     """The params.yaml of the repository."""
