@@ -202,6 +202,6 @@ def _print_summary(found: Compared, params: Evaluate, intervals: int, held_out: 
         "  stages/sample                       what elements of z do, ways between images, epochs\n"
         "  stages/train/grids                  the same z over the training\n"
         "  dvc exp run -S train.glr=0.0001     change a value,\n"
-        "  dvc exp show --only-changed         then compare\n"
+        "  ganpipe compare                     then compare\n"
         "  ganpipe ui                          every run's curves and pictures"
     )
