@@ -266,6 +266,8 @@ def restore(
             saved = {k.rpartition("/")[2]: v for k, v in state.items() if k.startswith(f"{name}/{i}/")}
             optimizer.state[parameter] = {
                 # Moments take the parameter's strides; Adam's step count is a scalar of its own.
-                key: torch.empty_like(parameter).copy_(value) if value.shape == parameter.shape else value
+                key: torch.empty_like(parameter).copy_(value)
+                if value.shape == parameter.shape
+                else value.to(parameter.device)
                 for key, value in saved.items()
             }

@@ -93,6 +93,9 @@ def train(
             "--save-memory", envvar="GANPIPE_SAVE_MEMORY", help="Compute activations twice, keep few."
         ),
     ] = False,
+    graph: Annotated[
+        bool, typer.Option("--graph", envvar="GANPIPE_GRAPH", help="Replay the step as a CUDA graph.")
+    ] = False,
     log_seconds: Annotated[
         float, typer.Option(envvar="GANPIPE_LOG_SECONDS", min=0, help="Seconds between reads of the losses.")
     ] = 2.0,
@@ -124,7 +127,7 @@ def train(
 
     plan = schedule.plan(values.model, values.train, ROOT)
     with tracking.recording(ROOT, "train", plan.folder) if launch.is_first() else nullcontext():
-        options = fresh, save_memory, log_seconds, checkpoint_seconds, data_memory
+        options = fresh, save_memory, graph, log_seconds, checkpoint_seconds, data_memory
         stage.train(plan, ROOT, resolve(device), *options)
 
 

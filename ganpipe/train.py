@@ -9,11 +9,13 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from ganpipe import (
     checkpoint,
     files,
+    graph,
     health,
     interventions,
     memory,
@@ -44,6 +46,7 @@ def train(
     device: str = "cpu",
     fresh: bool = False,
     save_memory: bool = False,
+    record: bool = False,
     log_seconds: float = 2.0,
     checkpoint_seconds: float = 30.0,
     data_memory_gb: float | None = None,
@@ -58,6 +61,7 @@ def train(
         device: a torch device such as "cpu" or "cuda".
         fresh: forget what an interrupted run of the same training left.
         save_memory: compute activations again in the backward pass instead of keeping them.
+        record: record the step as a CUDA graph and replay it.
         log_seconds: seconds between reads of the losses from the device.
         checkpoint_seconds: seconds between checkpoints; 0 for one after each step.
         data_memory_gb: most GB of images to keep on a GPU; None: a quarter of what is free there.
@@ -73,7 +77,7 @@ def train(
         if fresh and place.first:
             unfinished.remove(plan.folder)
             plan.folder.mkdir(parents=True)
-        options = torch.device(device), save_memory, log_seconds, checkpoint_seconds, data_memory_gb
+        options = torch.device(device), save_memory, record, log_seconds, checkpoint_seconds, data_memory_gb
         while True:
             events = interventions.read(plan.folder) if place.first else b""
             course = interventions.course(place.shared(events), plan.steps)
@@ -99,6 +103,7 @@ def _loop(
     place: Ranks,
     device: torch.device,
     save_memory: bool,
+    record: bool,
     log_seconds: float,
     checkpoint_seconds: float,
     data_memory_gb: float | None,
@@ -117,10 +122,11 @@ def _loop(
     networks = {"G": G, "D": D} | ({"G_ema": G_ema.model} if G_ema else {})
     if params.keep == "best":
         networks["G_best"] = copy.deepcopy(networks.get("G_ema", G))
-    betas = (params.beta1, params.beta2)
+    record = record and graph.possible(device, place)
+    adam: Any = {"betas": (params.beta1, params.beta2), "fused": True, "capturable": record}
     optimizers: dict[str, torch.optim.Optimizer] = {
-        "G_optimizer": (G_optimizer := torch.optim.Adam(G.parameters(), glr, betas, fused=True)),
-        "D_optimizer": (D_optimizer := torch.optim.Adam(D.parameters(), dlr, betas, fused=True)),
+        "G_optimizer": (G_optimizer := torch.optim.Adam(G.parameters(), glr, **adam)),
+        "D_optimizer": (D_optimizer := torch.optim.Adam(D.parameters(), dlr, **adam)),
     }
     for network in (G, D):
         if params.sync_batch_norm:
@@ -143,17 +149,28 @@ def _loop(
     )
     share = place, B
 
+    def eager(real: torch.Tensor, z: torch.Tensor) -> list[torch.Tensor]:
+        """Update D, then G through the new D, on the same generated images.
+
+        In parts they are made twice: the graph of all of them is what there is no memory for.
+        """
+        fake = G(z) if part >= len(z) else None
+        d_numbers = update_d(G, D, D_optimizer, real, z, fake, labels, part, *share)
+        return [d_numbers, update_g(G, D, G_optimizer, z, fake, part, *share)]
+
+    update: graph.Update = eager
+    if record:
+        example = feed(np.arange(B)[own], None), rng.draw_z(plan.model, B, rng.generator(seed, "z", 0))[own]
+        ready = example[0], example[1].to(device)
+        update = graph.recorded(eager, (G, D), (G_optimizer, D_optimizer), ready, params.precision)
+
     with journal or nullcontext(), unfinished.asked_to_stop() as asked:
         for step in range(start + 1, course.steps + 1):
             # Draw the batch and the latent vectors of this step: all of them, of which a rank takes its part.
             real = next(batches)
             z = rng.draw_z(plan.model, B, rng.generator(seed, "z", step))[own].to(device)
 
-            # Update D, then G through the new D, on the same generated images. In parts they are made twice:
-            # the graph of all of them is what there is no memory for.
-            fake = G(z) if part >= len(z) else None
-            numbers = [update_d(G, D, D_optimizer, real, z, fake, labels, part, *share)]
-            numbers.append(update_g(G, D, G_optimizer, z, fake, part, *share))
+            numbers = update(real, z)
 
             # Every k steps one player has one more update on a fresh batch: G, then D, in turn (Marchesi).
             if params.extra_update_every and step % params.extra_update_every == 0:

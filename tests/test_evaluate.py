@@ -269,7 +269,7 @@ def test_summary_says_the_numbers_and_where_to_look_next(
         "stages/evaluate/real_fake.png",
         "stages/train/grids",
         "dvc exp run -S train.glr=",
-        "dvc exp show --only-changed",
+        "ganpipe compare",
         "ganpipe ui",
     ):
         assert words in shown
