@@ -1,5 +1,6 @@
 """One picture file: bytes in, one training image and its facts out, or the reason why not."""
 
+import errno
 import importlib
 import os
 import struct
@@ -58,8 +59,9 @@ HASHED = 16
 
 
 class Member(NamedTuple):
-    """A picture in fetch's archive: offset of its local header, bytes, their CRC-32, and landmarks."""
+    """A picture in fetch's archive: number, offset of its local header, bytes, their CRC-32, landmarks."""
 
+    row: int
     offset: int
     size: int
     crc: int
@@ -139,27 +141,37 @@ def _reasons(data: bytes) -> Iterator[None]:
         raise Rejected(f"damaged ({type(error).__name__})") from None
 
 
-def prepare_member(member: Member, archive: Path, target: Target) -> tuple[bytes, Facts] | str:
-    """Prepare a picture out of a zip that does not compress; a rejected one gives its reason.
+def prepare_member(member: Member, archive: Path, target: Target, rows: Path, start: int) -> Facts | str:
+    """Prepare a picture out of a zip that does not compress, and write its pixels into its row of a file.
+
+    Args:
+        member: of the zip.
+        archive: the zip.
+        target: what the pixels are to be.
+        rows: the file. A pipe to the process that wants them would take a tenth of the whole time.
+        start: bytes before its first row.
 
     Returns:
-        the bytes of its pixels, and its facts: plain values, which take a tenth of the time to send.
+        its facts, as plain values; or the reason why it is rejected, and what is in its row means nothing.
 
     Raises:
         UserError: the archive is damaged.
+        OSError: the disk is full, or the like.
     """
     try:
         if member.size > MAX_BYTES:
             raise Rejected(f"larger than {MAX_BYTES >> 20} MB")
         made = prepare(_read(member, archive), target, member.points)
-        facts = made.width, made.height, *made.crop.box, made.crop.angle, made.scale, made.hash
-        return made.pixels.tobytes(), facts
+        file, place = _opened(rows, os.O_WRONLY), start + member.row * made.pixels.nbytes
+        if os.pwrite(file, made.pixels.data, place) < made.pixels.nbytes:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return made.width, made.height, *made.crop.box, made.crop.angle, made.scale, made.hash
     except Rejected as reason:
         return str(reason)
 
 
 def _read(member: Member, archive: Path) -> bytes:
-    file = _opened(archive)
+    file = _opened(archive, os.O_RDONLY)
     header = os.pread(file, 30, member.offset)
     # The local header ends in the lengths of the name and of the extra field, which the data follow.
     start = member.offset + 30 + sum(struct.unpack("<2H", header[26:].ljust(4, b"\0")))
@@ -170,8 +182,8 @@ def _read(member: Member, archive: Path) -> bytes:
 
 
 @cache
-def _opened(archive: Path) -> int:
-    return os.open(archive, os.O_RDONLY)
+def _opened(path: Path, flags: int) -> int:
+    return os.open(path, flags)
 
 
 def _prepare(data: bytes, target: Target, points: tuple[float, ...] | None) -> Prepared:

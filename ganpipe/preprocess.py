@@ -9,7 +9,7 @@ import zipfile
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -29,9 +29,8 @@ INDEX_COLUMNS = ["name", "width", "height", "left", "top", "right", "bottom", "a
 COPY_COLUMNS = ["name", "original", "kind", "split", "original_split", "dropped"]
 OUTPUTS = [IMAGES, INDEX, "rejected.csv", "duplicates.csv", "report.json", "report.html", "contact_sheet.png"]
 OUTPUTS += ["histograms.png"]
-# Files go to the workers in chunks, which end at whichever comes first; they bound the memory in use.
+# Files that a worker gets in one message.
 CHUNK_FILES = 64
-CHUNK_BYTES = 1 << 22
 # What one file may take of a worker, far above what any sound one does.
 LIMITS = Limits(seconds=30, memory=1 << 30)
 
@@ -65,15 +64,18 @@ def preprocess(
         manifest = _manifest(source, archive)
         members = _members(archive, _landmarks(source) if params.crop == "landmarks" else {})
     _check_room(len(members), target, source, max_disk, max_memory)
-    read = partial(prepare_member, archive=source / ARCHIVE, target=target)
-    chunk = max(1, min(CHUNK_FILES, CHUNK_BYTES // (target.resolution**2 * target.channels)))
     with files.whole(out / IMAGES) as temporary:
-        results = in_order(read, members, workers or _cores(), LIMITS, chunk)
+        temporary.unlink(missing_ok=True)  # a killed run's, which a worker of it may hold yet
+        start = _write_header(temporary, len(members), target)
+        read = partial(prepare_member, archive=source / ARCHIVE, target=target, rows=temporary, start=start)
+        results = in_order(read, members, workers or _cores(), LIMITS, CHUNK_FILES)
         table, reasons = _pack(temporary, results, manifest, target, params.held_out)
         copies, pairs = _copies(temporary, table, params.duplicates == "drop")
         if copies["dropped"].any():
             gone = copies[copies["dropped"]]
-            table = _without(temporary, table, gone["name"], target)
+            kept = ~table["name"].isin(gone["name"])
+            _keep(temporary, np.flatnonzero(kept), len(table), target)
+            table = table[kept]
             more = pd.DataFrame({"name": gone["name"], "reason": gone["kind"] + " copy of another picture"})
             reasons = pd.concat([reasons, more]).sort_values("name", kind="stable")
         for name in OUTPUTS:
@@ -179,27 +181,29 @@ def _check_room(
 
 def _pack(
     path: Path,
-    results: Iterator[tuple[bytes, Facts] | str | Lost],
+    results: Iterator[Facts | str | Lost],
     manifest: pd.DataFrame,
     target: Target,
     held_out: float,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Write the images as they come; return the index (with sha256 and hash) and the rejected files."""
+    """Take what became of each file; return the index (with sha256 and hash) and the rejected files.
+
+    The workers write each image into the row of its file; those of rejected ones are closed up here.
+    """
     index: list[tuple[Any, ...]] = []
     rejected: list[tuple[str, str]] = []
-    with open(path, "wb") as file, Progress("preprocess", len(manifest)) as progress:
-        start = _write_header(file, 0, target)
-        for name, sha256, result in zip(manifest["name"], manifest["sha256"], results, strict=True):
+    rows: list[int] = []
+    with Progress("preprocess", len(manifest)) as progress:
+        listed = zip(manifest["name"], manifest["sha256"], results, strict=True)
+        for row, (name, sha256, result) in enumerate(listed):
             if isinstance(result, tuple):
-                pixels, (*facts, code) = result
-                file.write(pixels)
+                *facts, code = result
+                rows.append(row)
                 index.append((name, *facts, split_of(sha256, held_out), sha256, code))
             else:
                 rejected.append((name, result.reason if isinstance(result, Lost) else result))
             progress.advance()
-        # NumPy leaves room in the header for any count, so the true one can take the first one's place.
-        file.seek(0)
-        assert _write_header(file, len(index), target) == start
+    _keep(path, np.array(rows, np.int64), len(manifest), target)
     table = pd.DataFrame(index, columns=[*INDEX_COLUMNS, "sha256", "hash"]).astype({"hash": np.uint64})
     return table, pd.DataFrame(rejected, columns=["name", "reason"])
 
@@ -216,19 +220,18 @@ def _copies(path: Path, table: pd.DataFrame, drop: bool) -> tuple[pd.DataFrame, 
     return frame, [images[[first[row], row]] for row in rows[: report.MOST_PAIRS]]
 
 
-def _without(path: Path, table: pd.DataFrame, names: pd.Series, target: Target) -> pd.DataFrame:
-    """Take images out of the packed file, in their order, and out of the index."""
-    images = _mapped(path, table)
-    kept = np.flatnonzero(~table["name"].isin(names))
-    for start in range(0, len(kept), 256):
-        # Never ahead of what is read: a row moves down or stays.
-        part = kept[start : start + 256]
-        images[start : start + len(part)] = images[part]
-    size = images[0].nbytes * len(kept)
-    del images  # which writes it back
-    with open(path, "rb+") as file:
-        file.truncate(_write_header(file, len(kept), target) + size)
-    return table.iloc[kept]
+def _keep(path: Path, rows: np.ndarray, count: int, target: Target) -> None:
+    """Leave only some rows of the packed file's `count`, in their ascending order."""
+    moved = np.flatnonzero(rows != np.arange(len(rows)))
+    if len(moved):
+        images = np.lib.format.open_memmap(path, "r+")
+        for start in range(moved[0], len(rows), 256):
+            # Never ahead of what is read: a row moves down or stays.
+            part = rows[start : start + 256]
+            images[start : start + len(part)] = images[part]
+        del images  # which writes it back
+    if len(rows) < count:
+        _write_header(path, len(rows), target)
 
 
 def _mapped(path: Path, table: pd.DataFrame) -> np.ndarray:
@@ -236,19 +239,28 @@ def _mapped(path: Path, table: pd.DataFrame) -> np.ndarray:
     return np.lib.format.open_memmap(path, "r+") if len(table) else np.load(path)
 
 
-def _write_header(file: IO[bytes], count: int, target: Target) -> int:
-    """Write the header of an npy file of uint8 count×H×W×C; return its length in bytes."""
+def _write_header(path: Path, count: int, target: Target) -> int:
+    """Make a file an npy file of uint8 count×H×W×C, whose pixels stay what they were; return their place.
+
+    NumPy leaves room in the header for any count, so that it is always as long.
+    """
     shape = (count, target.resolution, target.resolution, target.channels)
     header = {"descr": "|u1", "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(file, header)
-    return file.tell()
+    with open(path, "rb+" if path.exists() else "wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        start = file.tell()
+        file.truncate(start + math.prod(shape))
+    return start
 
 
 def _members(archive: zipfile.ZipFile, points: dict[str, tuple[float, ...]]) -> list[Member]:
     members = archive.infolist()
     if any(member.compress_type != zipfile.ZIP_STORED for member in members):
         raise UserError(f"{archive.filename}: not as fetch writes it; run the fetch stage again")
-    return [Member(m.header_offset, m.file_size, m.CRC, points.get(m.filename)) for m in members]
+    return [
+        Member(row, m.header_offset, m.file_size, m.CRC, points.get(m.filename))
+        for row, m in enumerate(members)
+    ]
 
 
 def _judge(found: dict[str, Any], params: Preprocess) -> None:

@@ -1,11 +1,14 @@
 """One picture file: the right pixels whatever its mode and format, or the right reason."""
 
+import errno
 import functools
 import importlib.util
 import itertools
+import zipfile
 import zlib
 from dataclasses import replace
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +16,7 @@ import pytest
 from PIL import Image, ImageCms
 
 from ganpipe.crops import Rejected, Target
-from ganpipe.images import DEPTHS, MAX_PIXELS, Prepared, prepare
+from ganpipe.images import DEPTHS, MAX_PIXELS, Member, Prepared, prepare, prepare_member
 
 WHOLE = Target("none", None, None, 0.0, 8, 32, 3, (255, 255, 255))
 GREY = replace(WHOLE, channels=1)
@@ -317,3 +320,19 @@ def test_a_decompression_bomb_is_refused_by_its_header(side: int) -> None:
     bomb[12:29] = header
     bomb[29:33] = zlib.crc32(header).to_bytes(4)
     assert reason(bytes(bomb)) == "more than 100 megapixels"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
+def test_a_full_disk_is_no_image(tmp_path: Path) -> None:
+    """A row of zeros would be trained on as a black picture."""
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("a.png", encoded(quarters()))
+        entry = archive.infolist()[0]
+    member = Member(0, entry.header_offset, entry.file_size, entry.CRC, None)
+    rows = tmp_path / "rows"
+    rows.touch()
+    assert isinstance(prepare_member(member, tmp_path / "a.zip", WHOLE, rows, 100), tuple)
+    assert rows.stat().st_size == 100 + prepare(encoded(quarters()), WHOLE).pixels.nbytes
+    with pytest.raises(OSError) as caught:
+        prepare_member(member, tmp_path / "a.zip", WHOLE, Path("/dev/full"), 0)
+    assert caught.value.errno == errno.ENOSPC

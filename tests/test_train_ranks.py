@@ -52,11 +52,12 @@ def trained(root: Path, devices: int, *words: str) -> bytes:
     return content
 
 
-def test_a_killed_rank_ends_the_job_which_goes_on(checkout: Path, small_params: Params) -> None:
+@pytest.mark.parametrize("count", [2, pytest.param(3, marks=pytest.mark.long)])
+def test_a_killed_rank_ends_the_job_which_goes_on(checkout: Path, small_params: Params, count: int) -> None:
     """A night on several GPUs would hang on a dead one, or end in another model than without the kill."""
     change(checkout, updated(small_params, train__epochs=20, train__flip=True, train__extra_update_every=3))
-    whole = trained(checkout, 2)
-    running = start(checkout, 2)
+    whole = trained(checkout, count)
+    running = start(checkout, count)
     found: list[Path] = []
     while len(found) < 1 or int(found[-1].stem) < 8:
         assert running.poll() is None
@@ -67,6 +68,6 @@ def test_a_killed_rank_ends_the_job_which_goes_on(checkout: Path, small_params: 
     os.kill(int(children[1]), signal.SIGKILL)
     _, told = running.communicate(timeout=60)
     assert running.returncode == 2 and time.monotonic() - began < 60
-    assert "rank 1 of 2 was killed by SIGKILL" in told and "Traceback" not in told
+    assert f"rank 1 of {count} was killed by SIGKILL" in told and "Traceback" not in told
     assert not any(Path(f"/proc/{child}").exists() for child in children)
-    assert trained(checkout, 2) == whole
+    assert trained(checkout, count) == whole
