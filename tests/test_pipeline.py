@@ -95,3 +95,8 @@ def test_imports_go_down_only() -> None:
             imported = {name.split(".")[1] for name in closure._imports(path) if "." in name}
             own = {path.stem} if path.stem in STAGES else set()
             assert not (imported & {*STAGES, "cli"}) - own, path
+
+
+def test_no_picture_of_the_docs_is_large() -> None:
+    """Every clone would carry it for good."""
+    assert not [path.name for path in (ROOT / "docs").iterdir() if path.stat().st_size >= 150_000]
