@@ -52,10 +52,9 @@ def write(folder: Path, path: Path, number: str | None = None) -> None:
     from mlflow.models import Model, ModelSignature
     from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 
-    with TemporaryDirectory(prefix="ganpipe-") as place, warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # MLflow asks for type hints, of which it would make its own signature
+    # MLflow asks for type hints, of which it would make its own signature; it sets its own filter on that.
+    silent = warnings.catch_warnings(record=True)
+    with TemporaryDirectory(prefix="ganpipe-") as place, silent:
         from ganpipe.served import DEFAULTS, WEIGHTS
 
         weights, code = Path(place) / "generator.safetensors", Path(place) / "ganpipe"

@@ -70,7 +70,8 @@ def text(
         parts += (
             [f"**Copies of training images**: {metrics['memorisation']}"] if "memorisation" in metrics else []
         )
-    how = f"{model['train_images']:,} images, {values['train']['epochs']} epochs in batches of "
+    epochs = values["train"]["epochs"]
+    how = f"{model['train_images']:,} images, {epochs} epoch{'s' * (epochs != 1)} in batches of "
     how += f"{model['batch_size']}, seed {values['train']['seed']}"
     how += f"; ended: {model['ended']}; interventions: {model['interventions']}" if "ended" in model else ""
     fetch, side = values["fetch"], values["preprocess"]["resolution"]

@@ -33,7 +33,7 @@ class Generator(PythonModel):
         self.G = snapshot.load(path, self.section, resolution, channels)
 
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # MLflow reads types
-        """Return a dict of seed and png for each image.
+        """Return a dict of seed and png for each image; null is as good as no value.
 
         Raises:
             MlflowException: a value makes no sense; one sentence, which the server answers with status 400.
@@ -41,7 +41,8 @@ class Generator(PythonModel):
         from ganpipe import asked, snapshot
         from ganpipe.errors import UserError
 
-        n, seed, z_scale = (DEFAULTS | (params or {})).values()
+        given = {name: value for name, value in (params or {}).items() if value is not None}
+        n, seed, z_scale = (DEFAULTS | given).values()
         try:
             asked.check(n, seed, z_scale, MOST)
         except UserError as error:

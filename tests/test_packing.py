@@ -10,6 +10,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,16 @@ def test_weights_carry_their_description(tmp_path: Path, small_params: Params) -
     )
     z = snapshot.z_of_seeds(before.model, 0, 4, 1.0)
     assert np.array_equal(snapshot.images_of(before.G, z), snapshot.images_of(after.G, z))
+
+
+def test_writing_a_model_says_nothing(
+    tmp_path: Path, small_params: Params, recwarn: pytest.WarningsRecorder
+) -> None:
+    """`ganpipe sync` would print MLflow's advice to its programmers."""
+    save_generator(tmp_path, small_params)
+    warnings.onceregistry.clear()  # type: ignore[attr-defined]  # what another test has heard is heard again
+    packing.write(tmp_path, tmp_path / "model")
+    assert not [str(each.message) for each in recwarn if "type hints" in str(each.message)]
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +101,7 @@ def test_a_server_answers_with_images(ask: Ask, small_params: Params, tmp_path: 
     save_generator(tmp_path, small_params)
     here = trained.find(str(tmp_path))
     expected = snapshot.images_of(here.G, snapshot.z_of_seeds(here.model, 9, 5, 0.7))
+    assert ask('{"inputs": ["x"], "params": {"n": null, "z_scale": null}}') == ask('{"inputs": ["x"]}')
     for i, each in enumerate(answer["predictions"]):
         assert each["seed"] == 9 + i
         shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(each["png"]))))
