@@ -27,10 +27,10 @@ TRAINED, CURVES = Path("stages/train"), ("kid", "fd", "precision", "recall", "de
 def evaluate(params: Evaluate, sample: Sample, root: Path, device: str) -> Metrics:
     """Compare sets of generated images, of each interval of z and of snapshots, with training images.
 
-    Writes metrics.json, card.md, real_fake.png, nearest.png, features.png, and intervals.csv, intervals.png
-    and snapshots.csv, without rows where there is nothing to put in; prints a summary. The generated images
-    are cut into `params.seeds` sets of N, N being at most the number of training images. The floor is the
-    same comparison with N held-out images in the generated ones' place: what a perfect generator would score.
+    Writes metrics.json, card.md, real_fake.png, nearest.png, features.png, intervals and snapshots, each as
+    .csv and .png, without rows where there is nothing to put in; prints a summary. The generated images are
+    cut into `params.seeds` sets of N, N being at most the number of training images. The floor is the same
+    comparison with N held-out images in the generated ones' place: what a perfect generator would score.
 
     Args:
         params: the section `evaluate`.
@@ -72,6 +72,7 @@ def evaluate(params: Evaluate, sample: Sample, root: Path, device: str) -> Metri
         ("nearest.png", evidence.nearest(found.features, generated, data.images, found.train_rows)),
         ("features.png", evidence.scattered(found.features)),
         ("intervals.png", _interval_rows(intervals, compared, kid, n * params.seeds)),
+        ("snapshots.png", evidence.curves(list(snapshots), curves, (kid, fd), metrics)),
     ):
         with files.whole(folder / name) as path:
             picture.save(path, format="PNG")
@@ -191,6 +192,7 @@ def _print_summary(found: Compared, params: Evaluate, intervals: int, held_out: 
             f"{fewer}raise preprocess.held_out."
         )
     rows = "  stages/evaluate/intervals.png       narrower and wider z, a row each\n" if intervals else ""
+    rows += "  stages/evaluate/snapshots.png       the numbers over the epochs\n" if params.snapshots else ""
     print(
         f"{comparison.summary(found.metrics, found.name, params.seeds)}\n"
         "Where to look next:\n"

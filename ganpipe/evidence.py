@@ -1,18 +1,21 @@
-"""Pictures of what stands behind the numbers: the nearest training images, and where all images lie."""
+"""Pictures of what stands behind the numbers: the nearest images, where all lie, and the way there."""
 
 import io
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
 from ganpipe import memorisation, pictures
-from ganpipe.judgement import Features
+from ganpipe.judgement import Features, Numbers
 from ganpipe.pictures import WHITE
 
 # Rows of nearest.png, its most generated images in a row, and most pixels of one.
 ROWS, COLUMNS, WIDTH = 10, 3, 1200
 NEAREST, GAP, STRIP, FONT = 3, 12, 20, 13
+# What stands in snapshots.png beside KID and FD.
+SHARES = ("precision", "recall", "density", "coverage")
 COLOURS = {"training": "#9a9a9a", "held out": "#1f77b4", "generated": "#e8590c"}
 
 
@@ -90,6 +93,46 @@ def scattered(features: Features) -> Image.Image:
     right.set_title("How new the images are: 0 is a copy")
     for axes in (left, right):
         axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=3)
+    return _drawn(figure)
+
+
+def curves(
+    epochs: Sequence[int], numbers: Sequence[Numbers], names: tuple[str, str], floors: Mapping[str, object]
+) -> Image.Image:
+    """Show the numbers of a training's snapshots over its epochs.
+
+    Args:
+        epochs: of the snapshots, in rising order.
+        numbers: of each.
+        names: of KID and FD among them.
+        floors: name with _floor → what as many held-out images score, None: not known.
+    """
+    if not epochs:
+        note = Image.new("L", (540, 8), 255)
+        return pictures.captioned(note, "No snapshots judged: evaluate.snapshots is false", 16)
+    figure = Figure(figsize=(12, 4), dpi=100, layout="constrained")
+    titles = ("KID: 0 is perfect", f"{'FID' if names[1] == 'fid' else 'FD'}: lower is better", "1 is best")
+    panels = ((names[0],), (names[1],), SHARES)
+    for axes, title, panel in zip(figure.subplots(1, 3), titles, panels, strict=True):
+        for name in panel:
+            values = [each[name] for each in numbers]
+            (line,) = axes.plot(epochs, values, "o-", markersize=4, label=name, clip_on=False)
+            if floors[f"{name}_floor"] is not None:
+                axes.axhline(floors[f"{name}_floor"], color=line.get_color(), linestyle="--", linewidth=1)
+        axes.set(
+            title=title,
+            xlabel="epoch" if floors[f"{panel[0]}_floor"] is None else "epoch (dashed: held-out images)",
+        )
+        low, high = axes.get_ylim()
+        axes.set_ylim(min(0, low) if panel == panels[0] else 0, max(1, high) if panel == SHARES else high)
+        axes.set_xlim(0, epochs[-1] * 1.05)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.legend(frameon=False, fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=4)
+    return _drawn(figure)
+
+
+def _drawn(figure: Figure) -> Image.Image:
+    for axes in figure.axes:
         axes.spines[["top", "right"]].set_visible(False)
     file = io.BytesIO()
     figure.savefig(file, format="png")

@@ -15,7 +15,7 @@ from ganpipe import evaluate as stage
 from ganpipe import evidence, lite0, memorisation, metrics, models, snapshot
 from ganpipe.comparison import Metrics
 from ganpipe.errors import UserError
-from ganpipe.judgement import Features
+from ganpipe.judgement import Features, Numbers
 from ganpipe.kid import kid
 from ganpipe.params import Evaluate, Params, Sample
 
@@ -180,6 +180,7 @@ def test_a_rerun_writes_the_same_bytes_and_nothing_elsewhere(checkout: Checkout)
         "stages/evaluate/nearest.png",
         "stages/evaluate/features.png",
         "stages/evaluate/snapshots.csv",
+        "stages/evaluate/snapshots.png",
         "stages/evaluate/intervals.csv",
         "stages/evaluate/intervals.png",
     }
@@ -387,6 +388,32 @@ def test_features_are_drawn_whatever_there_is_of_them(held_out: int) -> None:
         picture = evidence.scattered(Features(train, [fake, fake], train[:held_out]))
         assert picture.size == (1100, 480)
         assert len(np.unique(np.asarray(picture.convert("RGB")).reshape(-1, 3), axis=0)) > 20
+
+
+@pytest.mark.parametrize("floors", [{}, {"kid_lite0_floor": 0.25, "precision_floor": 0.75}])
+def test_the_curves_are_the_snapshots_numbers_over_their_epochs(
+    monkeypatch: pytest.MonkeyPatch, floors: dict[str, float]
+) -> None:
+    """The way of the training would be drawn over other epochs, of other numbers, or without its floor."""
+    names, epochs = ("kid_lite0", "fd_lite0", *evidence.SHARES), [1, 5, 20]
+    drawn: list[Any] = []
+    save = evidence._drawn
+
+    def kept(figure: Any) -> Image.Image:
+        drawn.append(figure)
+        return save(figure)
+
+    monkeypatch.setattr(evidence, "_drawn", kept)
+    numbers: list[Numbers] = [{name: 0.1 * i + epoch for i, name in enumerate(names)} for epoch in epochs]
+    all_floors = {f"{name}_floor": floors.get(f"{name}_floor") for name in names}
+    picture = evidence.curves(epochs, numbers, ("kid_lite0", "fd_lite0"), all_floors)
+    assert picture.size == (1200, 400)
+    lines = [line for axes in drawn[0].axes for line in axes.lines]
+    curves = {line.get_label(): line.get_xydata().tolist() for line in lines if line.get_linestyle() == "-"}
+    assert curves == {name: [[e, n[name]] for e, n in zip(epochs, numbers, strict=True)] for name in names}
+    assert [line.get_ydata()[0] for line in lines if line.get_linestyle() == "--"] == list(floors.values())
+    assert [("dashed" in axes.get_xlabel()) for axes in drawn[0].axes] == [bool(floors), False, bool(floors)]
+    assert np.ptp(np.asarray(evidence.curves([], [], ("kid_lite0", "fd_lite0"), {}))) > 200, "no words"
 
 
 def test_mistakes_get_one_clear_line(checkout: Checkout) -> None:
