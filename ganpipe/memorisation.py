@@ -93,7 +93,7 @@ def verdict(ratio: float | None, authenticity: float, floor: float | None, held_
     if floor is None:
         return (
             f"unknown: {held_out} held-out images, at least {LEAST_HELD_OUT} are needed to know how near new "
-            "images come by themselves; raise preprocess.held_out"
+            "images come by themselves; keep more from training (preprocess.held_out, or --held-out of score)"
         )
     if ratio is None:
         return "unknown: half of the held-out images are copies of training images; remove the duplicates"

@@ -1,5 +1,6 @@
 """All numbers for any images on disk, with no pipeline around them: what `ganpipe score` does."""
 
+import functools
 import hashlib
 import json
 import sys
@@ -31,6 +32,15 @@ PROTOCOL = Evaluate(
     kid_subset_size=100,
     seed=0,
 )
+# What errors call a value in params.yaml → what it is here.
+HERE = {
+    "evaluate.neighbours: ": "",
+    "lower it or compare more images (sample.count)": "use fewer --sets or more pictures",
+    "evaluate.seeds": "--sets",
+    "evaluate.extractor": "--extractor",
+    "evaluate.weights": "--weights",
+    "evaluate.feature_resolution": "--feature-resolution",
+}
 # Pixels a side at which DINOv2 is mostly used; 128 is no multiple of its patches.
 DINOV2_SIDE = 224
 
@@ -97,7 +107,11 @@ def score(
     )
     rows, beyond_rows = (np.arange(len(each.images)) for each in (found["real"], beyond))
     known = Real(found["real"].images, rows, beyond.images, beyond_rows, found["real"].digest)
-    compared = comparison.compare(known, found["fake"].images, params, device)
+    try:
+        compared = comparison.compare(known, found["fake"].images, params, device)
+    except UserError as error:
+        words = functools.reduce(lambda text, each: text.replace(*each), HERE.items(), str(error))
+        raise UserError(words) from None
     if as_json:
         print(json.dumps(compared.metrics, indent=2))
     else:

@@ -109,8 +109,9 @@ def test_wrong_inputs_get_one_line(tmp_path: Path) -> None:
         (array(tmp_path / "none.npy", REAL[:0]), r"found uint8 0×28×28×1"),
         (
             array(tmp_path / "one.npy", REAL[:1]),
-            r"2 sets of at least 2 images cannot be cut from 1 generated",
+            r"^--sets: 2 sets of at least 2 images cannot be cut from 1 generated",
         ),
+        (array(tmp_path / "ten.npy", REAL[:10]), r"^5 neighbours need .* use fewer --sets or more pictures$"),
         (array(tmp_path / "small.npy", REAL[:, :20, :20]), r"--fake: .*20×20 px in grey, --real.*28×28 px"),
         (array(tmp_path / "rgb.npy", REAL.repeat(3, 3)), r"--fake: .*28×28 px in colour, --real: .*in grey"),
     ):
@@ -120,12 +121,12 @@ def test_wrong_inputs_get_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="30 real images are alike to lite0"):
         judged(array(tmp_path / "equal.npy", np.ones_like(REAL)), good)
     for extractor, weights, words in (
-        ("vgg", None, "found 'vgg', known are lite0"),
+        ("vgg", None, "^--extractor: found 'vgg', known are lite0"),
         ("lite0", str(tmp_path / "text.zip"), r"text\.zip: .* weights are damaged: sha256 .* reinstall"),
         (
             "inception",
             str(tmp_path / "none"),
-            r"the weights of inception are not there .*none.*; get weights-",
+            r"^--weights: the weights of inception are not there .*none.*; get weights-",
         ),
     ):
         with pytest.raises(UserError, match=words) as error:
