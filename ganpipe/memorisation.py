@@ -60,14 +60,16 @@ def neighbours(images: np.ndarray, train: np.ndarray, k: int = 3) -> Neighbours:
     """
     images, train = checked(images, train)
     k = min(k, len(train))
-    found = [np.argpartition(block, k - 1, axis=1)[:, :k] for block in squared_distances(images, train)]
-    indices = np.concatenate(found)
+    # Copied, because views keep the whole blocks in memory.
+    blocks = squared_distances(images, train)
+    indices = np.concatenate([np.argpartition(block, k - 1, axis=1)[:, :k].copy() for block in blocks])
     # Anew by subtraction: exact for near ones, which is where it counts.
     distances = np.stack([np.linalg.norm(images - train[column], axis=1) for column in indices.T], axis=1)
     order = np.argsort(distances, axis=1, kind="stable")
     distances, indices = (np.take_along_axis(each, order, axis=1) for each in (distances, indices))
     hit, place = np.unique(indices[:, 0], return_inverse=True)
-    squared = np.concatenate([np.partition(b, 1, axis=1)[:, 1] for b in squared_distances(train[hit], train)])
+    blocks = squared_distances(train[hit], train)
+    squared = np.concatenate([np.partition(block, 1, axis=1)[:, 1].copy() for block in blocks])
     return Neighbours(distances, indices, np.sqrt(squared)[place])
 
 

@@ -116,8 +116,8 @@ def balls(points: np.ndarray, k: int, side: str = "real") -> Balls:
     points, _ = checked(points, points)
     radii, total = [], 0.0
     for block in squared_distances(points, points):
-        # The 0th neighbour is the point itself.
-        radii.append(np.partition(block, k, axis=1)[:, k])
+        # The 0th neighbour is the point itself. Copied, because a view keeps the whole block in memory.
+        radii.append(np.partition(block, k, axis=1)[:, k].copy())
         total += float(np.sqrt(block, out=block).sum())
     return Balls(points, k, np.concatenate(radii), total / (len(points) * (len(points) - 1)))
 
@@ -159,7 +159,8 @@ def c2st_auc(real: np.ndarray, fake: np.ndarray, seed: int) -> float:
 
     A logistic classifier on whitened principal components; these and it are fitted to four fifths of both
     sets and tried on the last, in turn (a two-sample test after Lopez-Paz & Oquab 2017). 0.5: it cannot tell
-    them apart; 1: always. Below 0.5 is chance.
+    them apart; 1: always. A little below 0.5 is chance; far below, fake ones are copies: their twins,
+    which the classifier was fitted to, bear the other label.
     """
     from sklearn.decomposition import PCA
     from sklearn.linear_model import LogisticRegression

@@ -1,6 +1,8 @@
 """Copies of training images: found, however good all other numbers are."""
 
 import re
+import tracemalloc
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -26,6 +28,22 @@ def test_neighbours_are_the_plain_loops(monkeypatch: pytest.MonkeyPatch, block: 
         assert found.own[i] == pytest.approx(own)
         assert found.authentic[i] == (far[nearest[0]] > own)
         assert found.suspicion[i] == pytest.approx(far[nearest[0]] / own)
+
+
+@pytest.mark.parametrize(
+    "find", [neighbours, lambda images, train: metrics.manifold(images, train, 3)], ids=["near", "manifold"]
+)
+def test_memory_does_not_grow_with_the_pairs(
+    monkeypatch: pytest.MonkeyPatch, find: Callable[[np.ndarray, np.ndarray], object]
+) -> None:
+    """Ten thousand images would take gigabytes: the matrix of all pairs, which blocks are to avoid."""
+    monkeypatch.setattr(metrics, "BLOCK", 2**16)
+    rows, pairs = np.random.default_rng(0).standard_normal((1500, 4)), 1500**2 * 8
+    tracemalloc.start()
+    find(rows[:1400], rows[100:])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < pairs / 3
 
 
 def test_copies_are_flagged_and_new_images_are_not() -> None:
