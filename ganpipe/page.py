@@ -80,7 +80,8 @@ def text(
         f"**Training**: {how}",
         f"**Recipe**: {_recipe(values, tags)}",
     ]
-    if command := repeat(home, values, tags.get("ganpipe.git_commit")):
+    clean = tags.get("ganpipe.git_dirty") == "false"
+    if command := repeat(home, values, tags.get("ganpipe.git_commit"), clean):
         parts += [
             f"**Repeat it exactly** (on the same machine's CPU to the byte):\n\n```\n{command}\n```",
         ]
@@ -88,11 +89,12 @@ def text(
 
 
 def _table(metrics: Mapping[str, Any]) -> str:
-    lines = ["| metric | value | sd | floor |", "|---|---|---|---|"]
+    gap = "&emsp;"  # MLflow sets columns without any
+    lines = [f"| metric | value{gap} | sd{gap} | floor |", "|---|---|---|---|"]
     for name, value in metrics.items():
         if f"{name}_sd" in metrics and value is not None:
             sd, floor = (brief(metrics.get(name + end)) for end in ("_sd", "_floor"))
-            lines += [f"| {name} | **{brief(value)}** | {sd} | {floor} |"]
+            lines += [f"| {name}{gap} | **{brief(value)}**{gap} | {sd}{gap} | {floor} |"]
     return "\n".join(lines)
 
 
@@ -104,8 +106,15 @@ def _recipe(values: Mapping[str, Mapping[str, Any]], tags: Mapping[str, str]) ->
     return f"none; the network is {network} ({recipes.PAPERS[NETWORKS[network]]})"
 
 
-def repeat(home: Path, values: Mapping[str, Mapping[str, Any]], commit: str | None) -> str:
-    """Return the commands that make a run again from a commit; empty where the commit is not to be had."""
+def repeat(home: Path, values: Mapping[str, Mapping[str, Any]], commit: str | None, clean: bool) -> str:
+    """Return the commands that make a run again from a commit; empty where the commit is not to be had.
+
+    Args:
+        home: the checkout.
+        values: section → name → value of the run's params.
+        commit: that the run was made on.
+        clean: whether it was made with the commit's very code, whatever the checkout has now.
+    """
     if commit is None:
         return ""
     git = ["git", "-C", str(home)]
@@ -126,8 +135,9 @@ def repeat(home: Path, values: Mapping[str, Mapping[str, Any]], commit: str | No
         for name, value in part.items()
         if before[section].get(name) != value
     ]
-    edited = subprocess.run([*git, "diff", "--quiet", commit, "--", "ganpipe", "dvc.yaml"]).returncode
-    lines = ["# and the changes to the code that git diff shows"] if edited == 1 else []
+    differing = [*git, "diff", "--quiet", commit, "--", "ganpipe", "dvc.yaml"]
+    edited = not clean and subprocess.run(differing).returncode == 1
+    lines = ["# and the changes to the code that git diff shows"] if edited else []
     settings = [f"-S {shlex.quote(word)}" for word in recipes.overrides(words)]
     return "\n".join([f"git checkout {commit[:12]}", *lines, " ".join(["dvc exp run", *settings])])
 

@@ -656,7 +656,7 @@ class _Run:
 
         tags = experiment.tags
         if self.data.tags.get(DIRTY) == "false":
-            tags = tags | {COMMIT: self.data.tags[COMMIT]}
+            tags = tags | {COMMIT: self.data.tags[COMMIT], DIRTY: "false"}
         note, had = page.text(home, experiment.values, tags, folders), self.data.tags.get(page.NOTE, "")
         before, separator, others = had.partition(page.OTHERS)
         if note != before:

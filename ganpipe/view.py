@@ -87,7 +87,7 @@ def _state(runs: Sequence["Run"], step: int) -> dict[str, Any]:
         *(_chart("BAR", 1, key) for key in held("eval/recall", "eval/authenticity")),
         _line(2, "Both losses", ["train/d_loss", "train/g_loss"]),
         _line(2, "D's probability of real", ["train/d_real", "train/d_fake"]),
-        *(_line(3, key, [key]) for key in held(r"\w+/(kid_light|spread|real_spread)")),
+        *(_line(3, key, [key]) for key in held(r"train/(kid_light|spread|real_spread)")),
         _line(4, "images a second", ["perf/images_per_second"]),
     ]
     sections = [

@@ -40,18 +40,19 @@ def test_the_command_makes_the_very_params_again(checkout: Path, default_params:
         model__z_limit=1.5,
         evaluate__weights=None,
     )
-    command = page.repeat(checkout, changed.experiment, head)
+    command = page.repeat(checkout, changed.experiment, head, clean=False)
     lines = command.splitlines()
     assert lines[0] == f"git checkout {head[:12]}" and len(lines) == 2
     words = shlex.split(lines[1])
     assert words[:3] == ["dvc", "exp", "run"]
     settings = [word for word in words[3:] if word != "-S"]
     assert recipes.applied(default_params, settings, "command") == changed
-    assert page.repeat(checkout, default_params.experiment, head).endswith("\ndvc exp run")
+    assert page.repeat(checkout, default_params.experiment, head, clean=False).endswith("\ndvc exp run")
     (checkout / "ganpipe/train.py").write_text("print(1)\n")
-    assert "changes to the code" in page.repeat(checkout, changed.experiment, head)
-    assert page.repeat(checkout, changed.experiment, "0" * 40) == ""
-    assert page.repeat(checkout, changed.experiment, None) == ""
+    assert "changes to the code" in page.repeat(checkout, changed.experiment, head, clean=False)
+    assert page.repeat(checkout, changed.experiment, head, clean=True) == command, "edited after the run"
+    assert page.repeat(checkout, changed.experiment, "0" * 40, clean=True) == ""
+    assert page.repeat(checkout, changed.experiment, None, clean=False) == ""
 
 
 def test_a_run_is_called_after_its_recipe(default_params: Params) -> None:
@@ -90,7 +91,9 @@ def test_the_note_has_scores_beside_their_floors(tmp_path: Path, default_params:
     text = json.dumps(metrics)
     (folders["evaluate"] / "metrics.json").write_text(text)
     note = page.text(tmp_path, default_params.experiment, {}, folders)
-    assert "| kid_lite0 | **0.162** | 0.01 | -0.0012 |\n| recall | **0.7** | – | – |" in note
+    assert "| kid_lite0 | **0.162** | 0.01 | -0.0012 |\n| recall | **0.7** | – | – |" in note.replace(
+        "&emsp;", ""
+    )
     for words in (
         "4,451 images, 40 epochs in batches of 64, seed 0; ended: complete; interventions: 2",
         "`mnist5k`, 32 px, digest `dddddddddddddddd`",

@@ -118,6 +118,8 @@ def test_the_view_holds_what_is_looked_at_first(home: Path) -> None:
     ]
     assert "params.`train.glr`" in state["selectedColumns"]
     assert state["compareRunCharts"][0]["step"] > 0
+    later = [chart["metricKey"] for chart in state["compareRunCharts"] if chart["metricSectionId"] == "s3"]
+    assert later == ["train/kid_light", "train/spread"], "a single point is no curve"
     view.write(client, number)
     assert {run.info.run_id: run.data.tags[view.COLOUR] for run in client.search_runs([number])} == before
 
@@ -163,7 +165,7 @@ def keep(browser: Any, name: str) -> None:
         while True:
             # By the colours' extent: by their count, the few points of a run's colour would go into another.
             method = Image.Quantize.MAXCOVERAGE
-            small = picture.quantize(colours, method=method, dither=Image.Dither.NONE)
+            small = picture.quantize(colours, method=method, kmeans=1, dither=Image.Dither.NONE)
             small.save(Path(KEEP) / name, optimize=True)
             if (Path(KEEP) / name).stat().st_size < 150_000:
                 break
