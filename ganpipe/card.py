@@ -78,7 +78,17 @@ def _list(values: Mapping[str, Any]) -> str:
 
 def _training(model: Mapping[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {"network": NETWORKS[model["architecture"]]}
-    found |= {name: model[name] for name in ("nz", "z_distribution", "z_limit", "channels") if name in model}
+    sizes = (
+        "nz",
+        "z_distribution",
+        "z_limit",
+        "ngf",
+        "ndf",
+        "first_channels",
+        "discriminator_norm",
+        "channels",
+    )
+    found |= {name: model[name] for name in sizes if name in model}
     found |= {"training images": f"{model['train_images']:,}, digest {model['data_digest'][:16]}"}
     left_out = ("batch_per_resolution", "batch_size", "snapshot_epochs")
     found |= {"batch_size": model["batch_size"], "images seen": f"{model['nimg']:,}"}
@@ -113,6 +123,5 @@ def _cost(path: Path, model: Mapping[str, Any]) -> str:
         return ""
     seconds, rate = float(rows[-1]["seconds"]), statistics.median(float(r["images_per_second"]) for r in rows)
     device = f" on {model['device']}" if "device" in model else ""
-    return (
-        f"Training took {int(seconds // 60)} min {seconds % 60:.0f} s{device}, {rate:,.0f} images a second."
-    )
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"Training took {minutes} min {seconds} s{device}, {rate:,.0f} images a second."
