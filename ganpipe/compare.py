@@ -1,9 +1,9 @@
 """Finished experiments beside each other: the params that differ and the metrics, mean ± sd over the seeds.
 
 A cell is the experiments that differ in nothing but train.seed. Cells with the same training images and the
-same protocol of the metrics make a set, in which the one with the lowest mean KID is compared with each other
-one, seed by seed (verdict.py). Sets stand beside each other without a verdict, because their numbers do not
-mean the same.
+same protocol of the metrics make a set, in which the one with the lowest mean KID, of two seeds and more, is
+compared with each other one, seed by seed (verdict.py). Sets stand beside each other without a verdict,
+because their numbers do not mean the same.
 """
 
 import base64
@@ -252,8 +252,13 @@ def arrange(runs: Sequence[Run]) -> pd.DataFrame:
 
 
 def _judge(rows: list[dict[str, Any]]) -> None:
-    """Compare the first cell of a set, which has the lowest KID, with each other one."""
-    first, *others = rows
+    """Compare the cell of a set that has the lowest KID with each other one.
+
+    Of one seed, it would keep from a verdict all others, so the lowest of two seeds and more is taken.
+    """
+    several = [row for row in rows if sum(map(math.isfinite, row["scores"].values())) > 1]
+    first = (several or rows)[0]
+    others = [row for row in rows if row is not first]
     found = [verdict(row["scores"], first["scores"], len(others)) for row in others]
     for row, each in zip(others, found, strict=True):
         row["verdict"] = _words(each)
@@ -261,7 +266,8 @@ def _judge(rows: list[dict[str, Any]]) -> None:
             row |= zip(NUMBERS, (each.difference, each.low, each.high, each.pairs, each.seeds), strict=True)
     if others:
         every = all(each and each.word == "worse" for each in found)
-        first["verdict"] = "better than all others" if every else "lowest KID"
+        lowest = "lowest KID" if first is rows[0] else "lowest KID of two seeds and more"
+        first["verdict"] = "better than all others" if every else lowest
 
 
 def _words(found: Verdict | None) -> str:
@@ -290,8 +296,9 @@ def explained(frame: pd.DataFrame) -> list[str]:
         found += [f"{row['cell']}: {words}."] if words else []
     if frame["verdict"].any():
         found.append(
-            "Verdicts are against the lowest KID of the set: the difference in KID, lower being better, and "
-            "its 95 % interval over the seeds that both have, for all comparisons of the set together."
+            "Verdicts are against the lowest KID of two seeds and more: the difference in KID, lower being "
+            "better, and its 95 % interval over the seeds that both have, for all comparisons of the set "
+            "together."
         )
     first = frame.drop_duplicates("set").to_dict("records")
     for other in first[1:]:
@@ -305,10 +312,14 @@ def explained(frame: pd.DataFrame) -> list[str]:
 def _differences(one: dict[Any, Any], other: dict[Any, Any]) -> list[str]:
     """Name what makes the numbers of two cells incomparable."""
     images = f"training images {one['data'][:8]} against {other['data'][:8]}"
-    parts = (re.split("[;,] ", str(row["protocol"])) for row in (one, other))
+    parts: list[tuple[str, str]] = []
+    # The extractor; then how it is used.
+    for pair in zip_longest(*(str(row["protocol"]).split("; ") for row in (one, other)), fillvalue=""):
+        a, b = (each.split(", ") for each in pair)
+        parts += zip(a, b, strict=True) if len(a) == len(b) else [(pair[0], pair[1])]
     return [
         *([images] if one["data"] != other["data"] else []),
-        *(f"{a or 'nothing'} against {b or 'nothing'}" for a, b in zip_longest(*parts) if a != b),
+        *(f"{a or 'nothing'} against {b or 'nothing'}" for a, b in parts if a != b),
     ]
 
 
@@ -357,10 +368,7 @@ def _page(frame: pd.DataFrame, runs: Sequence[Run], remarks: Sequence[str], titl
         return "".join(f"<{tag}{k}>{html.escape(c)}</{tag}>" for k, c in zip(kinds, cells, strict=True))
 
     by_name = {run.name: run for run in runs}
-    losses = np.concatenate([run.history[list(COLOURS)].to_numpy().ravel() for run in runs])
-    # All plots have one scale, which shows all but the outermost hundredth.
-    low, high = map(float, np.quantile(losses[np.isfinite(losses)], [0.005, 0.995]))
-    limits = (min(0.0, low), max(1.0, 1.05 * high))
+    limits = _limits([run.history[list(COLOURS)].to_numpy() for run in runs])
     parts = [f"<h1>{html.escape(title)}</h1>", *(f"<p>{html.escape(remark)}</p>" for remark in remarks)]
     lines = [line(header, "th").replace(".", ".<wbr>"), *(line(row, "td") for row in rows)]
     parts += ['<div class="wide"><table>', *(f"<tr>{cells}</tr>" for cells in lines), "</table></div>"]
@@ -374,6 +382,16 @@ def _page(frame: pd.DataFrame, runs: Sequence[Run], remarks: Sequence[str], titl
     head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{STYLE}</style>'
     body = "\n".join(parts)
     return f"<!DOCTYPE html>\n<html><head>{head}</head>\n<body>{body}</body></html>\n"
+
+
+def _limits(losses: Sequence[np.ndarray]) -> tuple[float, float]:
+    """Return one scale for all plots: all but each run's outermost hundredth, and what a runaway run does."""
+    ends = [
+        np.quantile(each[np.isfinite(each)], [0.005, 0.995]) for each in losses if np.isfinite(each).any()
+    ]
+    lows, highs = np.array(ends or [[0.0, 1.0]]).T
+    high = highs[highs <= 10 * max(1.0, float(np.median(highs)))].max()
+    return max(min(0.0, lows.min()), -float(high)), max(1.0, 1.05 * float(high))
 
 
 def _figure(row: dict[Any, Any], runs: Sequence[Run], limits: tuple[float, float]) -> str:

@@ -109,6 +109,24 @@ def test_without_two_seeds_in_common_there_is_no_verdict() -> None:
     assert list(compare.arrange([run("a-s0", 0, 0.1)])["verdict"]) == [""]
 
 
+def test_a_cell_of_one_seed_keeps_no_other_from_its_verdict() -> None:
+    """One lucky run would leave a whole grid without a verdict."""
+    runs = [run("lucky-s0", 0, 0.01, {"train.glr": 9}), *three_cells()[:4]]
+    frame = compare.arrange(runs).set_index("cell")
+    assert list(frame.index) == ["lucky", "grid-glr=0.002", "grid-glr=0.001"]
+    assert frame["verdict"]["lucky"] == "no verdict: fewer than 2 seeds in common"
+    assert frame["verdict"]["grid-glr=0.002"] == "lowest KID of two seeds and more"
+    assert frame["verdict"]["grid-glr=0.001"].startswith("not distinguishable: +0.3")
+
+
+def test_a_runaway_run_flattens_no_other_runs_curves() -> None:
+    """All other plots would look empty; or, with a scale each, runs not compare."""
+    usual = [np.array([[0.7, float(top)], [1.0, np.nan]]) for top in (2, 3, 4)]
+    low, high = compare._limits([*usual, np.array([[-1e9, 1e9]]), np.array([[np.nan]])])
+    assert 4 < high < 4.5 and -4.5 < low <= 0
+    assert compare._limits([np.array([[np.nan]])]) == (0, 1.05)
+
+
 def test_runs_that_ended_badly_are_marked() -> None:
     """A run that was saved from itself, or stopped half-way, would pass for one that trained through."""
     runs = [
@@ -128,20 +146,22 @@ def test_what_does_not_compare_gets_no_verdict_and_the_difference_is_named() -> 
     other = [
         run("mnist-s0", 0, 0.01, data="bbbbbbbb"),
         run("celeba-s0", 0, 0.02, protocol="EfficientNet-Lite0, 128 px; n=60 in 3 sets, k=5"),
+        run("pixels-s0", 0, 0.02, protocol="pixels; n=60 in 3 sets, k=5", extractor="pixels"),
         run("fid-s0", 0, 0.02, protocol="Inception, 299 px; n=60 in 3 sets, k=5", extractor="inception"),
     ]
     frame = compare.arrange([*three_cells(), *other])
-    assert list(frame["set"]) == [1, 1, 1, 2, 3, 4]
-    assert [bool(text) for text in frame["verdict"]] == [True, True, True, False, False, False]
+    assert list(frame["set"]) == [1, 1, 1, 2, 3, 4, 5]
+    assert [bool(text) for text in frame["verdict"]] == [True, True, True, False, False, False, False]
     header, rows = compare.texts(frame)
     assert header[:2] == ["set", "cell"]
-    assert [row[0] for row in rows] == ["1", "1", "1", "", "2", "", "3", "", "4"]
+    assert [row[0] for row in rows] == ["1", "1", "1", "", "2", "", "3", "", "4", "", "5"]
     refused = [line for line in compare.explained(frame) if line.startswith("No verdict")]
     for line, difference in zip(
         refused,
         (
             "training images aaaaaaaa against bbbbbbbb",
             "n=100 in 3 sets against n=60 in 3 sets",
+            "EfficientNet-Lite0, 128 px against pixels, n=100 in 3 sets against n=60 in 3 sets",
             "EfficientNet-Lite0 against Inception, 128 px against 299 px, n=100 in 3 sets against n=60 in "
             "3 sets",
         ),
