@@ -108,8 +108,13 @@ def drop_after(folder: Path, step: int) -> None:
         files.sync(folder)  # a power cut must not bring them back
 
 
-def environment(device: str) -> dict[str, str]:
-    """Describe what decides the last bits of a step on a device, besides the code and the params."""
+def environment(device: str, recorded: bool = False) -> dict[str, str]:
+    """Describe what decides the last bits of a step on a device, besides the code and the params.
+
+    Args:
+        device: a torch device.
+        recorded: whether the step is replayed as a graph.
+    """
     ranks = 1
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         ranks = torch.distributed.get_world_size()
@@ -124,6 +129,7 @@ def environment(device: str) -> dict[str, str]:
     }
     if torch.device(device).type == "cuda":
         found["the GPU"] = torch.cuda.get_device_name(device)
+        found["the step"] = "recorded" if recorded else "plain"
         found["CUDA"] = str(torch.version.cuda)
         found["cuDNN"] = str(torch.backends.cudnn.version())
     return found

@@ -69,7 +69,7 @@ def recorded(
             for _ in range(2):
                 replay()
                 again.append([number.clone() for number in found])
-        apart = max(map(_apart, itertools.chain(*numbers), itertools.chain(*again)))
+        apart = _apart(*(torch.cat([*itertools.chain(*each)]) for each in (numbers, again)))
     except (RuntimeError, NotImplementedError) as error:
         print(
             f"train: no graph of the step: {str(error).splitlines()[0]}; it goes on without", file=sys.stderr
@@ -107,7 +107,7 @@ def _cuda_graph(step: Callable[[], None]) -> Callable[[], None]:
 
 
 def _apart(a: torch.Tensor, b: torch.Tensor) -> float:
-    """Return the largest difference of two tensors, as a share of the larger number, at least of 1."""
+    """Return the largest difference of two vectors, as a share of the larger number or of 1; NaN with one."""
     difference = (a - b).abs() / torch.maximum(a.abs(), b.abs()).clamp(min=1)
     return float(difference.max())
 

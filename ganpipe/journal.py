@@ -49,6 +49,7 @@ class Journal:
         networks: dict[str, nn.Module],
         optimizers: dict[str, torch.optim.Optimizer],
         device: torch.device,
+        recorded: bool,
         log_seconds: float,
         checkpoint_seconds: float,
     ) -> None:
@@ -57,7 +58,7 @@ class Journal:
         self.sampled, self.best = networks.get("G_ema", networks["G"]), networks.get("G_best")
         self.folder = interventions.attempt_folder(plan.folder, course.attempt)
         self.healthy = interventions.healthy_folder(plan.folder, course.attempt)
-        self.environment = checkpoint.environment(str(device))
+        self.environment = checkpoint.environment(str(device), recorded)
         self.start = self._restored()
         self.events = self._events_until(self.start)
         self._describe({})

@@ -136,7 +136,7 @@ def _loop(
         precision.apply(network, params.precision, device.type)
 
     # Go on from the last checkpoint of an interrupted run of this very training, if there is one.
-    kept = networks, optimizers, device, log_seconds, checkpoint_seconds
+    kept = networks, optimizers, device, record, log_seconds, checkpoint_seconds
     journal = Journal(plan, course, *kept) if place.first else None
     start = checkpoint.share(place, journal.start if journal else 0, networks, optimizers)
     own, part, labels = place.part(B), params.micro_batch_size or B, (params.real_label, params.fake_label)

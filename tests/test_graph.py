@@ -115,6 +115,12 @@ def test_what_cannot_be_recorded_goes_on_without(
     assert training.bytes() == plain.bytes()
 
 
+def test_a_number_that_is_none_is_no_agreement() -> None:
+    """A recording that gives NaN only in its last numbers would pass, and the training would be lost."""
+    assert not graph._apart(torch.tensor([1.0, torch.nan]), torch.ones(2)) <= 1e9
+    assert graph._apart(torch.tensor([200.0, 0.5]), torch.tensor([100.0, 0.25])) == 0.5
+
+
 def test_where_it_is_possible(capsys: pytest.CaptureFixture[str]) -> None:
     """Only a GPU records, and only a step that waits for nobody."""
     assert not graph.possible(torch.device("cpu"), Ranks())
