@@ -3,15 +3,14 @@
 import errno
 import importlib
 import os
-import struct
 import warnings
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import cache, lru_cache
 from io import BytesIO
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import imagehash
 import numpy as np
@@ -21,6 +20,7 @@ from ganpipe import crops
 from ganpipe.crops import Box, Crop, Rejected, Target
 from ganpipe.errors import UserError
 
+Result = TypeVar("Result")
 # Only these decoders ever see a file: formats that people keep pictures in, whose decoders are well tried.
 FORMATS = ("JPEG", "AVIF", "BMP", "GIF", "HEIF", "MPO", "PNG", "TIFF", "WEBP")
 Image.init()
@@ -54,12 +54,12 @@ SIDEWAYS, FROM_RIGHT, FROM_BOTTOM = (
 # A JPEG is decoded at a smaller size if that is at least so many times the resolution: the result then
 # differs by less than 1 grey level on average (docs/data.md).
 DRAFT = 2.5
-# Pixels a side, at least, of the copy that is hashed.
-HASHED = 16
+# Width and height in pixels, at least, of the copy that is hashed.
+HASHED = 9, 8
 
 
 class Member(NamedTuple):
-    """A picture in fetch's archive: number, offset of its local header, bytes, their CRC-32, landmarks."""
+    """A picture in fetch's archive: number, offset of its first byte, bytes, their CRC-32, landmarks."""
 
     row: int
     offset: int
@@ -68,7 +68,8 @@ class Member(NamedTuple):
     points: tuple[float, ...] | None
 
 
-# Width, height, left, top, right and bottom of the crop, its angle, scale and hash, as in Prepared.
+# Width, height, left, top, right and bottom of the crop, its angle and scale, as in Prepared, and the 64 bits
+# of the difference hash of the pixels, alike for pictures that look alike.
 Facts = tuple[int, int, int, int, int, int, float, float, int]
 
 
@@ -76,19 +77,22 @@ class Prepared(NamedTuple):
     """A training image.
 
     Attributes:
-        pixels: uint8 H×W×C in [0, 255].
+        image: it, of mode L or RGB.
         width: of the source in pixels, after its EXIF rotation; height likewise.
         crop: the part of it in those pixels.
         scale: resolution divided by the crop's side (the shorter one); above 1 the picture was enlarged.
-        hash: the 64 bits of the difference hash of the pixels, alike for pictures that look alike.
     """
 
-    pixels: np.ndarray
+    image: Image.Image
     width: int
     height: int
     crop: Crop
     scale: float
-    hash: int
+
+    @property
+    def pixels(self) -> np.ndarray:
+        """uint8 H×W×C in [0, 255]."""
+        return np.asarray(self.image).reshape(self.image.height, self.image.width, -1)
 
 
 def prepare(data: bytes, target: Target, points: tuple[float, ...] | None = None) -> Prepared:
@@ -101,8 +105,9 @@ def prepare(data: bytes, target: Target, points: tuple[float, ...] | None = None
     Raises:
         Rejected: with the reason.
     """
-    with _reasons(data):
-        return _prepare(data, target, points)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return _or_reason(_prepare, data, target, points)
 
 
 def decoded(data: bytes) -> Image.Image:
@@ -111,20 +116,18 @@ def decoded(data: bytes) -> Image.Image:
     Raises:
         Rejected: with the reason.
     """
-    with _reasons(data):
-        loaded = _loaded(data, min_side=1)
-        mode = "L" if loaded.image.mode in ("L", "LA") else "RGB"
-        return _flat(loaded.image, loaded.profile, WHITE).convert(mode)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return _or_reason(_decoded, data)
 
 
-@contextmanager
-def _reasons(data: bytes) -> Iterator[None]:
-    """Turn whatever a decoder raises on a file's bytes into Rejected."""
+def _or_reason(function: Callable[..., Result], data: bytes, *more: Any) -> Result:
+    """Return function(data, *more); whatever a decoder raises on a file's bytes becomes Rejected.
+
+    Warnings are to be off: Pillow warns of odd metadata and of 89 to 179 megapixels; MAX_PIXELS is the rule.
+    """
     try:
-        with warnings.catch_warnings():
-            # Pillow warns of odd metadata and of 89 to 179 megapixels; MAX_PIXELS is the rule here.
-            warnings.simplefilter("ignore")
-            yield
+        return function(data, *more)
     except (Rejected, MemoryError):
         raise  # Out of memory is the worker's to tell.
     except UnidentifiedImageError:
@@ -141,41 +144,74 @@ def _reasons(data: bytes) -> Iterator[None]:
         raise Rejected(f"damaged ({type(error).__name__})") from None
 
 
-def prepare_member(member: Member, archive: Path, target: Target, rows: Path, start: int) -> Facts | str:
-    """Prepare a picture out of a zip that does not compress, and write its pixels into its row of a file.
+def _decoded(data: bytes) -> Image.Image:
+    loaded = _loaded(data, min_side=1)
+    mode = "L" if loaded.image.mode in ("L", "LA") else "RGB"
+    return _flat(loaded.image, loaded.profile, WHITE).convert(mode)
 
-    Args:
-        member: of the zip.
-        archive: the zip.
-        target: what the pixels are to be.
-        rows: the file. A pipe to the process that wants them would take a tenth of the whole time.
-        start: bytes before its first row.
 
-    Returns:
-        its facts, as plain values; or the reason why it is rejected, and what is in its row means nothing.
+def prepare_member(member: Member, archive: Path, target: Target) -> tuple[int, Prepared] | str:
+    """Prepare a picture out of a zip that does not compress; return its row and it, or why it is rejected.
+
+    Warnings are to be off, as for workers they are.
 
     Raises:
         UserError: the archive is damaged.
-        OSError: the disk is full, or the like.
     """
     try:
         if member.size > MAX_BYTES:
             raise Rejected(f"larger than {MAX_BYTES >> 20} MB")
-        made = prepare(_read(member, archive), target, member.points)
-        file, place = _opened(rows, os.O_WRONLY), start + member.row * made.pixels.nbytes
-        if os.pwrite(file, made.pixels.data, place) < made.pixels.nbytes:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return made.width, made.height, *made.crop.box, made.crop.angle, made.scale, made.hash
+        return member.row, _or_reason(_prepare, _read(member, archive), target, member.points)
     except Rejected as reason:
         return str(reason)
 
 
+def store(made: list[tuple[int, Prepared] | str], path: Path, start: int) -> list[Facts | str]:
+    """Write the pixels of what `prepare_member` returned for some pictures into their rows of a file.
+
+    A pipe to the process that wants them would take a tenth of the whole time; a row at a time, and its hash
+    after each decoding, half of that.
+
+    Args:
+        made: in ascending order.
+        path: the file. The rows of rejected pictures stay as they are.
+        start: bytes before its first row.
+
+    Returns:
+        for each the facts, as plain values, or the reason.
+
+    Raises:
+        OSError: the disk is full, or the like.
+    """
+    file = _opened(path, os.O_WRONLY)
+    found: list[Facts | str] = []
+    first = 0
+    run: list[bytes] = []
+    for entry in made:
+        if isinstance(entry, str):
+            found.append(entry)
+            continue
+        row, (image, width, height, crop, scale) = entry
+        if row != first + len(run):
+            _write(file, start, first, run)
+            first, run = row, []
+        run.append(image.tobytes())
+        # Of a smaller copy, which says the same in half the time.
+        small = image.reduce((max(1, image.width // HASHED[0]), max(1, image.height // HASHED[1])))
+        code = int.from_bytes(np.packbits(imagehash.dhash(small).hash).tobytes())
+        found.append((width, height, *crop.box, crop.angle, scale, code))
+    _write(file, start, first, run)
+    return found
+
+
+def _write(file: int, start: int, first: int, rows: list[bytes]) -> None:
+    data = b"".join(rows)
+    if rows and os.pwrite(file, data, start + first * len(rows[0])) < len(data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
 def _read(member: Member, archive: Path) -> bytes:
-    file = _opened(archive, os.O_RDONLY)
-    header = os.pread(file, 30, member.offset)
-    # The local header ends in the lengths of the name and of the extra field, which the data follow.
-    start = member.offset + 30 + sum(struct.unpack("<2H", header[26:].ljust(4, b"\0")))
-    data = os.pread(file, member.size, start)
+    data = os.pread(_opened(archive, os.O_RDONLY), member.size, member.offset)
     if zlib.crc32(data) != member.crc or len(data) != member.size:
         raise UserError(f"{archive}: damaged; run the fetch stage again")
     return data
@@ -210,10 +246,7 @@ def _prepare(data: bytes, target: Target, points: tuple[float, ...] | None) -> P
         image = canvas
     if image.mode != mode:
         image = image.convert(mode)
-    pixels = np.asarray(image).reshape(side, side, target.channels)
-    # Of a smaller copy, which says the same in half the time.
-    bits = np.packbits(imagehash.dhash(image.reduce(max(1, side // HASHED))).hash)
-    return Prepared(pixels, width, height, crop, scale, int.from_bytes(bits.tobytes()))
+    return Prepared(image, width, height, crop, scale)
 
 
 class _Loaded(NamedTuple):

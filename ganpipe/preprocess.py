@@ -18,7 +18,7 @@ from ganpipe import files, report
 from ganpipe.crops import Target
 from ganpipe.duplicates import originals
 from ganpipe.errors import UserError
-from ganpipe.images import Facts, Member, prepare_member
+from ganpipe.images import Facts, Member, prepare_member, store
 from ganpipe.packed import IMAGES, INDEX
 from ganpipe.params import Preprocess
 from ganpipe.progress import Progress
@@ -67,8 +67,9 @@ def preprocess(
     with files.whole(out / IMAGES) as temporary:
         temporary.unlink(missing_ok=True)  # a killed run's, which a worker of it may hold yet
         start = _write_header(temporary, len(members), target)
-        read = partial(prepare_member, archive=source / ARCHIVE, target=target, rows=temporary, start=start)
-        results = in_order(read, members, workers or _cores(), LIMITS, CHUNK_FILES)
+        read = partial(prepare_member, archive=source / ARCHIVE, target=target)
+        keep = partial(store, path=temporary, start=start)
+        results = in_order(read, members, workers or _cores(), LIMITS, CHUNK_FILES, keep)
         table, reasons = _pack(temporary, results, manifest, target, params.held_out)
         copies, pairs = _copies(temporary, table, params.duplicates == "drop")
         if copies["dropped"].any():
@@ -257,9 +258,11 @@ def _members(archive: zipfile.ZipFile, points: dict[str, tuple[float, ...]]) -> 
     members = archive.infolist()
     if any(member.compress_type != zipfile.ZIP_STORED for member in members):
         raise UserError(f"{archive.filename}: not as fetch writes it; run the fetch stage again")
+    # Each ends where the next one's header begins, and the last where the table of all does.
+    ends = [*(m.header_offset for m in members[1:]), archive.start_dir]
     return [
-        Member(row, m.header_offset, m.file_size, m.CRC, points.get(m.filename))
-        for row, m in enumerate(members)
+        Member(row, end - m.file_size, m.file_size, m.CRC, points.get(m.filename))
+        for row, (m, end) in enumerate(zip(members, ends, strict=True))
     ]
 
 

@@ -7,18 +7,19 @@ import os
 import resource
 import signal
 import time
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from ganpipe.errors import UserError
 
 Task = TypeVar("Task")
-Result = TypeVar("Result")
+Made = TypeVar("Made")
 # Seconds between messages of a busy worker; with fewer, more tasks are in doubt when it is lost.
 FLUSH = 0.1
 # Seconds in which a worker must have started.
@@ -45,9 +46,14 @@ class Limits:
 
 
 def in_order(
-    function: Callable[[Task], Result], tasks: Iterable[Task], workers: int, limits: Limits, chunk: int = 64
-) -> Iterator[Result | Lost]:
-    """Yield function(task) for each task, in their order, from `workers` processes.
+    function: Callable[[Task], Made],
+    tasks: Iterable[Task],
+    workers: int,
+    limits: Limits,
+    chunk: int = 64,
+    finish: Callable[[list[Made]], list[Any]] = list,
+) -> Iterator[Any]:
+    """Yield the result of function(task), or Lost, for each task, in their order, from `workers` processes.
 
     A worker that dies, hangs or needs too much memory is replaced. The tasks that it had not answered are
     tried again, each alone in its worker, and only one that ends that one too is lost.
@@ -58,17 +64,19 @@ def in_order(
         workers: processes.
         limits: of each task.
         chunk: tasks that a worker gets in one message; 2·workers + 2 chunks of results wait at most.
+        finish: called by a worker with what function returned for some tasks, in their order, before it sends
+            them; returns their results.
 
     Raises:
         UserError: a worker cannot start.
     """
     fresh = iter(enumerate(tasks))
     doubtful: deque[tuple[int, Task]] = deque()
-    done: dict[int, Result | Lost] = {}
+    done: dict[int, Any] = {}
     wanted = handed = 0
-    pool: list[_Worker[Task, Result]] = []
+    pool: list[_Worker[Task, Made]] = []
     try:
-        pool.extend(_Worker(function, limits) for _ in range(workers))
+        pool.extend(_Worker(function, limits, finish) for _ in range(workers))
         while True:
             for worker in pool:
                 if worker.pending and (doubtful or worker.alone):
@@ -88,7 +96,7 @@ def in_order(
                 answers = worker.answers() if connection in ready else None if overdue else []
                 if answers is None:
                     reason = worker.lost(overdue)
-                    pool[pool.index(worker)] = _Worker(function, limits)
+                    pool[pool.index(worker)] = _Worker(function, limits, finish)
                     if worker.alone:
                         done[worker.pending[0][0]] = Lost(reason)
                     else:
@@ -103,10 +111,12 @@ def in_order(
             worker.end()
 
 
-class _Worker(Generic[Task, Result]):
+class _Worker(Generic[Task, Made]):
     """A process, and the tasks (with their numbers) that it has not answered yet."""
 
-    def __init__(self, function: Callable[[Task], Result], limits: Limits) -> None:
+    def __init__(
+        self, function: Callable[[Task], Made], limits: Limits, finish: Callable[[list[Made]], list[Any]]
+    ) -> None:
         self.limits = limits
         self.pending: deque[tuple[int, Task]] = deque()
         self.alone = self.started = False
@@ -114,7 +124,7 @@ class _Worker(Generic[Task, Result]):
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(PRELOADED)
         self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=_work, args=(theirs, function, limits), daemon=True)
+        self.process = context.Process(target=_work, args=(theirs, function, limits, finish), daemon=True)
         self.process.start()
         theirs.close()
         self.heard = time.monotonic()
@@ -129,7 +139,7 @@ class _Worker(Generic[Task, Result]):
             with contextlib.suppress(OSError):  # It is dead, as the next look at its connection will tell.
                 self.connection.send([task for _, task in tasks])
 
-    def answers(self) -> list[tuple[int, Result]] | None:
+    def answers(self) -> list[tuple[int, Any]] | None:
         """Take what it has sent, with the tasks' numbers; None: it is dead."""
         try:
             answers = self.connection.recv()
@@ -168,25 +178,31 @@ class _Worker(Generic[Task, Result]):
         self.connection.close()
 
 
-def _work(connection: Connection, function: Callable[[Task], Result], limits: Limits) -> None:
+def _work(
+    connection: Connection,
+    function: Callable[[Task], Made],
+    limits: Limits,
+    finish: Callable[[list[Made]], list[Any]],
+) -> None:
     """Answer tasks until the other end closes. What libraries print here is lost."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's.
     _limit_memory(limits.memory)
+    warnings.simplefilter("ignore")
     gc.freeze()  # What is imported stays: no look through it for garbage.
-    answers: list[Result] = []
+    made: list[Made] = []
     try:
-        connection.send(answers)
+        connection.send(made)
         while True:
             tasks, sent = connection.recv(), time.monotonic()
             for task in tasks:
                 # The kernel ends a worker that hangs, be it in C code, and even when its parent is gone.
                 signal.setitimer(signal.ITIMER_REAL, limits.seconds)
-                answers.append(function(task))
-                signal.setitimer(signal.ITIMER_REAL, 0)
+                made.append(function(task))
                 if time.monotonic() - sent > FLUSH or task is tasks[-1]:
-                    connection.send(answers)
-                    answers, sent = [], time.monotonic()
+                    signal.setitimer(signal.ITIMER_REAL, 0)
+                    connection.send(finish(made))
+                    made, sent = [], time.monotonic()
     except MemoryError:
         os._exit(OUT_OF_MEMORY)
     except (EOFError, BrokenPipeError, ConnectionResetError):

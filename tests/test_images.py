@@ -16,7 +16,7 @@ import pytest
 from PIL import Image, ImageCms
 
 from ganpipe.crops import Rejected, Target
-from ganpipe.images import DEPTHS, MAX_PIXELS, Member, Prepared, prepare, prepare_member
+from ganpipe.images import DEPTHS, MAX_PIXELS, Member, Prepared, prepare, prepare_member, store
 
 WHOLE = Target("none", None, None, 0.0, 8, 32, 3, (255, 255, 255))
 GREY = replace(WHOLE, channels=1)
@@ -328,11 +328,25 @@ def test_a_full_disk_is_no_image(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.writestr("a.png", encoded(quarters()))
         entry = archive.infolist()[0]
-    member = Member(0, entry.header_offset, entry.file_size, entry.CRC, None)
+    member = Member(0, archive.start_dir - entry.file_size, entry.file_size, entry.CRC, None)
+    made = prepare_member(member, tmp_path / "a.zip", WHOLE)
     rows = tmp_path / "rows"
     rows.touch()
-    assert isinstance(prepare_member(member, tmp_path / "a.zip", WHOLE, rows, 100), tuple)
+    assert isinstance(store([made], rows, 100)[0], tuple)
     assert rows.stat().st_size == 100 + prepare(encoded(quarters()), WHOLE).pixels.nbytes
     with pytest.raises(OSError) as caught:
-        prepare_member(member, tmp_path / "a.zip", WHOLE, Path("/dev/full"), 0)
+        store([made], Path("/dev/full"), 0)
     assert caught.value.errno == errno.ENOSPC
+
+
+def test_images_are_stored_in_their_rows(tmp_path: Path) -> None:
+    """An image in the row of a rejected one would bear another's name."""
+    made = [(row, prepare(encoded(quarters().rotate(90 * row)), WHOLE)) for row in (0, 1, 3)]
+    rows = tmp_path / "rows"
+    rows.write_bytes(b"head" + bytes(4 * made[0][1].pixels.nbytes))
+    found = store([*made[:2], "no picture", *made[2:]], rows, 4)
+    pixels = np.frombuffer(rows.read_bytes(), np.uint8, offset=4).reshape(4, 32, 32, 3)
+    for row, image in made:
+        np.testing.assert_array_equal(pixels[row], image.pixels)
+        assert found[row][:4] == (32, 32, 0, 0)
+    assert not pixels[2].any() and found[2] == "no picture"

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 from conftest import ROOT
-from tasks import work
+from tasks import shout, work
 
 from ganpipe.errors import UserError
 from ganpipe.workers import Limits, Lost, in_order
@@ -32,6 +32,13 @@ def test_each_kind_of_loss_costs_one_task(workers: int) -> None:
     expected[20] = expected[91] = Lost(MEMORY)
     expected[90] = Lost(TIME)
     assert found == expected
+
+
+def test_what_is_finished_together_is_answered_one_by_one() -> None:
+    """A result would go to another task, or be lost with the worker that had it."""
+    tasks = [f"good {i}" for i in range(20)] + ["crash"] + [f"fine {i}" for i in range(20)]
+    found = list(in_order(work, tasks, 2, LIMITS, chunk=8, finish=shout))
+    assert found == [Lost("crashes its reader (SIGSEGV)") if t == "crash" else t.upper() for t in tasks]
 
 
 def test_a_stopped_worker_is_noticed() -> None:
@@ -82,7 +89,7 @@ def test_workers_end_when_their_parent_is_killed(tmp_path: Path) -> None:
     script = tmp_path / "parent.py"
     script.write_text("""
 from ganpipe.workers import Limits, in_order
-from tasks import work
+from tasks import shout, work
 if __name__ == "__main__":
     for result in in_order(work, ["a", "spin", "b"], 2, Limits(1.0, 1 << 28), chunk=1):
         print(result, flush=True)

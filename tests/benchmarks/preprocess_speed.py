@@ -1,10 +1,10 @@
 """Speed and memory of the stage preprocess, against nothing but Pillow's decoder and resize on every core.
 
 Two sets of JPEG files made here, 178×218 to 64 px and 1,024×1,024 to 192 px, go through the real stage and
-through a bare loop in as many processes, in turn; the best round of each counts. CPU time, of all processes
-together, is what other work on the machine changes least. The stage's figures are given without what 64
-pictures take, which is its start and its report, and with everything. With --memory, 200,000 small files
-instead.
+through a bare loop in as many processes, in turn; each run of the stage is compared with the loops before and
+after it, and the median counts. CPU time is of all processes together. The stage's figures are given without
+what 64 pictures take, which is its start and its report, and with everything. With --memory, 200,000 small
+files instead.
 
     python tests/benchmarks/preprocess_speed.py
     python tests/benchmarks/preprocess_speed.py --memory
@@ -140,15 +140,20 @@ def stage(root: Path, resolution: int, workers: int) -> tuple[float, float, floa
     return took, sum(seconds.values()), most[0], reading
 
 
+def spread(ratios: np.ndarray) -> str:
+    """Write the median and the ends."""
+    return f"{np.median(ratios):.2f} ({ratios.min():.2f} to {ratios.max():.2f})"
+
+
 def main() -> None:
     """Make the pictures, run both in turn, print the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--memory", action="store_true", help="200,000 files of 64×64 to 64 px, once")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--images", type=int, default=20_000, help="of 178×218; a twentieth of large ones")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--images", type=int, default=20_000, help="of 178×218; a tenth of large ones")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
     given = parser.parse_args()
-    settings = [(given.images, 178, 218, 64), (given.images // 20, 1024, 1024, 192)]
+    settings = [(given.images, 178, 218, 64), (given.images // 10, 1024, 1024, 192)]
     if given.memory:
         settings, given.rounds = [(200_000, 64, 64, 64)], 1
     for count, width, height, side in settings:
@@ -157,25 +162,34 @@ def main() -> None:
             write(few, FEW, width, height, given.workers)
             write(root, count, width, height, given.workers)
             archive = str(root / "stages/fetch/images.zip")
-            loops, runs = [], []
-            for _ in range(given.rounds):
+            parts = [(archive, i, given.workers, side) for i in range(given.workers)]
+
+            def loop(parts: list[tuple[str, int, int, int]] = parts) -> np.ndarray:
                 with multiprocessing.Pool(given.workers) as pool:
-                    parts = [(archive, i, given.workers, side) for i in range(given.workers)]
-                    loops.append(np.array(pool.starmap(bare, parts, chunksize=1)))
+                    clock, cpu = np.array(pool.starmap(bare, parts, chunksize=1)).T
+                return np.array([clock.max(), cpu.sum()])
+
+            loops, runs = [loop()], []
+            for _ in range(given.rounds):
                 runs.append(np.array([*stage(root, side, given.workers), *stage(few, side, given.workers)]))
-        rate = max(count / loop[:, 0].max() for loop in loops)
-        cpu = min(loop[:, 1].sum() for loop in loops) / count
-        whole, seconds, reading, start, fixed = (min(run[i] for run in runs) for i in (0, 1, 3, 6, 5))
+                loops.append(loop())
+        # Each run against the loops before and after it: what else the machine does changes within minutes.
+        beside = (np.array(loops[:-1]) + np.array(loops[1:])) / 2
+        whole, seconds, _, reading, _, fixed, _, start = np.array(runs).T
+        fixed, start = np.median(fixed), np.median(start)
+        faster = (count - FEW) / (reading - start) * beside[:, 0] / count
+        more = (seconds - fixed) / (count - FEW) * count / beside[:, 1]
         memory = max(run[2] for run in runs)
-        more, shown = (seconds - fixed) / (count - FEW), (count - FEW) / (reading - start)
         print(
-            f"{count:,} files of {width}×{height} to {side} px, {given.workers} workers, "
-            f"load {os.getloadavg()[0]:.0f}\n"
-            f"  bare          {rate:7,.0f} images/s, {1e6 * cpu:7,.0f} µs of CPU an image\n"
-            f"  stage         {shown:7,.0f} images/s while it reads, {shown / rate:.2f} of the bare\n"
-            f"                {1e6 * more:7,.0f} µs of CPU an image, {more / cpu:.2f} of the bare; besides, "
-            f"{fixed:.1f} s for start and report\n"
-            f"                {count / whole:7,.0f} images/s with everything\n"
+            f"{count:,} files of {width}×{height} to {side} px, {given.workers} workers, medians of "
+            f"{given.rounds}, load {os.getloadavg()[0]:.0f}\n"
+            f"  bare          {count / np.median(beside[:, 0]):7,.0f} images/s, "
+            f"{1e6 * np.median(beside[:, 1]) / count:7,.0f} µs of CPU an image\n"
+            f"  stage         {(count - FEW) / np.median(reading - start):7,.0f} images/s while it reads, "
+            f"{spread(faster)} of the bare\n"
+            f"                {1e6 * np.median(seconds - fixed) / (count - FEW):7,.0f} µs of CPU an image, "
+            f"{spread(more)} of the bare; besides, {fixed:.1f} s for start and report\n"
+            f"                {count / np.median(whole):7,.0f} images/s with everything\n"
             f"  most memory   {memory:.2f} GB, all processes",
             flush=True,
         )
