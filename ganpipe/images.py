@@ -196,12 +196,15 @@ def store(made: list[tuple[int, Prepared] | str], path: Path, start: int) -> lis
             _write(file, start, first, run)
             first, run = row, []
         run.append(image.tobytes())
-        # Of a smaller copy, which says the same in half the time.
-        small = image.reduce((max(1, image.width // HASHED[0]), max(1, image.height // HASHED[1])))
-        code = int.from_bytes(np.packbits(imagehash.dhash(small).hash).tobytes())
-        found.append((width, height, *crop.box, crop.angle, scale, code))
+        found.append((width, height, *crop.box, crop.angle, scale, difference_hash(image)))
     _write(file, start, first, run)
     return found
+
+
+def difference_hash(image: Image.Image) -> int:
+    """Return 64 bits, alike for pictures that look alike: of a smaller copy, which takes half the time."""
+    small = image.reduce((max(1, image.width // HASHED[0]), max(1, image.height // HASHED[1])))
+    return int.from_bytes(np.packbits(imagehash.dhash(small).hash).tobytes())
 
 
 def _write(file: int, start: int, first: int, rows: list[bytes]) -> None:

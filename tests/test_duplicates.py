@@ -4,13 +4,13 @@ import io
 import time
 from collections.abc import Callable
 
-import imagehash
 import numpy as np
 import pytest
 from conftest import digits
 from PIL import Image, ImageEnhance
 
 from ganpipe.duplicates import _candidates, originals
+from ganpipe.images import difference_hash
 
 SIDE, COUNT = 64, 60
 
@@ -25,7 +25,7 @@ def pictures() -> list[Image.Image]:
 def packed(found: list[Image.Image]) -> tuple[np.ndarray, np.ndarray]:
     """Return difference hashes and training images."""
     small = [image.convert("RGB").resize((SIDE, SIDE), Image.Resampling.LANCZOS) for image in found]
-    hashes = np.array([int(str(imagehash.dhash(image)), 16) for image in small], np.uint64)
+    hashes = np.array([difference_hash(image) for image in small], np.uint64)
     return hashes, np.stack([np.asarray(image) for image in small])
 
 
