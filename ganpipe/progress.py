@@ -8,6 +8,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+# Seconds between two changes of a bar.
+SHOWN = 0.1
+
 
 class Progress:
     """Show how far a job is, its rate, its time left and a note.
@@ -49,10 +52,13 @@ class Progress:
     def advance(self, amount: int = 1, note: str = "") -> None:
         """Count `amount` more units as done, and show `note` (losses, say)."""
         self.done += amount
-        if self.bar is not None:
+        if self.bar is None:
+            if time.monotonic() - self.printed >= self.every:
+                self._line(note)
+        elif time.monotonic() - self.printed >= SHOWN or self.done == self.total:
+            # Not for each of thousands of images a second.
+            self.printed = time.monotonic()
             self.bar.update(self.task, completed=self.done, rate=f"{self.rate:,.0f} {self.unit}/s", note=note)
-        elif time.monotonic() - self.printed >= self.every:
-            self._line(note)
 
     def say(self, text: str) -> None:
         """Print a line of its own, above the bar where there is one."""

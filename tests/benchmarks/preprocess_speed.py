@@ -1,10 +1,10 @@
 """Speed and memory of the stage preprocess, against nothing but Pillow's decoder and resize on every core.
 
 Two sets of JPEG files made here, 178×218 to 64 px and 1,024×1,024 to 192 px, go through the real stage and
-through a bare loop in as many processes, in turn; each run of the stage is compared with the loops before and
-after it, and the median counts. CPU time is of all processes together. The stage's figures are given without
-what 64 pictures take, which is its start and its report, and with everything. With --memory, 200,000 small
-files instead.
+through a bare loop in as many processes, by turns of half a second, because what else the machine does
+changes all the time; medians of a few runs, and their ends. The figures are those of the time while the stage
+reads, without its start and its report, and with everything. CPU time is of all processes together. With
+--memory, 200,000 small files instead.
 
     python tests/benchmarks/preprocess_speed.py
     python tests/benchmarks/preprocess_speed.py --memory
@@ -16,20 +16,21 @@ import io
 import itertools
 import multiprocessing
 import os
-import re
-import subprocess
 import sys
 import tempfile
-import threading
 import time
 import zipfile
+from contextlib import suppress
+from dataclasses import astuple, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
 from PIL import Image
 
-FEW = 64
+# Seconds.
+TURN = 0.5
 ROOT = Path(__file__).resolve().parents[2]
 STAGE = """
 import sys
@@ -83,61 +84,97 @@ def write(root: Path, count: int, width: int, height: int, workers: int) -> None
                 manifest.write(f"{i:06d}.jpg,{len(data)},{hashlib.sha256(data).hexdigest()}\n")
 
 
-def bare(archive: str, first: int, step: int, resolution: int) -> tuple[float, float]:
-    """Decode and resize every step-th picture and nothing else; return seconds of the clock and of CPU."""
+def bare(archive: str, first: int, step: int, resolution: int, done: Any) -> None:
+    """Decode and resize every step-th picture and nothing else, again and again; count them in `done`."""
     with zipfile.ZipFile(archive) as opened:
         files = [opened.read(name) for name in opened.namelist()[first::step]]
-    started, cpu = time.perf_counter(), time.process_time()
-    for data in files:
+    for data in itertools.cycle(files):
         image = Image.open(io.BytesIO(data))
         side = min(image.size)
         left, top = (image.width - side) // 2, (image.height - side) // 2
         square = image.crop((left, top, left + side, top + side))
         np.asarray(square.resize((resolution, resolution), Image.Resampling.LANCZOS))
-    return time.perf_counter() - started, time.process_time() - cpu
+        done.value += 1
 
 
-def stage(root: Path, resolution: int, workers: int) -> tuple[float, float, float, float]:
-    """Run the stage; return seconds, CPU seconds, the most memory in GB, and the seconds that it read for."""
+@dataclass
+class Run:
+    """A run of the stage and the loop beside it: images a second, CPU seconds an image, GB, seconds."""
+
+    rate: float
+    cpu: float
+    bare: float
+    bare_cpu: float
+    memory: float
+    whole: float
+
+
+def stage(root: Path, resolution: int, workers: int, count: int) -> Run:
+    """Run the stage and the bare loop by turns, each TURN seconds while all processes of the other stand."""
+    archive = str(root / "stages/fetch/images.zip")
+    counts = [multiprocessing.Value("L", 0, lock=False) for _ in range(workers)]
+    loops = [
+        multiprocessing.Process(target=bare, args=(archive, i, workers, resolution, own), daemon=True)
+        for i, own in enumerate(counts)
+    ]
+    for loop in loops:
+        loop.start()
+    while not all(own.value for own in counts):
+        time.sleep(0.01)
+    beside = [psutil.Process(loop.pid) for loop in loops]
+    still(beside)
     command = [sys.executable, *map(str, (root / "stage.py", ROOT, root, resolution, workers))]
     (root / "stage.py").write_text(STAGE)
-    started = time.perf_counter()
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
-    seconds: dict[int, float] = {}
-    most, over = [0.0], threading.Event()
+    said = root / "said.txt"
+    with open(said, "wb") as file:
+        parent = psutil.Popen(command, stderr=file, env=environment)
+    took, bare_took, memory, samples = 0.0, 0.0, 0.0, []
+    while parent.poll() is None:
+        started = time.monotonic()
+        with suppress(psutil.TimeoutExpired):
+            parent.wait(TURN)
+        took += time.monotonic() - started
+        with suppress(psutil.Error):
+            family = [parent, *parent.children(recursive=True)]
+            still(family)
+            done = sum(each.io_counters().write_chars for each in family[1:]) // (3 * resolution**2)
+            samples.append(
+                (done, took, used(family), sum(own.value for own in counts), bare_took, used(beside))
+            )
+            if not len(samples) % 8:  # Seldom: the kernel walks through all of a process's memory for it.
+                memory = max(memory, sum(each.memory_full_info().pss for each in family) / 1e9)
+            started = time.monotonic()
+            on(beside)
+            time.sleep(TURN)
+            still(beside)
+            bare_took += time.monotonic() - started
+            on(family)
+    for loop in loops:
+        loop.kill()
+    if parent.returncode:
+        sys.exit(said.read_text())
+    # From the first turn with all workers at work to the last one before a worker had nothing to do.
+    reading = np.array([sample for sample in samples if 256 * workers < sample[0] < count - 256 * workers])
+    done, seconds, cpu, bare_done, bare_seconds, bare_cpu = reading[-1] - reading[0]
+    return Run(done / seconds, cpu / done, bare_done / bare_seconds, bare_cpu / bare_done, memory, took)
 
-    def watch() -> None:
-        for look in itertools.count():
-            if over.wait(0.1):
-                return
-            total = 0
-            try:
-                parent = psutil.Process(process.pid)
-                family = [parent, *parent.children(recursive=True)]
-            except psutil.Error:
-                return
-            for child in family:
-                try:
-                    seconds[child.pid] = sum(child.cpu_times()[:2])
-                    # Seldom: the kernel walks through all of a process's memory for it.
-                    total += 0 if look % 10 else child.memory_full_info().pss
-                except psutil.Error:
-                    continue
-            most[0] = max(most[0], total / 1e9)
 
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    assert process.stderr is not None
-    said = process.stderr.read()
-    if process.wait():
-        sys.exit(said)
-    took = time.perf_counter() - started
-    over.set()
-    watcher.join()
-    count, rate = re.findall(r"/([\d,]+) images \(100%\) +([\d,]+)/s", said)[-1]
-    reading = int(count.replace(",", "")) / int(rate.replace(",", ""))
-    return took, sum(seconds.values()), most[0], reading
+def used(processes: list[Any]) -> float:
+    """Return the CPU seconds that processes have used."""
+    return float(sum(sum(process.cpu_times()[:2]) for process in processes))
+
+
+def still(processes: list[Any]) -> None:
+    """Make processes stand."""
+    for process in processes:
+        process.suspend()
+
+
+def on(processes: list[Any]) -> None:
+    """Let processes go on."""
+    for process in processes:
+        process.resume()
 
 
 def spread(ratios: np.ndarray) -> str:
@@ -149,7 +186,7 @@ def main() -> None:
     """Make the pictures, run both in turn, print the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--memory", action="store_true", help="200,000 files of 64×64 to 64 px, once")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--images", type=int, default=20_000, help="of 178×218; a tenth of large ones")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
     given = parser.parse_args()
@@ -158,41 +195,20 @@ def main() -> None:
         settings, given.rounds = [(200_000, 64, 64, 64)], 1
     for count, width, height, side in settings:
         with tempfile.TemporaryDirectory(prefix="ganpipe-") as place:
-            few, root = Path(place) / "few", Path(place) / "all"
-            write(few, FEW, width, height, given.workers)
+            root = Path(place)
             write(root, count, width, height, given.workers)
-            archive = str(root / "stages/fetch/images.zip")
-            parts = [(archive, i, given.workers, side) for i in range(given.workers)]
-
-            def loop(parts: list[tuple[str, int, int, int]] = parts) -> np.ndarray:
-                with multiprocessing.Pool(given.workers) as pool:
-                    clock, cpu = np.array(pool.starmap(bare, parts, chunksize=1)).T
-                return np.array([clock.max(), cpu.sum()])
-
-            loops, runs = [loop()], []
-            for _ in range(given.rounds):
-                runs.append(np.array([*stage(root, side, given.workers), *stage(few, side, given.workers)]))
-                loops.append(loop())
-        # Each run against the loops before and after it: what else the machine does changes within minutes.
-        beside = (np.array(loops[:-1]) + np.array(loops[1:])) / 2
-        whole, seconds, _, reading, _, fixed, _, start = np.array(runs).T
-        fixed, start = np.median(fixed), np.median(start)
-        faster = (count - FEW) / (reading - start) * beside[:, 0] / count
-        more = (seconds - fixed) / (count - FEW) * count / beside[:, 1]
-        memory = max(run[2] for run in runs)
-        print(
-            f"{count:,} files of {width}×{height} to {side} px, {given.workers} workers, medians of "
-            f"{given.rounds}, load {os.getloadavg()[0]:.0f}\n"
-            f"  bare          {count / np.median(beside[:, 0]):7,.0f} images/s, "
-            f"{1e6 * np.median(beside[:, 1]) / count:7,.0f} µs of CPU an image\n"
-            f"  stage         {(count - FEW) / np.median(reading - start):7,.0f} images/s while it reads, "
-            f"{spread(faster)} of the bare\n"
-            f"                {1e6 * np.median(seconds - fixed) / (count - FEW):7,.0f} µs of CPU an image, "
-            f"{spread(more)} of the bare; besides, {fixed:.1f} s for start and report\n"
-            f"                {count / np.median(whole):7,.0f} images/s with everything\n"
-            f"  most memory   {memory:.2f} GB, all processes",
-            flush=True,
-        )
+            runs = [stage(root, side, given.workers, count) for _ in range(given.rounds)]
+        rate, cpu, bare_rate, bare_cpu, memory, whole = np.array([astuple(run) for run in runs]).T
+        middle = [np.median(each) for each in (bare_rate, 1e6 * bare_cpu, rate, 1e6 * cpu)]
+        lines = [
+            f"{count:,} files of {width}×{height} to {side} px, {given.workers} workers",
+            f"  bare          {middle[0]:7,.0f} images/s, {middle[1]:7,.0f} µs of CPU an image",
+            f"  stage         {middle[2]:7,.0f} images/s, {spread(rate / bare_rate)} of the bare",
+            f"                {middle[3]:7,.0f} µs of CPU an image, {spread(cpu / bare_cpu)} of the bare",
+            f"                {count / np.median(whole):7,.0f} images/s with everything",
+            f"  most memory   {memory.max():.2f} GB, all processes",
+        ]
+        print("\n".join(lines), flush=True)
 
 
 if __name__ == "__main__":
