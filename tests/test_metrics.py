@@ -8,6 +8,10 @@ import pytest
 import scipy.linalg
 import torch
 from conftest import digits
+from sklearn.decomposition import PCA
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedKFold, cross_val_score
+from sklearn.pipeline import make_pipeline
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 from torch_fidelity.metric_kid import kernel_mmd
 from torchmetrics.image.fid import FrechetInceptionDistance
@@ -205,6 +209,27 @@ def test_a_classifier_tells_sets_apart_as_far_as_they_differ() -> None:
     wide = np.random.default_rng(0).standard_normal((2, 100, 400))
     assert metrics.c2st_auc(wide[0], wide[1], 0) == pytest.approx(0.5, abs=0.15)
     assert metrics.c2st_auc(real, other, 1) == metrics.c2st_auc(real, other, 1)
+
+
+@pytest.mark.parametrize("count", [20, 100, 400])
+def test_the_classifier_is_scikit_learns(count: int) -> None:
+    """Components of all rows, or of the wrong ones, would let it see what it is tried on."""
+    whole = digits().reshape(-1, 784) / 255
+    real, fake = whole[:count], whole[1000 : 1000 + 3 * count : 2] * 0.97
+    rows, labels = np.concatenate([real, fake]), np.repeat([0, 1], [len(real), len(fake)])
+    components = min(metrics.COMPONENTS, 4 * len(rows) // 5 - 1)
+    classifier = make_pipeline(
+        PCA(components, whiten=True, svd_solver="full"), LogisticRegression(max_iter=1000)
+    )
+    trials = StratifiedKFold(metrics.FOLDS, shuffle=True, random_state=3)
+    expected = cross_val_score(classifier, rows, labels, scoring="roc_auc", cv=trials).mean()
+    assert metrics.c2st_auc(real, fake, 3) == pytest.approx(expected, abs=1e-4)
+
+
+def test_the_classifier_of_a_few_that_are_alike() -> None:
+    """One that differs may be in no fold to fit to: nothing can be learned there, and nothing is to break."""
+    alike = np.zeros((2, 3))
+    assert metrics.c2st_auc(alike, np.array([[0, 0, 0], [1, 1, 1]]), 0) in (0.25, 0.5, 0.75)
 
 
 def test_spread_is_the_mean_over_pairs() -> None:
