@@ -155,7 +155,10 @@ def stage(root: Path, resolution: int, workers: int, count: int) -> Run:
     if parent.returncode:
         sys.exit(said.read_text())
     # From the first turn with all workers at work to the last one before a worker had nothing to do.
-    reading = np.array([sample for sample in samples if 256 * workers < sample[0] < count - 256 * workers])
+    edge = min(256 * workers, count // 10)
+    reading = np.array([sample for sample in samples if edge < sample[0] < count - edge])
+    if len(reading) < 3:
+        sys.exit(f"{count:,} images are read within {len(samples)} turns; take more of them (--images)")
     done, seconds, cpu, bare_done, bare_seconds, bare_cpu = reading[-1] - reading[0]
     return Run(done / seconds, cpu / done, bare_done / bare_seconds, bare_cpu / bare_done, memory, took)
 
