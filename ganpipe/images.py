@@ -311,6 +311,7 @@ def _draft(
     Returns:
         by how much its sides are smaller than they were, and its size in pixels without that, upright.
     """
+    # No crop of a small picture is large enough: then its EXIF need not be read, nor its crop be chosen here.
     large = max(image.size) >= DRAFT * 2 * target.resolution
     if not large or not isinstance(image, JpegImagePlugin.JpegImageFile):
         return 1, image.size

@@ -188,7 +188,7 @@ def _work(
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's.
     _limit_memory(limits.memory)
-    warnings.simplefilter("ignore")
+    warnings.simplefilter("ignore")  # They would be printed, or be errors where Python is told so.
     gc.freeze()  # What is imported stays: no look through it for garbage.
     made: list[Made] = []
     try:

@@ -44,11 +44,10 @@ def main(
 
     real, fake = _digits(images, side, 0), _digits(images, side, 1)
     extractor = extractors.build("lite0", score.PROTOCOL.feature_resolution, None)
-    extractor(
-        torch.from_numpy(real[: extractors.batch_size(extractor)]).permute(0, 3, 1, 2)
-    )  # chooses kernels
     import sklearn.linear_model, sklearn.model_selection  # noqa: E401, F401, I001  (which metrics put off)
 
+    # The first pass of a network chooses its kernels.
+    extractor(torch.from_numpy(real[: extractors.batch_size(extractor)]).permute(0, 3, 1, 2))
     bare, forward = 0.0, extractor.forward
 
     def twice(batch: torch.Tensor) -> torch.Tensor:

@@ -92,12 +92,9 @@ def main() -> None:
     parser.add_argument("archives", type=Path, nargs="+", help="zip files of pictures")
     large = []
     for path in parser.parse_args().archives:
-        files: list[bytes] = []
         with zipfile.ZipFile(path) as archive:
-            for name in archive.namelist():
-                if not name.lower().endswith((".jpg", ".jpeg", ".png")) or len(files) == DIFFERENT:
-                    continue
-                files.append(archive.read(name))
+            names = [name for name in archive.namelist() if name.lower().endswith((".jpg", ".jpeg", ".png"))]
+            files = [archive.read(name) for name in names[:DIFFERENT]]
         large += [data for data in files if min(Image.open(BytesIO(data)).size) >= LARGE][:40]
         print(path.name)
         for name, change in CHANGES.items():
