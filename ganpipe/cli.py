@@ -9,7 +9,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from ganpipe.errors import Interrupted, UserError
+from ganpipe.common.errors import Interrupted, UserError
 
 app = typer.Typer(
     help="Train GANs on a limited set of pictures as a DVC pipeline. `dvc repro` runs the stages in order: "
@@ -46,7 +46,7 @@ def fetch(
     from ganpipe import params
 
     values = params.load()
-    from ganpipe.fetch import fetch
+    from ganpipe.fetch.stage import fetch
 
     fetch(values.fetch, ROOT, offline)
 
@@ -76,7 +76,7 @@ def preprocess(
     from ganpipe import params
 
     values = params.load()
-    from ganpipe.preprocess import preprocess
+    from ganpipe.preprocess.stage import preprocess
 
     preprocess(values.preprocess, ROOT, workers, max_disk, max_memory)
 
@@ -115,15 +115,17 @@ def train(
     ] = 1,
 ) -> None:
     """Train the GAN, or go on where an interrupted run of the same training stopped."""
-    from ganpipe import launch, params
+    from ganpipe import params
+    from ganpipe.train import launch
 
     values = params.load()  # before torch, so that a mistyped value is told at once
     if devices > 1 and not launch.is_rank():
         raise typer.Exit(launch.launch(devices, sys.argv[1:]))
     launch.follow_launcher()
-    from ganpipe import schedule, tracking
-    from ganpipe import train as stage
     from ganpipe.device import resolve
+    from ganpipe.tracking import mirror as tracking
+    from ganpipe.train import plan as schedule
+    from ganpipe.train import stage
 
     plan = schedule.plan(values.model, values.train, ROOT)
     with tracking.recording(ROOT, "train", plan.folder) if launch.is_first() else nullcontext():
@@ -137,9 +139,9 @@ def sample(device: Device = "auto") -> None:
     from ganpipe import params
 
     values = params.load()
-    from ganpipe import tracking
     from ganpipe.device import resolve
-    from ganpipe.sample import sample
+    from ganpipe.sample.stage import sample
+    from ganpipe.tracking import mirror as tracking
 
     with tracking.recording(ROOT, "sample"):
         sample(values.sample, ROOT, resolve(device))
@@ -151,9 +153,9 @@ def evaluate(device: Device = "auto") -> None:
     from ganpipe import params
 
     values = params.load()
-    from ganpipe import tracking
     from ganpipe.device import resolve
-    from ganpipe.evaluate import evaluate
+    from ganpipe.evaluate.stage import evaluate
+    from ganpipe.tracking import mirror as tracking
 
     with tracking.recording(ROOT, "evaluate"):
         evaluate(values.evaluate, values.sample, ROOT, resolve(device))
@@ -182,8 +184,8 @@ def score(
     device: Device = "auto",
 ) -> None:
     """Judge any pictures against any others by the numbers of metrics.json; needs no pipeline."""
+    from ganpipe.commands.score import score
     from ganpipe.device import resolve
-    from ganpipe.score import score
 
     score(real, fake, held_out, extractor, weights, feature_resolution, sets, resolve(device), as_json)
 
@@ -191,7 +193,7 @@ def score(
 @app.command(rich_help_panel=PEOPLE)
 def sync() -> None:
     """Bring MLflow up to date with the workspace and every DVC experiment; twice is as good as once."""
-    from ganpipe import tracking
+    from ganpipe.tracking import mirror as tracking
 
     for line in tracking.sync(ROOT):
         print(line)
@@ -202,7 +204,7 @@ def ui(
     port: Annotated[int | None, typer.Option(min=1, max=65535, help="5000, or any free one.")] = None,
 ) -> None:
     """Bring MLflow up to date, start its server on this machine, and print where the runs are to be seen."""
-    from ganpipe.ui import ui
+    from ganpipe.tracking.ui import ui
 
     ui(ROOT, port)
 
@@ -222,8 +224,8 @@ def generate(
     device: Device = "auto",
 ) -> None:
     """Make images with a trained generator; a seed gives the same image every time."""
+    from ganpipe.commands.generate import generate
     from ganpipe.device import resolve
-    from ganpipe.generate import generate
 
     generate(source, out, ROOT, n, seed, z_scale, batch, resolve(device))
 
@@ -235,7 +237,7 @@ def export(
     out: Annotated[Path | None, typer.Option(help="The file; generator.FORMAT if not given.")] = None,
 ) -> None:
     """Write a trained generator as a file that needs no ganpipe, checked, with a script that loads it."""
-    from ganpipe.export import export
+    from ganpipe.commands.export import export
 
     export(source, format, out, ROOT)
 
@@ -246,7 +248,7 @@ def sources() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from ganpipe import sources
+    from ganpipe.fetch import catalogue as sources
 
     table = Table("source", "pictures", "size", "licence", "here", caption=f"cache: {sources.cache()}")
     for row in sources.rows():
@@ -259,7 +261,8 @@ def recipe(
     name: Annotated[str | None, typer.Argument(help="A recipe; none: list them.")] = None,
 ) -> None:
     """List the papers' settings, or print one for `dvc exp run $(ganpipe recipe NAME)`."""
-    from ganpipe import params, recipes
+    from ganpipe import params
+    from ganpipe.experiments import recipes
 
     values = params.load()
     if name is not None:
@@ -285,7 +288,7 @@ def grid(
     jobs: Annotated[int, typer.Option(min=1, help="Experiments at a time, with --run.")] = 1,
 ) -> None:
     """Queue a DVC experiment for each cell and seed of a grid that has none yet."""
-    from ganpipe import experiments
+    from ganpipe.experiments import grid as experiments
 
     experiments.grid(ROOT, name, seeds, settings or [], run, jobs)
 
@@ -298,7 +301,7 @@ def compare(
     html: Annotated[Path | None, typer.Option(help="Write a page with images and loss curves.")] = None,
 ) -> None:
     """Compare finished experiments: what differs, the metrics over the seeds, and which setting is better."""
-    from ganpipe.compare import compare
+    from ganpipe.experiments.compare import compare
 
     compare(ROOT, experiments or [], grid, csv, html)
 
@@ -308,7 +311,7 @@ def doctor(
     fix: Annotated[bool, typer.Option("--fix", help="Do what is to do; else it is only said.")] = False,
 ) -> None:
     """Find what a kill left: trainers, runs, locks, copies, a detached HEAD; what is alive is left alone."""
-    from ganpipe.doctor import doctor
+    from ganpipe.commands.doctor import doctor
 
     raise typer.Exit(int(doctor(ROOT, fix) > 0))
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from ganpipe.errors import UserError
+from ganpipe.common.errors import UserError
 
 
 def resolve(name: str) -> str:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from ganpipe.errors import UserError
+from ganpipe.common.errors import UserError
 
 PARAMS_FILE = Path("params.yaml")
 

@@ -108,7 +108,8 @@ def save_generator(
 
     import torch
 
-    from ganpipe import models, snapshot
+    from ganpipe import models
+    from ganpipe.models import generator as snapshot
 
     if values is None:
         plain = json.loads((folder / "model.json").read_text())
@@ -116,7 +117,7 @@ def save_generator(
     else:
         section = values.model.model_copy(update=model)
     torch.manual_seed(0)
-    G = models.generator(section, resolution, channels)
+    G = models.build_generator(section, resolution, channels)
     for name, tensor in G.state_dict().items():
         if tensor.dtype.is_floating_point:
             spread = (

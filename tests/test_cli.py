@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from ganpipe.sources import SOURCES
+from ganpipe.fetch.catalogue import SOURCES
 
 
 def ganpipe(*words: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:

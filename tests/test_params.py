@@ -7,7 +7,7 @@ import pytest
 from conftest import ROOT, updated
 
 from ganpipe import params
-from ganpipe.errors import UserError
+from ganpipe.common.errors import UserError
 from ganpipe.params import Params
 
 

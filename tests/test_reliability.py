@@ -23,8 +23,11 @@ import pytest
 import torch
 from conftest import digits, updated
 
-from ganpipe import checkpoint, models, schedule, train
+from ganpipe import models
 from ganpipe.params import Params
+from ganpipe.train import checkpoint
+from ganpipe.train import plan as schedule
+from ganpipe.train import stage as train
 
 EXACT = [name for name in train.OUTPUTS if name != "perf.csv"]  # that one holds times
 
@@ -123,7 +126,10 @@ TOUCHING = ("write", "fsync", "rename", "unlink", "openat")
 def saved(tmp_path: Path, small_params: Params) -> tuple[Path, list[dict[str, torch.Tensor]]]:
     """A folder with the checkpoints of steps 1 and 2 of small networks, and the states of steps 1 to 3."""
     torch.manual_seed(0)
-    G, D = models.generator(small_params.model, 16, 1), models.discriminator(small_params.model, 16, 1)
+    G, D = (
+        models.build_generator(small_params.model, 16, 1),
+        models.build_discriminator(small_params.model, 16, 1),
+    )
     states = [checkpoint.state_of({"G": G, "D": D}, {"Adam": torch.optim.Adam(G.parameters())})]
     states += [{name: tensor + n for name, tensor in states[0].items()} for n in (1, 2)]
     for step in (1, 2):

@@ -26,7 +26,7 @@ ARCHITECTURES: dict[str, Architecture] = {
 }
 
 
-def generator(params: Model, resolution: int, channels: int) -> torch.nn.Module:
+def build_generator(params: Model, resolution: int, channels: int) -> torch.nn.Module:
     """Build a generator, float32 N×nz → float32 N×channels×resolution×resolution in [-1, 1].
 
     Raises:
@@ -35,7 +35,7 @@ def generator(params: Model, resolution: int, channels: int) -> torch.nn.Module:
     return ARCHITECTURES[params.architecture].generator(params, resolution, channels)
 
 
-def discriminator(params: Model, resolution: int, channels: int) -> torch.nn.Module:
+def build_discriminator(params: Model, resolution: int, channels: int) -> torch.nn.Module:
     """Build a discriminator, float32 N×channels×resolution×resolution in [-1, 1] → logits float32 N.
 
     Raises:

@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from ganpipe.errors import UserError
+from ganpipe.common.errors import UserError
 from ganpipe.params import BASES, Model, base_and_doublings
 
 

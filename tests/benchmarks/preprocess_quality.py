@@ -17,10 +17,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageEnhance
 
-from ganpipe import images
-from ganpipe.crops import Target
-from ganpipe.duplicates import _correlations, originals
-from ganpipe.images import DRAFT, difference_hash, prepare
+from ganpipe.preprocess import decode as images
+from ganpipe.preprocess.crop import Target
+from ganpipe.preprocess.decode import DRAFT, difference_hash, prepare
+from ganpipe.preprocess.duplicates import _correlations, originals
 
 CHANGED, DIFFERENT, LARGE, SMALLEST, LEFT = 200, 1000, 192, 16, (1.5, 2.0, 2.5, 3.0)
 TARGET = Target("square", None, None, 0.0, 8, 64, 3, (255, 255, 255))

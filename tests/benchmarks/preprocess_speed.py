@@ -36,7 +36,7 @@ STAGE = """
 import sys
 from pathlib import Path
 from ganpipe import params
-from ganpipe.preprocess import preprocess
+from ganpipe.preprocess.stage import preprocess
 if __name__ == "__main__":
     values = params.load(Path(sys.argv[1]) / "params.yaml").model_dump()
     values["preprocess"] |= {"resolution": int(sys.argv[3]), "channels": 3}

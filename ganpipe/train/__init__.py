@@ -1,0 +1,1 @@
+"""Stage train: packed images → a generator."""

@@ -1,0 +1,23 @@
+"""Progress where there is no terminal."""
+
+import pytest
+
+from ganpipe.common.progress import Progress
+
+
+def test_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    """In a queue's log, a bar's control characters would hide what happened; silence looks like a hang."""
+    with Progress("train", total=10, done=4, every=0) as progress:
+        progress.advance(3, note="d_loss 1.00")
+    printed = capsys.readouterr()
+    assert printed.out == "" and printed.err.count("\n") == 2
+    assert printed.err.startswith("train: 7/10 images (70%)") and "d_loss 1.00\n" in printed.err
+    assert "\x1b" not in printed.err
+
+
+def test_rate_counts_this_process_alone() -> None:
+    """Images that an interrupted run did would make the rate and the time left of the next one a lie."""
+    progress = Progress("train", total=10, done=4)
+    assert progress.rate == 0
+    progress.advance()
+    assert progress.rate > 0

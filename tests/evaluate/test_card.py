@@ -1,0 +1,73 @@
+"""The model card, from what the stages leave."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ganpipe.evaluate.card import card
+from ganpipe.params import Params
+
+METRICS = {
+    "kid_lite0": 0.16234,
+    "kid_lite0_sd": 0.01,
+    "kid_lite0_floor": -0.0012,
+    "fd_lite0_ratio": 4.0,
+    "fd_lite0_ratio_sd": 0.1,
+    "authenticity": 0.91,
+    "authenticity_sd": None,
+    "authenticity_floor": 0.9,
+    "n": 500,
+    "memorisation": "no sign of copies",
+    "protocol": "lite0; n=500",
+}
+
+
+@pytest.fixture
+def root(tmp_path: Path, default_params: Params) -> Path:
+    """A checkout with the files that the card reads."""
+    for stage in ("fetch", "train"):
+        (tmp_path / "stages" / stage).mkdir(parents=True)
+    source = {
+        "name": "mnist5k",
+        "licence": "CC BY-SA 3.0",
+        "cite": "LeCun 1998",
+        "address": None,
+        "files": 5000,
+    }
+    (tmp_path / "stages/fetch/source.json").write_text(json.dumps(source))
+    model = default_params.model.model_dump() | {"train": default_params.train.model_dump(), "nimg": 178048}
+    model |= {"resolution": 32, "channels": 1, "train_images": 4451, "batch_size": 64, "weights": "ema"}
+    model |= {"data_digest": "d" * 64, "ended": "finished", "interventions": 1, "device": "cuda"}
+    (tmp_path / "stages/train/model.json").write_text(json.dumps(model))
+    rows = "1,64,1.5,200\n2,128,125.2,300\n3,192,299.6,900\n"
+    (tmp_path / "stages/train/perf.csv").write_text("step,nimg,seconds,images_per_second\n" + rows)
+    return tmp_path
+
+
+def test_the_card_says_what_a_receiver_must_know(root: Path) -> None:
+    """A generator would leave without the licence of its pictures, or its scores without their floor."""
+    text = card(root, METRICS)
+    for words in (
+        "# A generator of 32 px images, trained on mnist5k",
+        "- licence: CC BY-SA 3.0\n- cite: LeCun 1998\n- files: 5000",
+        "- network: DCGAN (Radford",
+        "- ngf: 32\n- ndf: 32\n",
+        "- training images: 4,451, digest dddddddddddddddd",
+        "- glr: 0.0004",
+        "- ended: finished\n- interventions: 1",
+        "| kid_lite0 | 0.162 | 0.01 | -0.0012 | distance of the sets, 0 is perfect |",
+        "| authenticity | 0.91 | – | 0.9 |",
+        "no sign of copies.",
+        "lite0; n=500.",
+        "Training took 5 min 0 s on cuda, 300 images a second.",
+    ):
+        assert words in text, words
+    assert "None" not in text and "| fd_lite0_ratio" not in text and text.endswith("\n")
+
+
+def test_images_from_elsewhere_have_a_card_too(tmp_path: Path) -> None:
+    """Judging images of another program must not fail for want of a training."""
+    text = card(tmp_path, METRICS)
+    assert text.startswith("# A generator\n") and "## Scores" in text
+    assert "## Cost" not in text and "## Data" not in text

@@ -1,0 +1,445 @@
+"""The evaluate stage."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import digits
+from PIL import Image
+
+from ganpipe import models
+from ganpipe.common.errors import UserError
+from ganpipe.evaluate import figures as evidence
+from ganpipe.evaluate import stage
+from ganpipe.evaluate.judgement import Features, Numbers
+from ganpipe.evaluate.scores import Metrics
+from ganpipe.metrics import copies as memorisation
+from ganpipe.metrics import lite0, manifold
+from ganpipe.metrics.fd import fd
+from ganpipe.metrics.kid import kid
+from ganpipe.models import generator as snapshot
+from ganpipe.params import Evaluate, Params, Sample
+
+PARAMS = Evaluate(
+    extractor="lite0",
+    weights=None,
+    feature_resolution=32,
+    seeds=1,
+    snapshots=False,
+    search_images=None,
+    neighbours=3,
+    kid_subsets=4,
+    kid_subset_size=100,
+    seed=0,
+)
+SAMPLE = Sample(count=20, seed=3, z_scale=0.9, intervals=[], traversal_elements=None)
+# 8 held out, 16 to train on; another 20 as if generated.
+IMAGES, GENERATED = digits()[:4800:200], digits()[100:4100:200]
+
+Checkout = Callable[..., Path]
+
+
+def evaluate(params: Evaluate, root: Path, device: str) -> Metrics:
+    """Run the stage on the sample section that all tests share."""
+    return stage.evaluate(params, SAMPLE, root, device)
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many images each call of the extractor was given so far."""
+    calls: list[int] = []
+    extract = lite0.extract
+
+    def counted(extractor: Any, images: np.ndarray, *arguments: Any) -> np.ndarray:
+        calls.append(len(arguments[-1]))
+        return extract(extractor, images, *arguments)
+
+    monkeypatch.setattr(lite0, "extract", counted)
+    return calls
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, write_packed: Callable[..., Path]) -> Checkout:
+    """Return a function that makes a checkout with the files of the earlier stages."""
+
+    def make(
+        images: np.ndarray,
+        held_out: int,
+        generated: np.ndarray,
+        intervals: Sequence[tuple[float, np.ndarray]] = (),
+    ) -> Path:
+        write_packed(tmp_path, images, held_out)
+        (tmp_path / "stages/sample").mkdir(parents=True, exist_ok=True)
+        np.save(tmp_path / "stages/sample/samples.npy", generated)
+        several = np.empty((len(intervals), *generated.shape), np.uint8)
+        for place, (_, each) in zip(several, intervals, strict=True):
+            place[:] = each
+        np.save(tmp_path / "stages/sample/intervals.npy", several)
+        described = [{"factor": factor, "z": f"[-{factor}, {factor}]"} for factor, _ in intervals]
+        (tmp_path / "stages/sample/intervals.json").write_text(json.dumps(described))
+        return tmp_path
+
+    return make
+
+
+def numbers(root: Path) -> Metrics:
+    """Read metrics.json."""
+    read: Metrics = json.loads((root / "stages/evaluate/metrics.json").read_text())
+    return read
+
+
+def number(metrics: Metrics, name: str) -> float:
+    """Read a number that must be one."""
+    found = metrics[name]
+    assert isinstance(found, float)
+    return found
+
+
+def test_numbers_are_the_metrics_of_the_right_images(checkout: Checkout) -> None:
+    """Held-out and training images confused, or sets swapped, would make every number plausible and wrong."""
+    root = checkout(IMAGES, 8, GENERATED[:16])
+    result = evaluate(PARAMS, root, "cpu")
+    extractor = lite0.Lite0(32)
+    real, fake = (lite0.extract(extractor, x, 5, "cpu") for x in (IMAGES[8:], GENERATED[:16]))
+    expected = {
+        "kid_lite0": kid(real, fake, 1, 16, 0)[0],
+        "fd_lite0": fd(real, fake),
+        **manifold.overlap(manifold.balls(real, 3), manifold.balls(fake, 3)),
+        "diversity": manifold.balls(fake, 1).spread / manifold.balls(real, 1).spread,
+        "authenticity": memorisation.neighbours(fake, real).authentic.mean(),
+    }
+    assert {name: result[name] for name in expected} == pytest.approx(expected, rel=1e-4)
+    assert result["n"] == 16
+    assert result == numbers(root)
+
+
+def test_the_floor_is_what_held_out_images_score(checkout: Checkout) -> None:
+    """The floor would be of other images, another N or another reference than the numbers beside it."""
+    result = evaluate(PARAMS, checkout(IMAGES, 12, IMAGES[:12]), "cpu")
+    assert result["n"] == 12
+    assert result["fd_lite0"] == result["fd_lite0_floor"] != 0
+    assert result["kid_lite0"] == pytest.approx(result["kid_lite0_floor"], rel=1e-4)
+
+
+def test_copies_of_the_training_images_are_at_distance_zero(checkout: Checkout) -> None:
+    """The reference would not be the training images."""
+    result = evaluate(PARAMS, checkout(IMAGES, 8, IMAGES[8:]), "cpu")
+    assert result["fd_lite0"] == pytest.approx(0, abs=1e-3)
+    assert (result["precision"], result["recall"], result["coverage"]) == (1, 1, 1)
+
+
+def test_too_few_held_out_images_give_no_floor_and_say_so(
+    checkout: Checkout, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A floor at another N would flatter or belittle every generator, and silence leave people puzzled."""
+    result = evaluate(PARAMS, checkout(IMAGES, 8, GENERATED[:9]), "cpu")
+    assert result["fd_lite0_floor"] is None and result["kid_lite0_floor"] is None
+    assert numbers(checkout(IMAGES, 8, GENERATED[:9]))["fd_lite0_floor"] is None
+    assert "needs 9 held-out images and there are 8; set sample.count to at most 8" in capsys.readouterr().out
+    result = evaluate(PARAMS, checkout(IMAGES, 0, GENERATED[:9]), "cpu")
+    assert "there are 0; raise preprocess.held_out" in capsys.readouterr().out
+    assert evaluate(PARAMS, checkout(IMAGES, 8, GENERATED[:8]), "cpu")["fd_lite0_floor"] is not None
+    assert "No floor" not in capsys.readouterr().out
+
+
+def test_sides_are_brought_to_equal_n_by_the_seed(checkout: Checkout) -> None:
+    """FD falls with N: of two runs the one with more images would win."""
+    more_generated = evaluate(PARAMS, checkout(IMAGES, 8, GENERATED), "cpu")
+    assert more_generated["n"] == 16
+    assert evaluate(PARAMS, checkout(IMAGES, 8, GENERATED), "cpu") == more_generated
+    first, second = (
+        evaluate(PARAMS.model_copy(update={"seed": seed}), checkout(IMAGES, 8, GENERATED[:12]), "cpu")
+        for seed in (0, 1)
+    )
+    assert first["n"] == second["n"] == 12 and first["fd_lite0"] != second["fd_lite0"]
+    assert evaluate(PARAMS, checkout(IMAGES, 0, GENERATED), "cpu")["n"] == 20
+
+
+def test_protocol_says_all_that_must_be_equal(checkout: Checkout) -> None:
+    """Runs of different N, reference or neighbours would be compared."""
+    text = evaluate(PARAMS, checkout(IMAGES, 8, GENERATED), "cpu")["protocol"]
+    assert text == lite0.Lite0(32).protocol + (
+        "; n=16 in 1 sets, reference=train by seed 0, kid 4 subsets of 16, k=3, copies among 16"
+    )
+    changed = PARAMS.model_copy(update={"kid_subset_size": 5})
+    assert "kid 4 subsets of 5," in str(evaluate(changed, checkout(IMAGES, 8, GENERATED), "cpu")["protocol"])
+
+
+def test_a_rerun_writes_the_same_bytes_and_nothing_elsewhere(checkout: Checkout) -> None:
+    """DVC would see a change where nothing changed, or another stage's outputs be overwritten."""
+    root = checkout(IMAGES, 8, GENERATED)
+    before = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
+    evaluate(PARAMS, root, "cpu")
+    first = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
+    evaluate(PARAMS, root, "cpu")
+    assert first == {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
+    made = {str(path.relative_to(root)) for path in set(first) - set(before)}
+    assert {path for path in made if not path.startswith(".ganpipe/features/")} == {
+        "stages/evaluate/card.md",
+        "stages/evaluate/metrics.json",
+        "stages/evaluate/real_fake.png",
+        "stages/evaluate/nearest.png",
+        "stages/evaluate/features.png",
+        "stages/evaluate/snapshots.csv",
+        "stages/evaluate/snapshots.png",
+        "stages/evaluate/intervals.csv",
+        "stages/evaluate/intervals.png",
+    }
+    assert all(first[path] == content for path, content in before.items())
+
+
+def test_an_interval_scores_what_its_images_score_as_samples(checkout: Checkout, seen: list[int]) -> None:
+    """The rows of Marchesi's comparison would be judged otherwise than the samples, or in another order."""
+    sets = [(0.5, IMAGES[:12]), (1.0, GENERATED[:12]), (0.25, np.zeros_like(GENERATED[:12]))]
+    params = PARAMS.model_copy(update={"kid_subset_size": 5})
+    evaluate(params, checkout(IMAGES, 8, GENERATED[:12], sets), "cpu")
+    assert seen == [16, 8, 12, 12, 12, 12], "training, held-out, generated, three intervals, each once"
+    root = checkout(IMAGES, 8, GENERATED[:12])
+    table = pd.read_csv(root / "stages/evaluate/intervals.csv")
+    assert table["factor"].tolist() == [0.5, 1.0, 0.25]
+    for i, (_, images) in enumerate(sets):
+        alone = evaluate(params, checkout(IMAGES, 8, images), "cpu")
+        for name in table.columns[1:]:
+            assert table[name][i] == alone[name] or (alone[name] is None and np.isnan(table[name][i])), name
+
+
+def test_without_intervals_a_table_without_rows_and_a_note(checkout: Checkout) -> None:
+    """DVC would miss an output, or a picture of nothing pass for one of something."""
+    root = checkout(IMAGES, 8, GENERATED)
+    evaluate(PARAMS, root, "cpu")
+    header = "factor,kid_lite0,kid_lite0_sd,precision,recall,coverage\n"
+    assert (root / "stages/evaluate/intervals.csv").read_text() == header
+    note = np.asarray(Image.open(root / "stages/evaluate/intervals.png").convert("L"))
+    ink = np.argwhere(note < 128)
+    assert note.shape[0] < 60 and len(ink) > 100 and ink[:, 1].min() > 2
+
+
+@pytest.mark.parametrize(("side", "channels", "columns"), [(28, 1, 8), (64, 3, 8), (256, 3, 4), (512, 1, 4)])
+def test_intervals_stand_in_rows_with_the_same_z_in_a_column(
+    checkout: Checkout, capsys: pytest.CaptureFixture[str], side: int, channels: int, columns: int
+) -> None:
+    """People would compare different images, or read the numbers of another row."""
+    shape = (10, side, side, channels)
+    images = np.zeros(shape, np.uint8)
+    sets = [
+        (factor, images + np.arange(i, i + 10, dtype=np.uint8)[:, None, None, None])
+        for i, factor in ((10, 0.4), (100, 1.0))
+    ]
+    root = checkout(sets[0][1], 0, images, sets)
+    evaluate(PARAMS, root, "cpu")
+    assert "stages/evaluate/intervals.png" in capsys.readouterr().out
+    picture = np.asarray(Image.open(root / "stages/evaluate/intervals.png").convert("L"))
+    rows = [[int(value) for value in range(first, first + columns)] for first in (10, 100)]
+    cell = {28: 84, 64: 64, 256: 256, 512: 256}[side]
+    centres = [picture.shape[1] - (columns - c) * (cell + 2) + 2 + cell // 2 for c in range(columns)]
+    for row, expected in enumerate(rows):
+        y = picture.shape[0] - (2 - row) * (cell + 2) + 2 + cell // 2
+        assert [int(picture[y, x]) for x in centres] == expected
+        strip = picture[y - cell // 2 : y + cell // 2, : centres[0] - cell // 2]
+        assert (strip < 50).sum() > 100, "no label"
+    assert picture.shape[1] < 1500
+
+
+@pytest.mark.parametrize(("side", "channels"), [(10, 1), (32, 1), (40, 3), (64, 1), (128, 3), (224, 1)])
+def test_picture_shows_real_left_and_generated_right(checkout: Checkout, side: int, channels: int) -> None:
+    """People would take generated for real images, or have to look at a stamp or at a wall."""
+    generated = np.full((70, side, side, channels), 90, np.uint8)
+    real = np.full((70, side, side, channels), 30, np.uint8)
+    real[::2] = 31  # all alike, they would be refused
+    root = checkout(real, 0, generated)
+    evaluate(PARAMS, root, "cpu")
+    picture = np.asarray(Image.open(root / "stages/evaluate/real_fake.png").convert("L"))
+    height, width = picture.shape
+    assert 480 < width <= 1100 and height < 1200
+    below = picture[40:]
+    middle = (width - 16) // 2
+    assert np.isin(below[:, :middle], (30, 31)).all() and (below[:, middle + 16 :] == 90).all()
+    assert (below[:, middle : middle + 16] == 255).all()
+    assert (picture[:30, :middle] < 128).any() and (picture[:30, middle + 16 :] < 128).any()
+
+
+def test_summary_says_the_numbers_and_where_to_look_next(
+    checkout: Checkout, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A newcomer would end the first run without knowing what came out of it."""
+    result = evaluate(PARAMS, checkout(IMAGES, 12, GENERATED[:12]), "cpu")
+    shown = capsys.readouterr().out
+    for words in (
+        f"KID {result['kid_lite0']:.4f}",
+        f"FD  {result['fd_lite0']:.1f}   floor {result['fd_lite0_floor']:.1f}",
+        "coverage",
+        "stages/evaluate/real_fake.png",
+        "stages/train/grids",
+        "dvc exp run -S train.glr=",
+        "ganpipe compare",
+        "ganpipe ui",
+    ):
+        assert words in shown
+
+
+def test_sets_of_generated_images_give_mean_and_spread(
+    checkout: Checkout, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The spread would be of something else than of the generator's images, or sets share images."""
+    params = PARAMS.model_copy(update={"seeds": 2})
+    result = evaluate(params, checkout(IMAGES, 10, GENERATED), "cpu")
+    assert result["n"] == 10
+    alone = [evaluate(PARAMS, checkout(IMAGES, 10, part), "cpu") for part in (GENERATED[:10], GENERATED[10:])]
+    for name in ("kid_lite0", "fd_lite0", "recall", "c2st_auc", "nn_ratio", "authenticity", "diversity"):
+        if name == "nn_ratio":
+            assert alone[0][name] is None and result[name] is None
+            continue
+        values = [number(each, name) for each in alone]
+        assert result[name] == pytest.approx(np.mean(values), rel=1e-4, abs=1e-6), name
+        assert result[f"{name}_sd"] == pytest.approx(np.std(values, ddof=1), rel=1e-3, abs=1e-6), name
+        assert alone[0][f"{name}_sd"] is None
+    distance, ratio, floor = (number(result, f"fd_lite0{end}") for end in ("", "_ratio", "_floor"))
+    assert ratio == pytest.approx(distance / floor, rel=1e-4)
+    assert "±" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"evaluate\.seeds: 11 sets"):
+        evaluate(params.model_copy(update={"seeds": 11}), checkout(IMAGES, 10, GENERATED), "cpu")
+
+
+def test_copies_are_found_among_all_training_images(checkout: Checkout) -> None:
+    """FD and precision call copies perfect, and a copy of an image outside the reference counts as well."""
+    images = digits()[np.random.default_rng(0).permutation(5000)[:460]]
+    pool, new = images[:360], images[360:]
+    found = evaluate(PARAMS, checkout(pool, 100, pool[-100:]), "cpu")
+    assert (found["nn_ratio"], found["authenticity"]) == (0, 0)
+    assert "suspicious" in str(found["memorisation"]) and number(found, "precision") > 0.8
+    found = evaluate(PARAMS, checkout(pool, 100, new), "cpu")
+    assert found["memorisation"] == "no sign of copies" and found["nn_ratio"] == pytest.approx(1, abs=0.15)
+    assert found["c2st_auc_floor"] == pytest.approx(0.5, abs=0.2)
+
+
+def test_real_features_are_kept(checkout: Checkout, seen: list[int]) -> None:
+    """Every evaluation of the same data would see all its images again, or take those of other data."""
+    first = evaluate(PARAMS, checkout(IMAGES, 8, GENERATED[:12]), "cpu")
+    assert seen == [16, 8, 12]
+    assert evaluate(PARAMS, checkout(IMAGES, 8, GENERATED[:12]), "cpu") == first and seen[3:] == [12]
+    evaluate(PARAMS, checkout(IMAGES[::-1].copy(), 8, GENERATED[:12]), "cpu")
+    assert seen[4:] == [16, 8, 12]
+
+
+def test_snapshots_score_what_their_images_score_as_samples(
+    checkout: Checkout, default_params: Params
+) -> None:
+    """The curve over the epochs would be of other z, other epochs or another generator than it says."""
+    root = checkout(np.pad(IMAGES, ((0, 0), (2, 2), (2, 2), (0, 0))), 0, np.zeros((12, 32, 32, 1), np.uint8))
+    evaluate(PARAMS, root, "cpu")
+    header = "epoch,nimg,kid,fd,precision,recall,density,coverage"
+    assert (root / "stages/evaluate/snapshots.csv").read_text().split() == [header]
+    model = default_params.model.model_copy(update={"ngf": 4, "nz": 6})
+    params = PARAMS.model_copy(update={"snapshots": True})
+    with pytest.raises(UserError, match=r"model\.json: no readable description"):
+        evaluate(params, root, "cpu")
+    folder = root / "stages/train"
+    folder.mkdir()
+    described = model.model_dump() | {"resolution": 32, "channels": 1, "train_images": 24, "nimg": 240}
+    described |= {"data_digest": "0" * 64, "batch_size": 4, "train": default_params.train.model_dump()}
+    (folder / "model.json").write_text(json.dumps(described))
+    with pytest.raises(UserError, match="snapshots: no snapshots of the training; run the train stage"):
+        evaluate(params, root, "cpu")
+    made = {}
+    for epoch in (10, 2):
+        G = models.build_generator(model, 32, 1)
+        snapshot.save(G, folder / f"snapshots/{epoch}.safetensors")
+        made[epoch] = snapshot.images_of(G, snapshot.z_of_seeds(model, 3, 12, 0.9))
+    evaluate(params, root, "cpu")
+    table = pd.read_csv(root / "stages/evaluate/snapshots.csv")
+    assert table["epoch"].tolist() == [2, 10] and table["nimg"].tolist() == [48, 240]
+    for i, epoch in enumerate((2, 10)):
+        np.save(root / "stages/sample/samples.npy", made[epoch])
+        np.save(root / "stages/sample/intervals.npy", np.empty((0, *made[epoch].shape), np.uint8))
+        alone = evaluate(PARAMS, root, "cpu")
+        for column, name in zip(
+            table.columns[2:], ("kid_lite0", "fd_lite0", *table.columns[4:]), strict=True
+        ):
+            assert table[column][i] == alone[name], (epoch, name)
+
+
+def test_the_nearest_training_images_stand_beside_each_generated_one(checkout: Checkout) -> None:
+    """People would be shown other images than the most suspicious, or other neighbours than the nearest."""
+    random = np.random.default_rng(0)
+    train = random.integers(0, 255, (40, 64, 64, 1), dtype=np.uint8)
+    rows = random.permutation(40)
+    features = random.standard_normal((40, 5)).astype(np.float32)
+    fakes = [features[:6] + 9, np.concatenate([features[7:8], features[3:8] + 5])]
+    generated = random.integers(0, 255, (12, 64, 64, 1), dtype=np.uint8)
+    near = memorisation.neighbours(np.concatenate(fakes), features)
+    order = np.argsort(near.suspicion)
+    assert order[0] == 6, "the copy"
+    picture = np.asarray(
+        evidence.nearest(Features(features, fakes, features[:0]), generated, train, rows).convert("L")
+    )
+    pitch, top = (4 * 64 + 6 + 12, 64 + 20 + 12), 2 * 24
+    for place, i in enumerate(order):
+        y, x = top + place // 3 * pitch[1], place % 3 * pitch[0] + (picture.shape[1] - 3 * pitch[0] + 12) // 2
+        shown = [picture[y + 1 : y + 63, x + k * 66 + 1 : x + k * 66 + 63] for k in range(4)]
+        expected = [generated[i], *train[rows[near.indices[i]]]]
+        assert all(np.array_equal(a, b[1:-1, 1:-1, 0]) for a, b in zip(shown, expected, strict=True)), place
+
+
+@pytest.mark.parametrize("held_out", [0, 1, 8])
+def test_features_are_drawn_whatever_there_is_of_them(held_out: int) -> None:
+    """A collapsed generator, or a set without held-out images, would end in a traceback at the very end."""
+    random = np.random.default_rng(0)
+    train, equal = random.standard_normal((20, 6)).astype(np.float32), np.ones((20, 6), np.float32)
+    for fake in (train + 1, equal, train):
+        picture = evidence.scattered(Features(train, [fake, fake], train[:held_out]))
+        assert picture.size == (1100, 480)
+        assert len(np.unique(np.asarray(picture.convert("RGB")).reshape(-1, 3), axis=0)) > 20
+
+
+@pytest.mark.parametrize("floors", [{}, {"kid_lite0_floor": 0.25, "precision_floor": 0.75}])
+def test_the_curves_are_the_snapshots_numbers_over_their_epochs(
+    monkeypatch: pytest.MonkeyPatch, floors: dict[str, float]
+) -> None:
+    """The way of the training would be drawn over other epochs, of other numbers, or without its floor."""
+    names, epochs = ("kid_lite0", "fd_lite0", *evidence.SHARES), [1, 5, 20]
+    drawn: list[Any] = []
+    save = evidence._drawn
+
+    def kept(figure: Any) -> Image.Image:
+        drawn.append(figure)
+        return save(figure)
+
+    monkeypatch.setattr(evidence, "_drawn", kept)
+    numbers: list[Numbers] = [{name: 0.1 * i + epoch for i, name in enumerate(names)} for epoch in epochs]
+    all_floors = {f"{name}_floor": floors.get(f"{name}_floor") for name in names}
+    picture = evidence.curves(epochs, numbers, ("kid_lite0", "fd_lite0"), all_floors)
+    assert picture.size == (1200, 400)
+    lines = [line for axes in drawn[0].axes for line in axes.lines]
+    curves = {line.get_label(): line.get_xydata().tolist() for line in lines if line.get_linestyle() == "-"}
+    assert curves == {name: [[e, n[name]] for e, n in zip(epochs, numbers, strict=True)] for name in names}
+    assert [line.get_ydata()[0] for line in lines if line.get_linestyle() == "--"] == list(floors.values())
+    assert [("dashed" in axes.get_xlabel()) for axes in drawn[0].axes] == [bool(floors), False, bool(floors)]
+    assert np.ptp(np.asarray(evidence.curves([], [], ("kid_lite0", "fd_lite0"), {}))) > 200, "no words"
+
+
+def test_mistakes_get_one_clear_line(checkout: Checkout) -> None:
+    """A user would meet a traceback, or numbers of images that do not belong together."""
+    for generated, words in (
+        (GENERATED[:, :24, :24], r"\(24, 24, 1\).*\(28, 28, 1\)"),
+        (GENERATED.repeat(3, 3), r"\(28, 28, 3\).*\(28, 28, 1\)"),
+        (GENERATED.astype(np.float32), "float32"),
+        (GENERATED[:3], r"evaluate\.neighbours: 3 .* found 3"),
+        (GENERATED[:1], "at least 2"),
+    ):
+        with pytest.raises(UserError, match=words) as error:
+            evaluate(PARAMS, checkout(IMAGES, 8, generated), "cpu")
+        assert "\n" not in str(error.value)
+    root = checkout(IMAGES, 8, GENERATED, [(0.5, GENERATED)])
+    (root / "stages/sample/intervals.json").write_text("[]")
+    with pytest.raises(UserError, match=r"intervals\.npy: found .*\(1, 20, 28.* run the sample stage again"):
+        evaluate(PARAMS, root, "cpu")
+    (root / "stages/sample/intervals.npy").unlink()
+    with pytest.raises(UserError, match=r"intervals\.npy: no readable .* run the sample stage first"):
+        evaluate(PARAMS, root, "cpu")
+    (root / "stages/sample/samples.npy").unlink()
+    with pytest.raises(UserError, match=r"samples\.npy.*run the sample stage first"):
+        evaluate(PARAMS, root, "cpu")

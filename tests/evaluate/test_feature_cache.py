@@ -1,0 +1,32 @@
+"""The cache of real images' features."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ganpipe.evaluate.feature_cache import cached
+
+
+def test_features_are_computed_once_and_only_for_their_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Numbers would be of other images or another network, or a damaged file pass for features."""
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    calls: list[int] = []
+
+    def compute() -> np.ndarray:
+        calls.append(1)
+        return np.full((3, 2), len(calls), np.float32)
+
+    assert (cached(tmp_path, ("a", "x"), compute) == 1).all()
+    assert (cached(tmp_path, ("a", "x"), compute) == 1).all() and len(calls) == 1
+    assert (cached(tmp_path, ("a", "y"), compute) == 2).all()
+    for path in (tmp_path / ".ganpipe/features").glob("*.features"):
+        content = bytearray(path.read_bytes())
+        content[-1] ^= 1
+        path.write_bytes(content)
+    assert (cached(tmp_path, ("a", "x"), compute) == 3).all()
+    assert "damaged, computed again" in capsys.readouterr().err
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    assert (cached(tmp_path / "copy", ("a", "x"), compute) == 3).all()

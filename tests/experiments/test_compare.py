@@ -1,0 +1,256 @@
+"""The comparison: what is pooled, what is judged, what is refused, and the files that people pass on."""
+
+import dataclasses
+import io
+import math
+import re
+import statistics
+from collections.abc import Mapping
+from html.parser import HTMLParser
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from ganpipe.common.errors import UserError
+from ganpipe.experiments import compare, revisions
+from ganpipe.experiments.compare import Run
+
+
+def run(
+    name: str,
+    seed: int,
+    kid: float | None,
+    changes: Mapping[str, Any] = MappingProxyType({}),
+    data: str = "aaaaaaaa",
+    protocol: str = "EfficientNet-Lite0, 128 px; n=100 in 3 sets, k=5",
+    extractor: str = "lite0",
+    **ending: Any,
+) -> Run:
+    """Make a finished experiment with some params changed."""
+    png = io.BytesIO()
+    Image.new("L", (16, 16), 40 * seed).save(png, "PNG")
+    steps = np.arange(1, 1001)
+    history = pd.DataFrame({"step": steps, "nimg": 8 * steps, "d_loss": 1 / steps, "g_loss": 2.0 + seed})
+    name_of = f"kid_{extractor}"
+    metrics = {name_of: kid, f"{name_of}_sd": 0.5, f"{name_of}_floor": 0.001, "recall": 0.25, "n": 100}
+    values = {"train.glr": 0.001, "train.flip": False, "model.z_limit": None, "code": "abc"} | dict(changes)
+    return Run(name, seed, values, metrics | {"protocol": protocol}, data, history, png.getvalue(), **ending)
+
+
+def three_cells() -> list[Run]:
+    """Two seeds of each of three rates."""
+    scores = {0.001: (0.5, 0.7), 0.002: (0.2, 0.3), 0.003: (0.9, 0.95)}
+    return [
+        run(f"grid-glr={rate}-s{seed}", seed, kid, {"train.glr": rate})
+        for rate, kids in scores.items()
+        for seed, kid in enumerate(kids)
+    ]
+
+
+def test_seeds_are_pooled_and_cells_sorted_by_kid() -> None:
+    """The wrong mean, spread or order is the wrong conclusion."""
+    frame = compare.arrange(three_cells()[::-1])
+    assert list(frame["cell"]) == ["grid-glr=0.002", "grid-glr=0.001", "grid-glr=0.003"]
+    assert list(frame["runs"]) == [2, 2, 2]
+    assert list(frame["train.glr"]) == ["0.002", "0.001", "0.003"]
+    for cell, kids in zip(range(3), ((0.2, 0.3), (0.5, 0.7), (0.9, 0.95)), strict=True):
+        assert math.isclose(frame["kid_lite0"][cell], statistics.mean(kids))
+        assert math.isclose(frame["kid_lite0_sd_over_seeds"][cell], statistics.stdev(kids))
+    assert not {"train.flip", "code", "n", "kid_lite0_sd", "train.seed"} & set(frame)
+    header, rows = compare.texts(frame)
+    assert header == ["cell", "runs", "train.glr", "kid_lite0", "recall"]
+    assert rows[0] == ["grid-glr=0.002"[5:], "2", "0.002", "0.250 ± 0.071", "0.25 ± 0"]
+    floor, *verdicts, how = compare.explained(frame)
+    assert floor == "What as many real images score: kid_lite0 0.001." and "95 % interval" in how
+    assert verdicts[0] == "glr=0.002: lowest KID." and verdicts[1].startswith("glr=0.001: not distingu")
+
+
+@pytest.mark.parametrize("extractor", ["lite0", "inception", "dinov2_vits14"])
+def test_the_verdict_is_that_of_the_paired_seeds(extractor: str) -> None:
+    """Spread between seeds, which both settings share, would hide a difference, or chance pass for one."""
+    base = np.array([0.2, 0.9, 0.4])
+    runs = [
+        run(f"{cell}-s{seed}", seed, float(kid), {"train.glr": cell}, extractor=extractor)
+        for cell, kids in (
+            ("good", base),
+            ("bad", base + (0.30, 0.31, 0.32)),
+            ("alike", base + (0.02, -0.01, 0.01)),
+        )
+        for seed, kid in enumerate(kids)
+    ]
+    frame = compare.arrange(runs).set_index("cell")
+    assert frame["verdict"]["good"] == "lowest KID"
+    # 0.31 ± t(1 - 0.05/2/2, 2) · 0.01/√3, t = 6.205
+    assert frame["verdict"]["bad"] == "worse: +0.310 (+0.274 to +0.346)"
+    assert (
+        "not distinguishable: +0.01 (-0.05 to +0.06); about 53 seeds would tell" == frame["verdict"]["alike"]
+    )
+    numbers = [float(frame[name]["bad"]) for name in compare.NUMBERS]
+    assert numbers == pytest.approx([0.31, 0.27418, 0.34582, 3, 3], rel=1e-3)
+    assert "bad: worse: +0.310 (+0.274 to +0.346)." in compare.explained(frame.reset_index())
+    assert f"kid_{extractor}" in compare.texts(frame.reset_index())[0]
+    two = compare.arrange(runs[:6])
+    assert list(two["verdict"])[0] == "better than all others"
+    assert list(two["verdict"])[1] == "worse: +0.310 (+0.285 to +0.335)"
+
+
+def test_without_two_seeds_in_common_there_is_no_verdict() -> None:
+    """One run each would pass for knowledge of two settings."""
+    for seeds in ((0,), (1, 2, 3), (0, 4)):
+        other = [run(f"b-s{seed}", seed, 9.0, {"train.glr": 1}) for seed in seeds]
+        frame = compare.arrange([run("a-s0", 0, 0.1), run("a-s4", 4 if len(seeds) == 1 else 9, 0.1), *other])
+        assert list(frame["verdict"]) == ["lowest KID", "no verdict: fewer than 2 seeds in common"]
+        assert frame["difference"].isna().all()
+    assert list(compare.arrange([run("a-s0", 0, 0.1)])["verdict"]) == [""]
+
+
+def test_a_cell_of_one_seed_keeps_no_other_from_its_verdict() -> None:
+    """One lucky run would leave a whole grid without a verdict."""
+    runs = [run("lucky-s0", 0, 0.01, {"train.glr": 9}), *three_cells()[:4]]
+    frame = compare.arrange(runs).set_index("cell")
+    assert list(frame.index) == ["lucky", "grid-glr=0.002", "grid-glr=0.001"]
+    assert frame["verdict"]["lucky"] == "no verdict: fewer than 2 seeds in common"
+    assert frame["verdict"]["grid-glr=0.002"] == "lowest KID of two seeds and more"
+    assert frame["verdict"]["grid-glr=0.001"].startswith("not distinguishable: +0.3")
+
+
+def test_a_runaway_run_flattens_no_other_runs_curves() -> None:
+    """All other plots would look empty; or, with a scale each, runs not compare."""
+    usual = [np.array([[0.7, float(top)], [1.0, np.nan]]) for top in (2, 3, 4)]
+    low, high = compare._limits([*usual, np.array([[-1e9, 1e9]]), np.array([[np.nan]])])
+    assert 4 < high < 4.5 and -4.5 < low <= 0
+    assert compare._limits([np.array([[np.nan]])]) == (0, 1.05)
+
+
+def test_runs_that_ended_badly_are_marked() -> None:
+    """A run that was saved from itself, or stopped half-way, would pass for one that trained through."""
+    runs = [
+        run("a-s0", 0, 0.1),
+        run("a-s1", 1, 0.2, ended="diverged at step 400", interventions=2),
+        run("a-s2", 2, 0.2, interventions=1),
+        run("b-s0", 0, 0.3, {"train.glr": 1}),
+    ]
+    frame = compare.arrange(runs)
+    assert list(frame["marks"]) == ["seed 1 diverged at step 400, rescued 2 times; seed 2 rescued once", ""]
+    assert f"a: lowest KID; {frame['marks'][0]}." in compare.explained(frame)
+    assert compare.explained(compare.arrange([runs[2]]))[1] == "a: seed 2 rescued once."
+
+
+def test_what_does_not_compare_gets_no_verdict_and_the_difference_is_named() -> None:
+    """A KID of 60 images at 32 px looks better than one of 500 at 128 px, and says nothing."""
+    other = [
+        run("mnist-s0", 0, 0.01, data="bbbbbbbb"),
+        run("celeba-s0", 0, 0.02, protocol="EfficientNet-Lite0, 128 px; n=60 in 3 sets, k=5"),
+        run("pixels-s0", 0, 0.02, protocol="pixels; n=60 in 3 sets, k=5", extractor="pixels"),
+        run("fid-s0", 0, 0.02, protocol="Inception, 299 px; n=60 in 3 sets, k=5", extractor="inception"),
+    ]
+    frame = compare.arrange([*three_cells(), *other])
+    assert list(frame["set"]) == [1, 1, 1, 2, 3, 4, 5]
+    assert [bool(text) for text in frame["verdict"]] == [True, True, True, False, False, False, False]
+    header, rows = compare.texts(frame)
+    assert header[:2] == ["set", "cell"]
+    assert [row[0] for row in rows] == ["1", "1", "1", "", "2", "", "3", "", "4", "", "5"]
+    refused = [line for line in compare.explained(frame) if line.startswith("No verdict")]
+    for line, difference in zip(
+        refused,
+        (
+            "training images aaaaaaaa against bbbbbbbb",
+            "n=100 in 3 sets against n=60 in 3 sets",
+            "EfficientNet-Lite0, 128 px against pixels, n=100 in 3 sets against n=60 in 3 sets",
+            "EfficientNet-Lite0 against Inception, 128 px against 299 px, n=100 in 3 sets against n=60 in "
+            "3 sets",
+        ),
+        strict=True,
+    ):
+        assert line.endswith(f"which do not compare: {difference}."), line
+
+
+def test_what_is_not_the_same_is_not_pooled() -> None:
+    """Two versions of the code, or of the pictures, would pass for two seeds."""
+    same = run("a-s0", 0, 0.1), run("a-s1", 1, 0.2)
+    assert len(compare.arrange(same)) == 1
+    assert len(compare.arrange([*same, run("b-s2", 2, 0.3, {"code": "def"})])) == 2
+    assert len(compare.arrange([*same, run("b-s2", 2, 0.3, data="cccc")])) == 2
+    assert len(compare.arrange([*same, run("b-s2", 2, 0.3, {"model.z_limit": 1.0})])) == 2
+    assert "code" in compare.arrange([*same, run("b-s2", 2, 0.3, {"code": "def"})])
+
+
+def test_missing_numbers_are_last_and_shown_as_missing() -> None:
+    """A cell without a KID must not win by having none."""
+    frame = compare.arrange([run("x-a-s0", 0, None, {"code": "x"}), run("x-b-s0", 0, 5.0)])
+    assert list(frame["cell"]) == ["x-b", "x-a"]
+    header, rows = compare.texts(frame)
+    assert rows[1][header.index("kid_lite0")] == "–"
+
+
+@pytest.mark.parametrize(
+    ("mean", "sd", "text"),
+    [
+        (0.11234, 0.0043, "0.1123 ± 0.0043"),
+        (115.32, 12.3, "115 ± 12"),
+        (0.5, 0.0, "0.5 ± 0"),
+        (2.0531, math.nan, "2.05"),
+        (math.nan, math.nan, "–"),
+        (0.25, 1e-9, "0.250000 ± 0.000000"),
+    ],
+)
+def test_decimals_follow_the_spread(mean: float, sd: float, text: str) -> None:
+    """More decimals than the spread bears look like knowledge."""
+    assert compare.plus_minus(mean, sd) == text
+
+
+class Pictures(HTMLParser):
+    """Collects what a page shows and what it would load."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.sources: list[str] = []
+        self.texts: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Note sources."""
+        self.sources += [value or "" for name, value in attrs if name in ("src", "href")]
+
+    def handle_data(self, data: str) -> None:
+        """Note texts."""
+        self.texts.append(data)
+
+
+def test_files_hold_everything_and_load_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A page that is sent on must show images and curves without this machine; names must not become tags."""
+    runs = [*three_cells(), run("<b>mnist</b>-s0", 0, 0.01, data="bbbbbbbb")]
+    runs[0] = dataclasses.replace(runs[0], ended="diverged at step 5")
+    runs[0].history.loc[5:, "g_loss"] = math.nan
+    monkeypatch.setattr(compare, "_read", lambda *_: (runs, ["grid-glr=0.004: no experiment is finished"]))
+    frame = compare.compare(tmp_path, (), "grid", tmp_path / "table.csv", tmp_path / "page.html")
+    shown = capsys.readouterr().out
+    for words in ("0.250 ± 0.071", "No verdict between sets 1 and 2", "glr=0.004: no exp", "seed 0 diverged"):
+        assert words in shown
+    table = pd.read_csv(tmp_path / "table.csv")
+    assert list(table.columns) == list(frame.columns) and len(table) == 4
+    assert math.isclose(table["kid_lite0"][0], 0.25) and table["experiments"][0].count(" ") == 1
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    seen = Pictures(page)
+    assert len(seen.sources) == 8 and all(each.startswith("data:image/png;base64,") for each in seen.sources)
+    assert "0.250 ± 0.071" in seen.texts and "seed 0 diverged at step 5" in seen.texts
+    assert list(table["marks"].dropna()) == ["seed 0 diverged at step 5"] and "<b>mnist</b>" not in page
+    assert not re.search(r"https?://|<script|@import|url\(", page)
+
+
+def test_without_a_finished_experiment_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty table looks like a result, and a mistyped name like an unfinished experiment."""
+    none: dict[str, list[revisions.Found]] = {}
+    monkeypatch.setattr(revisions, "finished", lambda repo: none)
+    monkeypatch.setattr(revisions, "opened", lambda root: io.StringIO())
+    with pytest.raises(UserError, match="no finished experiment to compare"):
+        compare.compare(tmp_path)
+    with pytest.raises(UserError, match="rate-1: no such experiment"):
+        compare.compare(tmp_path, ["rate-1"])

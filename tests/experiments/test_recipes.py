@@ -1,0 +1,288 @@
+"""Recipes and grids: the papers' numbers, and words that arrive where they are sent."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT, updated
+from dvc.utils.cli_parse import to_path_overrides
+from dvc.utils.hydra import apply_overrides
+
+from ganpipe import params
+from ganpipe.common.errors import UserError
+from ganpipe.experiments import recipes
+from ganpipe.params import Params
+
+# What the papers fix, and how we read what they leave open, taken from the papers and not from params.yaml.
+PLAIN = {
+    "preprocess.held_out": 0,
+    "train.ema_halflife_kimg": None,
+    "train.flip": False,
+    "train.real_label": 1.0,
+    "train.fake_label": 0.0,
+    "train.dlr": 0.0002,
+    "train.glr": 0.0002,
+    "train.beta1": 0.5,
+    "train.beta2": 0.999,
+    "train.micro_batch_size": None,
+    "train.keep": "last",
+    "train.on_nonfinite": "stop",
+    "train.on_collapse": "warn",
+    "train.precision": "float32",
+    "train.sync_batch_norm": False,
+    "train.extra_update_every": None,
+    "model.nz": 100,
+    "preprocess.channels": 3,
+    "sample.z_scale": 1.0,
+}
+NORMAL = {"model.z_distribution": "normal", "model.z_limit": None}
+UNIFORM = {"model.z_distribution": "uniform", "model.z_limit": 1.0}
+DCGAN = PLAIN | UNIFORM | {"model.architecture": "dcgan", "model.ngf": 128, "model.ndf": 128}
+DCGAN |= {"preprocess.resolution": 64, "train.batch_size": 128, "train.epochs": 25}
+DCGAN |= {"model.first_channels": None, "model.discriminator_norm": "batch"}
+MARCHESI = DCGAN | {"fetch.source": "folder", "model.first_channels": 1024, "train.extra_update_every": 50}
+MARCHESI |= {"sample.z_scale": 0.5, "sample.intervals": [1.0, 0.5]}
+STIFF = PLAIN | UNIFORM | {"model.architecture": "upsample", "model.first_channels": 128}
+STIFF |= {"model.discriminator_norm": "batch", "train.batch_size": 128}
+XIN = PLAIN | NORMAL | {"fetch.source": "animeface", "preprocess.resolution": 96, "preprocess.crop": "square"}
+XIN |= {"model.ngf": 64, "model.ndf": 64, "train.epochs": 100, "train.batch_size": 128}
+XIN |= {"model.architecture": "dcgan", "model.discriminator_norm": "none", "evaluate.snapshots": True}
+TWO_RATES = {"train.dlr": 0.0064, "train.glr": 0.00128}
+MODIFIED = {"model.architecture": "residual", "model.discriminator_norm": "batch", "train.batch_size": 24}
+PAPERS: dict[str, dict[str, Any]] = {
+    "dcgan": DCGAN,
+    "marchesi2017-192": MARCHESI | {"preprocess.resolution": 192, "train.batch_size": 128},
+    "marchesi2017-256": MARCHESI
+    | {"preprocess.resolution": 256, "train.batch_size": 75}
+    | {"sample.z_scale": 0.4, "sample.intervals": [1.0, 0.5, 0.4]},
+    "marchesi2017-512": MARCHESI | {"preprocess.resolution": 512, "train.batch_size": 21},
+    "marchesi2017-1024": MARCHESI | {"preprocess.resolution": 1024, "train.batch_size": 6},
+    "celeba64": PLAIN
+    | NORMAL
+    | {"fetch.source": "celeba", "preprocess.crop": "centre", "preprocess.crop_size": 160}
+    | {"preprocess.resolution": 64, "model.architecture": "celeba64", "model.discriminator_norm": "none"}
+    | {"model.ngf": 64, "model.ndf": 64, "train.epochs": 20, "train.batch_size": 32},
+    "stiff2018-mnist": STIFF
+    | {"fetch.source": "mnist", "preprocess.resolution": 28, "preprocess.channels": 1, "train.epochs": 25},
+    "stiff2018-flowers": STIFF
+    | {"fetch.source": "flowers102", "preprocess.resolution": 128, "train.epochs": 40},
+    "stiff2018-cat": STIFF | {"fetch.source": "cat", "preprocess.resolution": 128, "train.epochs": 60},
+    "xin2024-5": XIN,
+    "xin2024-6": XIN | TWO_RATES,
+    "xin2024-7": XIN | TWO_RATES | MODIFIED,
+    "xin2024-8": XIN | TWO_RATES | MODIFIED | {"train.real_label": 0.9, "train.fake_label": 0.1},
+}
+SEARCH = (0.000208, 0.000406, 0.000604, 0.000802, 0.001, 0.0028, 0.0046, 0.0064, 0.0082, 0.01)
+EXTRA = [(side, every) for side in (192, 256, 512, 1024) for every in (50, None)]
+# Grid → the names that vary, and their values in each cell.
+GRIDS: dict[str, tuple[tuple[str, ...], list[tuple[Any, ...]]]] = {
+    "xin2024-lr-search": (("train.dlr", "train.glr"), [(rate, rate) for rate in SEARCH]),
+    "xin2024-two-rates": (
+        ("train.dlr", "train.glr"),
+        [(0.0064, 0.0032), (0.0064, 0.00128), (0.0064, 0.00064)],
+    ),
+    "xin2024-labels": (
+        ("train.real_label", "train.fake_label", "train.dlr", "train.glr", "model.architecture"),
+        [(real, fake, 0.0064, 0.00128, "dcgan") for real, fake in ((1.0, 0.0), (0.9, 0.1), (0.99, 0.01))],
+    ),
+    "xin2024-experiments": (
+        ("model.architecture", "train.dlr", "train.glr", "train.real_label", "train.batch_size"),
+        [
+            ("dcgan", 0.0002, 0.0002, 1.0, 128),
+            ("dcgan", 0.0002, 0.0002, 1.0, 24),
+            ("dcgan", 0.0064, 0.00128, 1.0, 128),
+            ("residual", 0.0064, 0.00128, 1.0, 24),
+            ("residual", 0.0064, 0.00128, 0.9, 24),
+            ("residual", 0.0064, 0.00128, 0.9, 128),
+        ],
+    ),
+    "marchesi2017-resolutions": (("preprocess.resolution", "train.extra_update_every"), EXTRA),
+    "marchesi2017-intervals": (
+        ("sample.z_scale", "preprocess.resolution"),
+        [(1.0, 256), (0.5, 256), (0.4, 256)],
+    ),
+    "stiff2018-sets": (("fetch.source",), [("mnist",), ("flowers102",), ("cat",)]),
+    "celeba64-against-dcgan": (
+        ("model.architecture", "fetch.source", "preprocess.crop_size", "train.epochs"),
+        [("celeba64", "celeba", 160, 20), ("dcgan", "celeba", 160, 20)],
+    ),
+}
+
+
+def values_of(applied: Params) -> dict[str, Any]:
+    """Return dotted name → value, the batch size looked up."""
+    plain = applied.experiment
+    plain["train"]["batch_size"] = applied.train.batch_size_for(applied.preprocess.resolution)
+    return {f"{section}.{name}": value for section, part in plain.items() for name, value in part.items()}
+
+
+def test_the_papers_are_all_here(default_params: Params) -> None:
+    """A recipe or grid that nobody compares with its paper could hold anything."""
+    assert list(default_params.recipes) == list(PAPERS) and list(default_params.grids) == list(GRIDS)
+
+
+@pytest.mark.parametrize("name", PAPERS)
+def test_recipes_are_the_papers(default_params: Params, name: str) -> None:
+    """A study would be of another setting than the paper's."""
+    applied = recipes.applied(default_params, recipes.recipe(default_params, name), name)
+    found = values_of(applied)
+    assert {key: found[key] for key in PAPERS[name]} == PAPERS[name]
+
+
+def test_snapshots_show_the_papers_figures(default_params: Params) -> None:
+    """Xin compares epochs 1, 5, 10 and 20; Stiff's cats are lost between 55 and 60."""
+    for name, epochs in {"xin2024-7": {1, 5, 10, 20}, "stiff2018-cat": {55, 60}, "celeba64": {20}}.items():
+        applied = recipes.applied(default_params, recipes.recipe(default_params, name), name)
+        assert epochs <= set(applied.train.snapshot_epochs)
+
+
+def test_batch_table_is_marchesis(default_params: Params) -> None:
+    """128 at 192 px and 6 at 1024 px are the paper's, the others the power law through them."""
+    table = default_params.train.batch_per_resolution
+    assert {int(side): size for side, size in table.items() if int(side) >= 192} == {
+        192: 128,
+        256: 75,
+        384: 36,
+        512: 21,
+        768: 10,
+        1024: 6,
+    }
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_grids_are_the_papers(default_params: Params, name: str) -> None:
+    """A cell too few or a value off makes another study; a name that git refuses stops it midway."""
+    cells = recipes.cells(default_params, name)
+    found = [values_of(recipes.applied(default_params, cell.words, cell.name)) for cell in cells]
+    keys, expected = GRIDS[name]
+    assert [tuple(values[key] for key in keys) for values in found] == expected
+    names = [f"{cell.name}-s0" for cell in cells]
+    assert len(set(names)) == len(names) and all(each.startswith(f"{name}-") for each in names)
+    for each in names:
+        refused = subprocess.run(["git", "check-ref-format", f"refs/exps/ab/cd/{each}"]).returncode
+        assert not refused and "/" not in each
+
+
+@pytest.mark.parametrize("options", ["", "-O nullglob", "-O failglob"])
+def test_the_line_survives_a_shell_with_files_that_look_like_it(
+    default_params: Params, tmp_path: Path, options: str
+) -> None:
+    """`$(ganpipe recipe NAME)` would lose or change words, and other params be trained without a message."""
+    for name in ("train.snapshot_epochs=1", "train.snapshot_epochs=[1,5,10,20]", "-S", "1", "$", "oc.decode"):
+        (tmp_path / name).touch()
+    line = recipes.shell_line(recipes.recipe(default_params, "xin2024-8"))
+    (tmp_path / "line").write_text(line)
+    assert "\n" not in line and not set("'\"") & set(line)
+    script = r"printf '%s\n' $(cat line)"
+    printed = subprocess.run(
+        ["bash", *options.split(), "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert printed.stdout.splitlines() == line.split(" ")
+
+
+@pytest.mark.parametrize("name", ["celeba64", "xin2024-8", "marchesi2017-256", "stiff2018-mnist"])
+def test_dvc_reads_the_line_as_we_do(default_params: Params, tmp_path: Path, name: str) -> None:
+    """DVC reads words through Hydra: null, lists and 1e-05 could arrive as texts; a later word must win."""
+    words = recipes.recipe(default_params, name)
+    arguments = [*recipes.shell_line(words).split(" "), "-S", "train.glr=1e-05"]
+    assert arguments[::2] == ["-S"] * (len(words) + 1)
+    by_line, by_list = tmp_path / "line.yaml", tmp_path / "list.yaml"
+    for path, overrides in (
+        (by_line, to_path_overrides(arguments[1::2])["params.yaml"]),
+        (by_list, recipes.overrides([*words, "train.glr=1e-05"])),
+    ):
+        path.write_text((ROOT / "params.yaml").read_text())
+        apply_overrides(path, overrides)
+        expected = recipes.applied(default_params, [*words, "train.glr=1e-05"], "test")
+        assert params.load(path) == expected
+    kept = [line for line in (ROOT / "params.yaml").read_text().splitlines() if line.strip().startswith("#")]
+    recipe_comments = kept[kept.index(next(line for line in kept if line.startswith("# The papers'"))) :]
+    assert set(recipe_comments) <= set(by_line.read_text().splitlines()), "DVC deleted comments"
+
+
+def test_texts_arrive_as_they_are(default_params: Params, tmp_path: Path) -> None:
+    """A folder named 2024, or with a space, a comma or quotes, would be another one or stop the queue."""
+    for text in ("'2024'", "/a b/c, d", '/it\'s "x"', "/äöü:1=2", "/with#hash"):
+        (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text())
+        words = [f"fetch.path={text}"]
+        apply_overrides(tmp_path / "params.yaml", recipes.overrides(words))
+        here = recipes.applied(default_params, words, "test").fetch.path
+        assert params.load(tmp_path / "params.yaml").fetch.path == here == text.strip("'")
+
+
+def test_later_words_win_and_recipes_build_on_recipes(default_params: Params) -> None:
+    """A recipe would undo the words after it, or leave those before it in place."""
+    values = default_params.model_copy(
+        update={"recipes": {"a": ["train.glr=1e-3", "train.dlr=1e-3"], "b": ["recipe=a", "train.glr=2e-3"]}}
+    )
+    assert sorted(recipes.recipe(values, "b")) == ["train.dlr=1e-3", "train.glr=2e-3"]
+    grid = {"g": ["train.epochs=1,2", "train.glr=9e-3", "recipe=b", "train.seed,train.dlr=3:4e-3,5"]}
+    cells = recipes.cells(values.model_copy(update={"grids": grid}), "g", ["train.epochs=7"])
+    assert [cell.name for cell in cells] == [
+        f"g-epochs={epochs}-{rest}" for epochs in (1, 2) for rest in ("seed=3-dlr=4e-3", "seed=5-dlr=5")
+    ]
+    assert set(cells[0].words) == {"train.epochs=7", "train.glr=2e-3", "train.seed=3", "train.dlr=4e-3"}
+
+
+def test_a_list_is_one_value(default_params: Params) -> None:
+    """A comma in brackets would cut a list into cells."""
+    grid = {"g": ["train.snapshot_epochs=[1,2],[3]"]}
+    cells = recipes.cells(default_params.model_copy(update={"grids": grid}), "g")
+    epochs = [recipes.applied(default_params, cell.words, "g").train.snapshot_epochs for cell in cells]
+    assert epochs == [[1, 2], [3]] and cells[0].name == "g-snapshot_epochs=_1,2_"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "grid", "message"),
+    [
+        (["recipe=a"], [], "recipes.a: builds on itself through a"),
+        (["recipe=dgcan"], [], "recipes.dgcan: no such recipe"),
+        (["train.glr"], [], "train.glr: expected key=value"),
+        ([], ["train.glr,train.dlr=1:2:3"], "grids.g: 1:2:3 has 3 values for the 2 keys"),
+    ],
+)
+def test_what_cannot_be_read_is_named(
+    default_params: Params, recipe: list[str], grid: list[str], message: str
+) -> None:
+    """A slip in a recipe of one's own must not end in a traceback, nor go round for ever."""
+    values = default_params.model_copy(update={"recipes": {"a": recipe}, "grids": {"g": grid}})
+    with pytest.raises(UserError, match=message):
+        recipes.cells(values, "g") if grid else recipes.recipe(values, "a")
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("train.gglr=1", "train.gglr: unknown key; did you mean train.glr"),
+        ("train.glr=fast", "train.glr: found 'fast'"),
+        ("trian.glr=1", "expected section.name=value with a section of"),
+        ("recipes.a=1", "expected section.name=value with a section of"),
+        ("train.batch_per_resolution.64=2", "unknown key"),
+        ("preprocess.resolution=50", "50"),
+    ],
+)
+def test_wrong_words_are_refused_by_name(default_params: Params, word: str, message: str) -> None:
+    """A wrong word would fail hours later, in the queue."""
+    with pytest.raises(UserError, match=f"cell.*{message}"):
+        recipes.applied(default_params, [word], "cell")
+
+
+def test_a_side_without_a_batch_size_is_refused(default_params: Params) -> None:
+    """The table is looked up at the start of the training, after the images were made."""
+    values = updated(default_params, train__batch_size=None, train__batch_per_resolution={"16": 8})
+    with pytest.raises(UserError, match="cell: train.batch_size: null"):
+        recipes.applied(values, [], "cell")
+
+
+def test_commands_list_and_print() -> None:
+    """People find recipes by the list, and `dvc exp run` takes the line as it is."""
+
+    def printed(*words: str) -> str:
+        command = [sys.executable, "-m", "ganpipe", "recipe", *words]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+    listed, line = printed(), printed("celeba64")
+    assert all(name in listed for name in PAPERS) and "celeba" in listed and "your own" in listed
+    assert line.count("\n") == 1 and line.startswith("-S ")

@@ -1,0 +1,285 @@
+"""MLflow's server at the prepared view, in the browser that people have: run with -m browser."""
+
+import base64
+import io
+import json
+import os
+import shutil
+import subprocess
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import numpy as np
+import pytest
+from conftest import digits, updated
+from mlflow import MlflowClient
+from PIL import Image
+from ruamel.yaml import YAML
+
+from ganpipe.common import dataset as packed
+from ganpipe.common import sheets as pictures
+from ganpipe.common.errors import UserError
+from ganpipe.experiments import compare
+from ganpipe.params import Params
+from ganpipe.tracking import mirror as tracking
+from ganpipe.tracking import page, ui, view
+
+IMAGES, EPOCHS = 500, (1, 2, 4)
+# A folder where pictures of the pages are kept: docs/, when they are to be made anew.
+KEEP = os.environ.get("GANPIPE_SCREENSHOTS")
+
+
+@pytest.fixture(scope="module")
+def home(
+    tmp_path_factory: pytest.TempPathFactory, small_params: Params, write_packed: Callable[..., Path]
+) -> Iterator[Path]:
+    """A checkout whose MLflow holds three runs of a grid; GANPIPE_SHOWN names another, of real runs."""
+    if shown := os.environ.get("GANPIPE_SHOWN"):
+        yield Path(shown).resolve()
+        return
+    from dvc.repo import Repo
+
+    folder = tmp_path_factory.mktemp("home")
+    subprocess.run(["git", "init", "-q", str(folder)], check=True)
+    identity = ["-c", "user.name=t", "-c", "user.email=t@t", "commit", "--allow-empty", "-qm", "first"]
+    subprocess.run(["git", *identity], cwd=folder, check=True)
+    Repo.init(str(folder)).close()
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith(("DVC_", "MLFLOW_"))]:
+            patch.delenv(name)
+        patch.setenv("DVC_ROOT", str(folder))
+        for i, glr in enumerate((0.0032, 0.00128, 0.00064)):
+            root = made(folder / f"made/{i}", small_params, write_packed, glr, noise=90 - 40 * i)
+            patch.setenv("DVC_EXP_NAME", f"xin2024-two-rates-glr={glr}-s0")
+            tracking.record(root, "evaluate")
+        patch.delenv("DVC_EXP_NAME")
+        patch.delenv("DVC_ROOT")
+        shutil.rmtree(folder / "made")
+        yield folder
+
+
+def made(root: Path, values: Params, write_packed: Callable[..., Path], glr: float, noise: float) -> Path:
+    """Write what the stages leave, the grids being digits under noise that falls with the epochs."""
+    values = updated(values, train__glr=glr, train__batch_size=50)
+    (root / "ganpipe").mkdir(parents=True)
+    for name in ("__init__", "train", "sample", "evaluate"):
+        (root / "ganpipe" / f"{name}.py").write_text(f'"""{name}."""\n')
+    YAML().dump(values.model_dump(), root / "params.yaml")
+    data = write_packed(root, digits()[:IMAGES])
+    for stage in ("train/grids", "sample", "evaluate"):
+        (root / "stages" / stage).mkdir(parents=True)
+    train, rng, steps = root / "stages/train", np.random.default_rng(0), EPOCHS[-1] * IMAGES // 50
+    model = values.model.model_dump() | {"train": values.train.model_dump(), "batch_size": 50}
+    model |= {"train_images": IMAGES, "nimg": steps * 50, "data_digest": packed.load(data).digest}
+    model |= {"resolution": 28, "channels": 1, "epochs": EPOCHS[-1], "weights": "ema", "steps": steps}
+    (train / "model.json").write_text(json.dumps(model))
+    columns = "step,nimg,epoch,d_loss,g_loss,d_real,d_fake,d_grad_norm,g_grad_norm"
+    rows = [
+        f"{i},{i * 50},{i / 10},{1 / i + noise / 90},{2 - 1 / i},0.7,0.3,1,2" for i in range(1, steps + 1)
+    ]
+    (train / "history.csv").write_text("\n".join([columns, *rows]) + "\n")
+    evals = [f"{i},{i * 50},{noise / i},0.5,0.6" for i in (10, 20, 40)]
+    (train / "evals.csv").write_text("\n".join(["step,nimg,kid_light,spread,real_spread", *evals]) + "\n")
+    (train / "events.csv").write_text("step\n")
+    speeds = [f"{i},{i * 50},{i / 10},{100 + i}" for i in range(10, steps + 1, 10)]
+    (train / "perf.csv").write_text("\n".join(["step,nimg,seconds,images_per_second", *speeds]) + "\n")
+    for epoch in EPOCHS:
+        noisy = digits()[::78][:64] + rng.normal(0, noise + 200 / epoch, (64, 28, 28, 1))
+        picture = pictures.sheet(noisy.clip(0, 255).astype(np.uint8), 8)
+        picture.save(train / f"grids/{epoch}.png")
+        picture.save(root / "stages/sample/grid.png")
+        picture.save(root / "stages/evaluate/real_fake.png")
+    numbers = {"kid_lite0": noise / 100, "fd_lite0": noise, "fd_lite0_floor": 9.0, "recall": 0.5}
+    (root / "stages/evaluate/metrics.json").write_text(
+        json.dumps(numbers | {"authenticity": 0.8, "n": 60, "protocol": "lite0"})
+    )
+    return root
+
+
+def client_of(home: Path) -> tuple[MlflowClient, str]:
+    """Return a client and the experiment's id."""
+    return tracking.connection(home)
+
+
+@pytest.mark.browser
+def test_the_view_holds_what_is_looked_at_first(home: Path) -> None:
+    """The page would open on noise, in two colours, or without the numbers."""
+    client, number = client_of(home)
+    place = view.write(client, number)
+    assert place.startswith(f"/#/experiments/{number}")
+    before = {run.info.run_id: run.data.tags[view.COLOUR] for run in client.search_runs([number])}
+    assert len(set(before.values())) == len(before) >= 3
+    tag = json.loads(client.get_experiment(number).tags[view.TAG])
+    state = json.loads(zlib.decompress(base64.b64decode(tag["state"].removeprefix("deflate;"))))
+    assert state["selectedColumns"][:3] == [
+        f"metrics.`eval/{name}`" for name in ("kid_lite0", "fd_lite0", "fd_lite0_floor")
+    ]
+    assert "params.`train.glr`" in state["selectedColumns"]
+    assert state["compareRunCharts"][0]["step"] > 0
+    later = [chart["metricKey"] for chart in state["compareRunCharts"] if chart["metricSectionId"] == "s3"]
+    assert later == ["train/kid_light", "train/spread"], "a single point is no curve"
+    view.write(client, number)
+    assert {run.info.run_id: run.data.tags[view.COLOUR] for run in client.search_runs([number])} == before
+
+
+@pytest.fixture(scope="module")
+def address(home: Path) -> Iterator[str]:
+    """The address that `ganpipe ui` gives, its server running."""
+    with ui.served(home) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Chromium without a window."""
+    if not (shutil.which("chromium") and shutil.which("chromedriver")):
+        pytest.skip("needs Debian's chromium and chromium-driver")
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = str(shutil.which("chromium"))
+    for word in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1640,1200"):
+        options.add_argument(word)
+    driver = webdriver.Chrome(options, webdriver.ChromeService(str(shutil.which("chromedriver"))))
+    yield driver
+    driver.quit()
+
+
+def wait(condition: Callable[[], Any], what: str, seconds: float = 60) -> Any:
+    """Return what a condition gives once it is true."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if found := condition():
+            return found
+        time.sleep(0.5)
+    pytest.fail(f"{what} did not come")
+
+
+def keep(browser: Any, name: str) -> None:
+    """Keep a picture of the page as a PNG of few colours."""
+    if KEEP:
+        picture = Image.open(io.BytesIO(browser.get_screenshot_as_png())).convert("RGB")
+        colours = 128
+        while True:
+            # By the colours' extent: by their count, the few points of a run's colour would go into another.
+            method = Image.Quantize.MAXCOVERAGE
+            small = picture.quantize(colours, method=method, kmeans=1, dither=Image.Dither.NONE)
+            small.save(Path(KEEP) / name, optimize=True)
+            if (Path(KEEP) / name).stat().st_size < 150_000:
+                break
+            picture, colours = picture.resize((picture.width * 4 // 5, picture.height * 4 // 5)), 96
+
+
+@pytest.mark.browser
+def test_grids_stand_side_by_side_at_the_last_step_in_three_colours(
+    home: Path, address: str, browser: Any
+) -> None:
+    """MLflow's own page shows noise at step 0 and two runs in one colour."""
+    from selenium.webdriver.common.by import By
+
+    browser.get(address)
+    rest(browser, "Close", "Hide banner")
+    client, number = client_of(home)
+    runs = {run.info.run_id: run for run in client.search_runs([number], max_results=view.SHOWN)}
+
+    def loaded() -> list[Any]:
+        found = browser.find_elements(By.CSS_SELECTOR, ".rc-image-img")
+        wide = [card for card in found if int(card.get_property("naturalWidth")) > 9]
+        return wide if len(wide) == len(runs) else []
+
+    cards = wait(loaded, "the grids of all runs")
+    addresses = [unquote(card.get_attribute("src")) for card in cards]
+    assert {each.rpartition("run_uuid=")[2] for each in addresses} == set(runs) and len(runs) >= 3
+    steps = {each.partition("+step+")[2].partition("+")[0] for each in addresses}
+    assert steps == {str(max(_steps(client, run) for run in runs))}
+    places = [card.location for card in cards[:3]]
+    tops, lefts = ([place[axis] for place in places] for axis in "yx")
+    assert max(tops) - min(tops) < 20, "one below the other"
+    assert min(right - left for left, right in pairwise(sorted(lefts))) > 100
+    above = "let e = arguments[0]; while (!e.querySelector('label')) e = e.parentElement;"
+    colour = f"{above} return getComputedStyle(e.querySelector('label')).backgroundColor"
+    shown = {browser.execute_script(colour, card) for card in cards}
+    assert len(shown) == min(len(runs), len(view.COLOURS))
+    for title in (*view.SECTIONS, "eval/fd_lite0 vs eval/fd_lite0_floor"):
+        wait(partial(_says, browser, title), title)
+    keep(browser, "mlflow-view.png")
+
+
+@pytest.mark.browser
+def test_a_runs_page_says_what_it_is(home: Path, address: str, browser: Any) -> None:
+    """A stranger would see curves, and not what they are of."""
+    from selenium.webdriver.common.by import By
+
+    client, number = client_of(home)
+    run = client.search_runs([number], order_by=["metrics.`eval/kid_lite0` ASC"])[0]
+    base = address.partition("/#/")[0]
+    browser.get(f"{base}/#/experiments/{number}/runs/{run.info.run_id}?workflowType=machine_learning")
+    rest(browser, "Close")
+    wait(partial(_says, browser, "kid_lite0"), "the note")
+    for button in browser.find_elements(By.XPATH, "//button[contains(., 'Show more')]"):
+        button.click()  # a long note is folded
+    repeat = ["Repeat it exactly"] if "Repeat it" in run.data.tags[page.NOTE] else []  # a commit is known
+    for words in ("digest", "Training", "Recipe", "mnist5k", *repeat):
+        wait(partial(_says, browser, words), words)
+    others = [each for each in client.search_runs([number]) if each.info.run_id != run.info.run_id]
+    for other in others:
+        if page.GRID in other.data.tags:
+            assert other.info.run_id in browser.page_source
+    time.sleep(1)  # the note unfolds
+    keep(browser, "mlflow-run.png")
+
+
+@pytest.mark.browser
+def test_the_comparison_is_a_page_that_a_stranger_understands(
+    home: Path, tmp_path: Path, browser: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The page that is passed on would need the one who made it."""
+    if not os.environ.get("GANPIPE_SHOWN"):
+        pytest.skip("needs finished experiments: GANPIPE_SHOWN names a checkout with some")
+    monkeypatch.chdir(home)
+    compare.compare(Path(), grid="xin2024-two-rates", page=tmp_path / "page.html")
+    browser.get(f"file://{tmp_path}/page.html")
+    wait(partial(_says, browser, "KID"), "the page")
+    keep(browser, "compare.png")
+
+
+def rest(browser: Any, *names: str) -> None:
+    """Close what MLflow opens over the page."""
+    from selenium.webdriver.common.by import By
+
+    for name in names:
+        deadline = time.monotonic() + 10  # a page may remember that it was closed
+        while time.monotonic() < deadline:
+            if found := browser.find_elements(By.CSS_SELECTOR, f"button[aria-label='{name}']"):
+                found[0].click()
+                break
+            time.sleep(0.5)
+
+
+def _says(browser: Any, text: str) -> bool:
+    return text in browser.page_source
+
+
+def _steps(client: MlflowClient, run: str) -> int:
+    """Return the last step of a run's grids."""
+    names = [file.path for file in client.list_artifacts(run, "images") if "fixed_z" in file.path]
+    return max(int(name.partition("+step+")[2].partition("+")[0]) for name in names)
+
+
+@pytest.mark.browser
+def test_without_a_run_the_message_says_so(tmp_path: Path) -> None:
+    """An empty page would leave a newcomer at a loss."""
+    from dvc.repo import Repo
+
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    identity = ["-c", "user.name=t", "-c", "user.email=t@t", "commit", "--allow-empty", "-qm", "first"]
+    subprocess.run(["git", *identity], cwd=tmp_path, check=True)
+    Repo.init(str(tmp_path)).close()
+    with pytest.raises(UserError, match="no run yet; `dvc repro`"), ui.served(tmp_path):
+        pass

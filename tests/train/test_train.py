@@ -1,0 +1,562 @@
+"""The training: against an independent writing of the DCGAN step, and after interruptions."""
+
+import io
+import itertools
+import json
+import math
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import digits, updated
+from torch import nn
+
+from ganpipe.common import files
+from ganpipe.common import seeds as rng
+from ganpipe.common.errors import Interrupted
+from ganpipe.models import generator as snapshot
+from ganpipe.params import Params
+from ganpipe.train import alarms as health
+from ganpipe.train import checkpoint, journal, losses
+from ganpipe.train import plan as schedule
+from ganpipe.train import rescue as interventions
+from ganpipe.train import stage as train
+
+# What a rerun must repeat byte for byte; perf.csv holds times.
+EXACT = tuple(name for name in train.OUTPUTS if name != "perf.csv")
+
+
+def result(root: Path) -> dict[str, bytes]:
+    """Return all files of a finished training that must not depend on interruptions."""
+    paths = [path for name in EXACT for path in [root / "stages/train" / name]]
+    paths += [file for path in paths if path.is_dir() for file in path.iterdir()]
+    return {path.relative_to(root).as_posix(): path.read_bytes() for path in paths if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def shrunk() -> np.ndarray:
+    """Sixty digits of 16 px, uint8 60×16×16×1."""
+    return digits()[::83][:60, 6:22, 6:22]
+
+
+@pytest.fixture
+def root(tmp_path: Path, shrunk: np.ndarray, write_packed: Callable[..., Path]) -> Path:
+    """A checkout with packed digits and the package, whose digest is part of a training's identity."""
+    write_packed(tmp_path, shrunk, held_out=5)
+    (tmp_path / "ganpipe").symlink_to(Path(train.__file__).parent)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    tmp_path_factory: pytest.TempPathFactory,
+    shrunk: np.ndarray,
+    write_packed: Callable[..., Path],
+    small_params: Params,
+) -> dict[str, bytes]:
+    """The result of the small training without interruption."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    write_packed(folder, shrunk, held_out=5)
+    (folder / "ganpipe").symlink_to(Path(train.__file__).parent)
+    run(folder, small_params)
+    return result(folder)
+
+
+def run(root: Path, params: Params, **options: Any) -> schedule.Plan:
+    """Train with one checkpoint a step unless told otherwise."""
+    plan = schedule.plan(params.model, params.train, root)
+    train.train(plan, root, **({"checkpoint_seconds": 0} | options))
+    return plan
+
+
+def test_five_steps_equal_an_independent_writing(root: Path, small_params: Params) -> None:
+    """A failure means that this is not the DCGAN step: other losses, order, labels, data or optimizer."""
+    params = updated(small_params, model__ngf=8, model__ndf=8, train__real_label=0.9, train__batch_size=11)
+    plan = run(root, updated(params, train__epochs=1, train__ema_halflife_kimg=None))
+    history = pd.read_csv(root / "stages/train/history.csv")
+
+    torch.manual_seed(rng.derived_seed(params.train.seed, "init"))
+    # 16 = 4·2²: z → 4×4×2·ngf → 8×8×ngf → 16×16, and back.
+    G = nn.Sequential(
+        nn.ConvTranspose2d(8, 16, 4, 1, 0, bias=False), nn.BatchNorm2d(16), nn.ReLU(),
+        nn.ConvTranspose2d(16, 8, 4, 2, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU(),
+        nn.ConvTranspose2d(8, 1, 4, 2, 1, bias=False), nn.Tanh(),
+    )  # fmt: skip
+    initialize(G)
+    D = nn.Sequential(
+        nn.Conv2d(1, 8, 4, 2, 1, bias=False), nn.LeakyReLU(0.2),
+        nn.Conv2d(8, 16, 4, 2, 1, bias=False), nn.BatchNorm2d(16), nn.LeakyReLU(0.2),
+        nn.Conv2d(16, 1, 4, 1, 0, bias=False),
+    )  # fmt: skip
+    initialize(D)
+    G, D = G.to(memory_format=torch.channels_last), D.to(memory_format=torch.channels_last)
+    G_optimizer = torch.optim.Adam(G.parameters(), lr=2e-4, betas=(0.5, 0.999), fused=True)
+    D_optimizer = torch.optim.Adam(D.parameters(), lr=2e-4, betas=(0.5, 0.999), fused=True)
+    criterion = nn.BCEWithLogitsLoss()
+    order = plan.rows[torch.randperm(55, generator=rng.generator(0, "shuffle", 0)).numpy()]
+    for step in range(1, 6):
+        pixels = plan.data.images[order[11 * (step - 1) : 11 * step]].astype(np.float32).transpose(0, 3, 1, 2)
+        real = torch.from_numpy(pixels / np.float32(127.5) - 1).contiguous(memory_format=torch.channels_last)
+        z = torch.randn(11, 8, generator=rng.generator(0, "z", step)).reshape(11, 8, 1, 1)
+        fake = G(z)
+        D_optimizer.zero_grad()
+        on_real = criterion(D(real).flatten(), torch.full((11,), 0.9))
+        on_real.backward()
+        on_fake = criterion(D(fake.detach()).flatten(), torch.zeros(11))
+        on_fake.backward()
+        D_optimizer.step()
+        G_optimizer.zero_grad()
+        on_g = criterion(D(fake).flatten(), torch.ones(11))
+        on_g.backward()
+        G_optimizer.step()
+        assert f"{(on_real + on_fake).item():.6g}" == f"{history.d_loss[step - 1]:.6g}"
+        assert f"{on_g.item():.6g}" == f"{history.g_loss[step - 1]:.6g}"
+    weights = snapshot.load(root / "stages/train/generator.safetensors", plan.model, 16, 1).state_dict()
+    assert all(torch.equal(a, b) for a, b in zip(weights.values(), G.state_dict().values(), strict=True))
+
+
+def initialize(net: nn.Sequential) -> None:
+    """Draw weights as the DCGAN paper does, layer by layer."""
+    for layer in net:
+        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
+            nn.init.normal_(layer.weight, 0.0, 0.02)
+        elif isinstance(layer, nn.BatchNorm2d):
+            nn.init.normal_(layer.weight, 1.0, 0.02)
+
+
+def test_outputs_are_complete(undisturbed: dict[str, bytes], small_params: Params) -> None:
+    """A later stage, a plot or a reader would miss something."""
+    names = {name.removeprefix("stages/train/") for name in undisturbed}
+    assert names == {
+        "generator.safetensors",
+        "model.json",
+        "history.csv",
+        "evals.csv",
+        "events.csv",
+        *(f"grids/{epoch}.png" for epoch in (1, 2, 3)),
+        *(f"snapshots/{epoch}.safetensors" for epoch in (1, 2, 3)),
+    }
+    lines = undisturbed["stages/train/history.csv"].decode().splitlines()
+    # 55 training images, three epochs, 16 a step: 165 images need 11 steps.
+    assert len(lines) == 12 and lines[-1].startswith("11,176,3.2,0,")
+    description = json.loads(undisturbed["stages/train/model.json"])
+    told = {
+        "steps": 11,
+        "train_images": 55,
+        "weights": "last, averaged",
+        "ended": "finished",
+        "kept_step": 11,
+    }
+    assert description | told == description and description["interventions"] == 0
+    assert (
+        undisturbed["stages/train/generator.safetensors"]
+        == undisturbed["stages/train/snapshots/3.safetensors"]
+    )
+
+
+def test_cadence_changes_nothing(root: Path, small_params: Params, undisturbed: dict[str, bytes]) -> None:
+    """A flag that changed the result would have to be a param."""
+    run(root, small_params, checkpoint_seconds=1e9, log_seconds=1e9)
+    assert result(root) == undisturbed
+    assert not list((root / ".ganpipe/unfinished").glob("*/"))
+
+
+def die(root: Path, params: Params, where: str, count: int) -> None:
+    """Train in this process, and kill -9 it at the count-th time that it comes to a place."""
+    seen = 0
+
+    def fatal(original: Callable[..., Any], after: bool) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            nonlocal seen
+            seen += 1
+            if seen == count and not after:
+                os.kill(os.getpid(), signal.SIGKILL)
+            value = original(*args, **kwargs)
+            if seen == count and after:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return value
+
+        return call
+
+    if where == "step":
+        losses.g_loss = fatal(losses.g_loss, after=False)
+    elif where == "before rename":
+        files.os.replace = fatal(files.os.replace, after=False)
+    elif where == "after checkpoint":
+        checkpoint.save = fatal(checkpoint.save, after=True)
+    elif where == "event":
+        interventions.write = fatal(interventions.write, after=True)
+    elif where == "best":
+        snapshot.save = fatal(snapshot.save, after=True)
+    elif where == "publish":
+        train.shutil.copyfile = fatal(train.shutil.copyfile, after=False)
+    run(root, params)
+
+
+@pytest.mark.parametrize(
+    ("where", "count"),
+    [
+        ("step", 1),
+        ("step", 3),
+        ("step", 7),
+        ("before rename", 2),
+        ("before rename", 9),
+        ("after checkpoint", 4),
+        ("after checkpoint", 11),
+        ("publish", 2),
+    ],
+)
+def test_kill_9_changes_no_byte(
+    root: Path, small_params: Params, undisturbed: dict[str, bytes], where: str, count: int
+) -> None:
+    """A night's training would be lost or, worse, silently be another one."""
+    child = multiprocessing.get_context("fork").Process(target=die, args=(root, small_params, where, count))
+    child.start()
+    child.join(60)
+    assert child.exitcode == -signal.SIGKILL
+    assert list((root / ".ganpipe/unfinished").glob("*/"))
+    run(root, small_params)
+    assert result(root) == undisturbed
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_a_signal_leaves_a_checkpoint(
+    root: Path,
+    small_params: Params,
+    undisturbed: dict[str, bytes],
+    signum: signal.Signals,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A cluster's or a user's polite stop would cost everything since the last checkpoint."""
+    handler = signal.getsignal(signum)
+    calls = []
+    original = losses.g_loss
+
+    def send(*args: Any) -> torch.Tensor:
+        calls.append(1)
+        if len(calls) == 5:
+            os.kill(os.getpid(), signum)
+        return original(*args)
+
+    monkeypatch.setattr(losses, "g_loss", send)
+    with pytest.raises(Interrupted, match=f"{signum.name} after step 5") as caught:
+        run(root, small_params, checkpoint_seconds=1e9)
+    assert caught.value.signum == signum and signal.getsignal(signum) == handler
+    assert not (root / "stages/train").exists()
+    run(root, small_params)
+    assert "going on after step 5 of 11" in capsys.readouterr().err
+    assert result(root) == undisturbed
+
+
+def test_fresh_forgets(root: Path, small_params: Params, capsys: pytest.CaptureFixture[str]) -> None:
+    """A user who asks for a new start would get the old one."""
+    child = multiprocessing.get_context("fork").Process(target=die, args=(root, small_params, "step", 6))
+    child.start()
+    child.join(60)
+    run(root, small_params, fresh=True)
+    assert "going on" not in capsys.readouterr().err
+
+
+def test_identity_of_a_training(
+    root: Path, small_params: Params, shrunk: np.ndarray, write_packed: Callable[..., Path]
+) -> None:
+    """Another learning rate, other data or other code must never resume this training."""
+
+    def folder(params: Params) -> Path:
+        return schedule.plan(params.model, params.train, root).folder
+
+    first = folder(small_params)
+    assert folder(updated(small_params, train__glr=0.1)) != first
+    assert folder(updated(small_params, model__nz=9)) != first
+    assert folder(updated(small_params, sample__count=21)) == first
+    write_packed(root, shrunk[1:])
+    assert folder(small_params) != first
+
+
+@pytest.mark.parametrize("batch_size", [2, 16, 55, 64, 200])
+def test_every_epoch_sees_every_image_once(root: Path, small_params: Params, batch_size: int) -> None:
+    """Images dropped or repeated would change what an epoch means."""
+    params = updated(small_params, train__batch_size=batch_size, train__epochs=4)
+    plan = schedule.plan(params.model, params.train, root)
+    seen = np.concatenate(list(schedule.batches(plan, 0)))
+    assert len(seen) == plan.steps * batch_size and 0 <= len(seen) - 4 * 55 < batch_size
+    for epoch in range(4):
+        assert sorted(seen[epoch * 55 : (epoch + 1) * 55]) == plan.rows.tolist()
+    assert not np.array_equal(seen[:55], seen[55:110])
+    later = np.concatenate(list(schedule.batches(plan, plan.steps - 1)))
+    assert np.array_equal(later, seen[-batch_size:])
+
+
+def test_flip_mirrors_about_half(root: Path, small_params: Params) -> None:
+    """All or none mirrored would not be the augmentation that the param names."""
+    plan = schedule.plan(small_params.model, updated(small_params, train__flip=True).train, root)
+    several = [schedule.mirrored(plan, 0, "flip", step) for step in range(1, 21)]
+    drawn = torch.cat([each for each in several if each is not None])
+    assert len(drawn) == 20 * 16 and 120 < drawn.sum() < 200
+    again, other = schedule.mirrored(plan, 0, "flip", 3), schedule.mirrored(plan, 0, "flip", 4)
+    assert several[2] is not None and again is not None and other is not None
+    assert torch.equal(several[2], again) and not torch.equal(again, other)
+    assert (
+        schedule.mirrored(schedule.plan(small_params.model, small_params.train, root), 0, "flip", 3) is None
+    )
+
+
+def poison(monkeypatch: pytest.MonkeyPatch, params: Params, steps: dict[int, int]) -> None:
+    """Make the D of an attempt meet pictures that are not finite at a step of it: attempt → step."""
+    original, B = train.update_d, params.train.batch_size_for(16)
+    bad = [
+        snapshot.draw_z(params.model, B, rng.generator(schedule.seed_of(params.train, attempt), "z", step))
+        for attempt, step in steps.items()
+    ]
+
+    def update_d(G: Any, D: Any, optimizer: Any, real: torch.Tensor, z: torch.Tensor, *rest: Any) -> Any:
+        if any(torch.equal(z, each) for each in bad):
+            real = real * float("nan")
+        return original(G, D, optimizer, real, z, *rest)
+
+    monkeypatch.setattr(train, "update_d", update_d)
+
+
+def events_of(root: Path) -> list[tuple[Any, ...]]:
+    """Return what stands in events.csv but for the words: step, attempt, what, action, back_to."""
+    return list(
+        pd.read_csv(root / "stages/train/events.csv").drop(columns="text").itertuples(index=False, name=None)
+    )
+
+
+@pytest.mark.parametrize(
+    "cadence", [{}, {"checkpoint_seconds": 1e9, "log_seconds": 1e9}, {"log_seconds": 0.0}]
+)
+def test_a_diverged_training_is_a_result(
+    root: Path,
+    small_params: Params,
+    undisturbed: dict[str, bytes],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    cadence: dict[str, float],
+) -> None:
+    """A grid would lose its cell, or NaN would be saved, or the end would depend on when losses are read."""
+    poison(monkeypatch, small_params, {0: 6})
+    run(root, small_params, **cadence)
+    assert events_of(root) == [(6, 0, "diverged", "stop", 5)]
+    assert "train: diverged at step 6: not finite: d_loss nan" in capsys.readouterr().err
+    ours = result(root)
+    history, whole = (each["stages/train/history.csv"].splitlines() for each in (ours, undisturbed))
+    assert history == whole[:6]
+    described = json.loads(ours["stages/train/model.json"])
+    assert described["ended"] == "diverged" and described["steps"] == 5 and described["kept_step"] == 5
+    assert (root / "stages/train/snapshots/2.safetensors").exists()
+    G = snapshot.load(root / "stages/train/generator.safetensors", small_params.model, 16, 1)
+    assert all(tensor.isfinite().all() for tensor in G.state_dict().values())
+
+
+def test_divergence_at_the_first_step(
+    root: Path, small_params: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The stages after it would stumble over a training of no step."""
+    poison(monkeypatch, small_params, {0: 1})
+    run(root, small_params)
+    assert len((root / "stages/train/history.csv").read_text().splitlines()) == 1
+    assert [path.name for path in (root / "stages/train/grids").iterdir()] == ["1.png"]
+
+
+@pytest.fixture
+def rescued(small_params: Params) -> Params:
+    """A training of 21 steps, judged at 4, 7, 10 …, that keeps the best and goes back where it diverges."""
+    changes = {"epochs": 6, "eval_every_kimg": 0.05, "keep": "best", "on_nonfinite": "rescue"}
+    return updated(small_params, **{f"train__{key}": value for key, value in changes.items()})
+
+
+class QuickProbe:
+    """Judges by the weights alone, so that the best is somewhere in the middle."""
+
+    real_spread = 1.0
+
+    def __init__(self, *args: Any) -> None: ...
+
+    def __call__(self, G: nn.Module) -> tuple[float, float]:
+        """Return what stands for the KID, and a spread as that of real images."""
+        total = float(sum(parameter.double().sum() for parameter in G.parameters()))
+        return math.sin(1e4 * total), self.real_spread
+
+
+def test_a_rescue_goes_back_to_a_healthy_state(
+    root: Path, rescued: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would go on from what diverges already, with the same rates and draws, or hide that it was one."""
+    monkeypatch.setattr(health, "WINDOW", 5)
+    monkeypatch.setattr(health, "from_history", lambda *window: [])
+    monkeypatch.setattr(journal, "Probe", QuickProbe)
+    rates = []
+    original = torch.optim.Adam
+
+    def adam(parameters: Any, rate: float, *rest: Any, **words: Any) -> torch.optim.Adam:
+        rates.append(rate)
+        return original(parameters, rate, *rest, **words)
+
+    monkeypatch.setattr(torch.optim, "Adam", adam)
+    # The second comes too early for a healthy state of its own attempt.
+    poison(monkeypatch, rescued, {0: 16, 1: 11, 2: 20, 3: 19})
+    run(root, rescued)
+    diverged = [event for event in events_of(root) if event[2] == "diverged"]
+    assert diverged == [
+        (16, 0, "diverged", "rescue", 10),
+        (11, 1, "diverged", "rescue", 10),
+        (20, 2, "diverged", "rescue", 13),
+        (19, 3, "diverged", "stop", 18),
+    ]
+    assert rates == [2e-4] * 2 + [1e-4] * 2 + [5e-5] * 2 + [2.5e-5] * 4
+    history = pd.read_csv(root / "stages/train/history.csv")
+    assert history.step.tolist() == list(range(1, 19))
+    assert history.attempt.tolist() == [0] * 10 + [2] * 3 + [3] * 5
+    described = json.loads((root / "stages/train/model.json").read_text())
+    assert described["ended"] == "diverged" and described["interventions"] == 3
+
+
+def test_a_rescued_training_resumes_exactly(
+    root: Path, rescued: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kill after a rescue would give another model than no kill."""
+    monkeypatch.setattr(health, "WINDOW", 5)
+    monkeypatch.setattr(journal, "Probe", QuickProbe)
+    poison(monkeypatch, rescued, {0: 16})
+    run(root, rescued)
+    whole = result(root)
+    for where, count in [("after checkpoint", 12), ("step", 17), ("step", 19), ("event", 3), ("best", 2)]:
+        child = multiprocessing.get_context("fork").Process(target=die, args=(root, rescued, where, count))
+        child.start()
+        child.join(60)
+        assert child.exitcode == -signal.SIGKILL, where
+        run(root, rescued)
+        assert result(root) == whole, where
+
+
+def test_the_best_weights_are_kept(root: Path, rescued: Params, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The generator would be another than the one that was judged best."""
+    kids = iter([5.0, 3.0, 1.0, 2.0, 1.0, 4.0, 4.0, 4.0])
+    judged: dict[float, dict[str, torch.Tensor]] = {}
+
+    def judge(self: Any, G: nn.Module) -> tuple[float, float]:
+        kid = next(kids)
+        judged.setdefault(kid, {name: tensor.clone() for name, tensor in G.state_dict().items()})
+        return kid, 30.0
+
+    monkeypatch.setattr(journal.Probe, "__call__", judge)
+    plan = run(root, rescued)
+    evals = pd.read_csv(root / "stages/train/evals.csv")
+    assert evals.step.tolist() == sorted(plan.eval_steps) == [4, 7, 10, 13, 16, 19, 21]
+    assert json.loads((root / "stages/train/model.json").read_text())["kept_step"] == 10
+    kept = snapshot.load(root / "stages/train/generator.safetensors", rescued.model, 16, 1)
+    assert all(torch.equal(tensor, judged[1.0][name]) for name, tensor in kept.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("action", "expected"),
+    [
+        ("warn", [(7, 0, "collapsed", "warn", 7)]),
+        ("stop", [(7, 0, "collapsed", "stop", 7)]),
+        ("rollback", [(7, 0, "collapsed", "rollback", 0), (7, 1, "collapsed", "rollback", 0)]
+                     + [(7, 2, "collapsed", "rollback", 0), (7, 3, "collapsed", "stop", 7)]),
+    ],
+)  # fmt: skip
+def test_a_collapse_is_met_as_asked(
+    root: Path, rescued: Params, monkeypatch: pytest.MonkeyPatch, action: str, expected: list[Any]
+) -> None:
+    """A night would go on for nothing, or a good run would be thrown away where a warning was asked for."""
+    monkeypatch.setattr(health, "WARM_UP", 0)
+    judged = itertools.cycle([(5.0, 30.0), (4.0, 0.3)])
+    monkeypatch.setattr(journal.Probe, "__call__", lambda self, G: next(judged))
+    monkeypatch.setattr(health, "from_history", lambda *window: [])
+    run(root, updated(rescued, train__on_collapse=action))
+    assert events_of(root) == expected
+    ended = json.loads((root / "stages/train/model.json").read_text())["ended"]
+    assert ended == ("finished" if action == "warn" else "collapsed")
+
+
+def test_bfloat16_is_its_own_training(
+    root: Path, small_params: Params, undisturbed: dict[str, bytes]
+) -> None:
+    """A precision that changed nothing would not be one; one that changed much would not train."""
+    run(root, updated(small_params, train__precision="bfloat16"))
+    ours = pd.read_csv(root / "stages/train/history.csv")
+    theirs = pd.read_csv(io.BytesIO(undisturbed["stages/train/history.csv"]))
+    assert (ours.d_loss - theirs.d_loss).abs().max() < 0.03 and not ours.equals(theirs)
+
+
+def test_extra_updates_alternate(root: Path, small_params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Marchesi's schedule: at 3, 9 … one more update of G, at 6, 12 … one more of D; here with 3 for 50."""
+    order: list[str] = []
+    for name in ("update_g", "update_d"):
+        original = getattr(train, name)
+
+        def note(*args: Any, original: Any = original, name: str = name) -> torch.Tensor:
+            order.append(name[-1])
+            return original(*args)
+
+        monkeypatch.setattr(train, name, note)
+    run(root, updated(small_params, train__extra_update_every=3))
+    regular, with_g, with_d = "dg", "dgg", "dgd"
+    expected = [
+        regular,
+        regular,
+        with_g,
+        regular,
+        regular,
+        with_d,
+        regular,
+        regular,
+        with_g,
+        regular,
+        regular,
+    ]
+    assert "".join(order) == "".join(expected)
+
+
+@pytest.mark.parametrize(
+    ("options", "changes"),
+    [
+        ({"save_memory": True}, {}),
+        ({}, {"train__micro_batch_size": 16}),
+        ({}, {"train__micro_batch_size": 99}),
+    ],
+)
+def test_ways_to_save_memory_that_change_no_number(
+    root: Path, small_params: Params, undisturbed: dict[str, bytes], options: Any, changes: Any
+) -> None:
+    """A run that fits in memory only so could not be compared with others."""
+    run(root, updated(small_params, **changes), **options)
+    ours, theirs = result(root), dict(undisturbed)
+    # model.json names the params.
+    del ours["stages/train/model.json"], theirs["stages/train/model.json"]
+    assert ours == theirs
+
+
+def test_resume_is_exact_with_every_option(root: Path, small_params: Params) -> None:
+    """Extra updates, parts and flips draw random numbers of their own, which a resumed run must repeat."""
+    params = updated(
+        small_params,
+        train__extra_update_every=2,
+        train__micro_batch_size=5,
+        train__flip=True,
+        train__ema_halflife_kimg=None,
+        model__z_distribution="uniform",
+        model__z_limit=1.0,
+    )
+    run(root, params)
+    whole = result(root)
+    child = multiprocessing.get_context("fork").Process(
+        target=die, args=(root, params, "after checkpoint", 7)
+    )
+    child.start()
+    child.join(60)
+    assert child.exitcode == -signal.SIGKILL
+    run(root, params)
+    assert result(root) == whole
