@@ -38,5 +38,5 @@ def stage_folder(root: Path, stage: str) -> Path:
 
 
 def stage_file(root: Path, name: str) -> Path:
-    """Return where a checkout has an output, such as "history.csv"; no two stages have one of the same name."""
+    """Return where a checkout has an output, such as "history.csv"; the names of outputs are unique."""
     return stage_folder(root, _STAGE_OF[name]) / name
