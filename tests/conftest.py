@@ -110,6 +110,7 @@ def save_generator(
 
     from ganpipe import models
     from ganpipe.models import generator as snapshot
+    from ganpipe.models.layers import NetworkSpec
 
     if values is None:
         plain = json.loads((folder / "model.json").read_text())
@@ -117,15 +118,15 @@ def save_generator(
     else:
         section = values.model.model_copy(update=model)
     torch.manual_seed(0)
-    G = models.build_generator(section, resolution, channels)
+    G = models.build_generator(NetworkSpec(section, resolution, channels))
     for name, tensor in G.state_dict().items():
         if tensor.dtype.is_floating_point:
             spread = (
                 0.5 + torch.rand_like(tensor) if "running_var" in name else 0.3 * torch.randn_like(tensor)
             )
             tensor.copy_(spread)
-    snapshot.save(G, folder / "generator.safetensors")
     described = section.model_dump() | {"resolution": resolution, "channels": channels}
+    snapshot.save_generator(G, NetworkSpec(section, resolution, channels), folder / "generator.safetensors")
     (folder / "model.json").write_text(json.dumps(described))
 
 

@@ -24,6 +24,7 @@ import torch
 from conftest import digits, updated
 
 from ganpipe import models
+from ganpipe.models.layers import NetworkSpec
 from ganpipe.params import Params
 from ganpipe.train import checkpoint
 from ganpipe.train import plan as schedule
@@ -127,8 +128,8 @@ def saved(tmp_path: Path, small_params: Params) -> tuple[Path, list[dict[str, to
     """A folder with the checkpoints of steps 1 and 2 of small networks, and the states of steps 1 to 3."""
     torch.manual_seed(0)
     G, D = (
-        models.build_generator(small_params.model, 16, 1),
-        models.build_discriminator(small_params.model, 16, 1),
+        models.build_generator(NetworkSpec(small_params.model, 16, 1)),
+        models.build_discriminator(NetworkSpec(small_params.model, 16, 1)),
     )
     states = [checkpoint.state_of({"G": G, "D": D}, {"Adam": torch.optim.Adam(G.parameters())})]
     states += [{name: tensor + n for name, tensor in states[0].items()} for n in (1, 2)]

@@ -3,20 +3,18 @@
 Beside the file stands a short script that loads it and makes images.
 """
 
-import json
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import safetensors.torch
 import torch
 
 from ganpipe.commands import trained
-from ganpipe.commands.trained import Trained
 from ganpipe.common import files
 from ganpipe.common.errors import UserError
 from ganpipe.models import generator as snapshot
+from ganpipe.models.generator import TrainedGenerator
 from ganpipe.params import Model
 
 FORMATS = ("onnx", "pt2", "safetensors")
@@ -100,23 +98,23 @@ def _need(*packages: str) -> None:
         raise UserError(f"--format onnx needs {', '.join(missing)}; `pip install 'ganpipe[export]'`")
 
 
-def _z(generator: Trained) -> torch.Tensor:
-    return snapshot.z_of_seeds(generator.model, 0, SEEDS, 1.0)
+def _z(generator: TrainedGenerator) -> torch.Tensor:
+    return snapshot.z_of_seeds(generator.spec.params, 0, SEEDS, 1.0)
 
 
-def _difference(generator: Trained, images_of: ImagesOf) -> float:
+def _difference(generator: TrainedGenerator, images_of: ImagesOf) -> float:
     """Return the largest difference of an exported network's images, in batches of 1, 3 and the others."""
     parts = _z(generator).split([1, 3, SEEDS - 4])
-    both = [(images_of(z.numpy()), generator.G(z).numpy()) for z in parts]
+    both = [(images_of(z.numpy()), generator.network(z).numpy()) for z in parts]
     return max(float(np.abs(found - expected).max()) for found, expected in both)
 
 
-def _program(generator: Trained) -> torch.export.ExportedProgram:
+def _program(generator: TrainedGenerator) -> torch.export.ExportedProgram:
     shapes = ({0: torch.export.Dim("n", min=1)},)
-    return torch.export.export(generator.G, (_z(generator)[:2],), dynamic_shapes=shapes)
+    return torch.export.export(generator.network, (_z(generator)[:2],), dynamic_shapes=shapes)
 
 
-def _onnx(generator: Trained, path: Path) -> float:
+def _onnx(generator: TrainedGenerator, path: Path) -> float:
     import onnxruntime
 
     with warnings.catch_warnings():
@@ -135,7 +133,7 @@ def _onnx(generator: Trained, path: Path) -> float:
     return _difference(generator, lambda z: session.run(None, {"z": z})[0])
 
 
-def _pt2(generator: Trained, path: Path) -> float:
+def _pt2(generator: TrainedGenerator, path: Path) -> float:
     with open(path, "wb") as file:
         torch.export.save(_program(generator), file)
     with open(path, "rb") as file:
@@ -143,16 +141,13 @@ def _pt2(generator: Trained, path: Path) -> float:
     return _difference(generator, lambda z: G(torch.from_numpy(z)).numpy())
 
 
-def _safetensors(generator: Trained, path: Path) -> float:
-    tensors = {name: tensor.contiguous() for name, tensor in generator.G.state_dict().items()}
-    compact = json.dumps(json.loads(generator.described), separators=(",", ":"))
-    safetensors.torch.save_file(tensors, path, {trained.HEADER: compact})
-    sizes = generator.resolution, generator.channels
-    G = snapshot.load(path, generator.model, *sizes)
+def _safetensors(generator: TrainedGenerator, path: Path) -> float:
+    snapshot.save_generator(generator.network, generator.spec, path)
+    G = snapshot.load_generator(path).network
     return _difference(generator, lambda z: G(torch.from_numpy(z)).numpy())
 
 
-def script_for(generator: Trained, form: str, name: str) -> str:
+def script_for(generator: TrainedGenerator, form: str, name: str) -> str:
     """Return Python that makes eight images with a file of that name beside it, without ganpipe."""
     packages = {"onnx": "onnxruntime", "pt2": "torch", "safetensors": "torch safetensors"}[form]
     lines = [f"# Images of {name}: pip install {packages} numpy pillow", "import numpy as np"]
@@ -163,7 +158,7 @@ def script_for(generator: Trained, form: str, name: str) -> str:
     }[form]
     lines += ["from PIL import Image"]
     lines += ["from torch.nn import functional as F"] if form == "safetensors" else []
-    lines += ["", *_draw(generator.model)]
+    lines += ["", *_draw(generator.spec.params)]
     if form == "onnx":
         lines += [f'images = onnxruntime.InferenceSession("{name}").run(None, {{"z": z}})[0]']
     elif form == "pt2":
@@ -188,10 +183,12 @@ def _draw(model: Model) -> list[str]:
     return lines
 
 
-def _forward(generator: Trained) -> list[str]:
-    kind = "dcgan" if generator.model.architecture == "celeba64" else generator.model.architecture
-    start = getattr(generator.G, "start", ())
-    last = max((int(name.split(".")[1]) for name in generator.G.state_dict() if "layers" in name), default=0)
-    slope = 0.2 if generator.model.architecture == "celeba64" else 0.0
+def _forward(generator: TrainedGenerator) -> list[str]:
+    kind = "dcgan" if generator.spec.params.architecture == "celeba64" else generator.spec.params.architecture
+    start = getattr(generator.network, "start", ())
+    last = max(
+        (int(name.split(".")[1]) for name in generator.network.state_dict() if "layers" in name), default=0
+    )
+    slope = 0.2 if generator.spec.params.architecture == "celeba64" else 0.0
     text = FORWARD[kind].replace("LAST", str(last)).replace("SLOPE", str(slope))
     return text.replace("START", str(tuple(start))).splitlines()

@@ -13,7 +13,6 @@ from ganpipe.commands import trained
 from ganpipe.common import files
 from ganpipe.common.errors import UserError
 from ganpipe.common.progress import Progress
-from ganpipe.models import generator as asked
 from ganpipe.models import generator as snapshot
 
 MOST_BATCH = 4096
@@ -46,18 +45,19 @@ def generate(
     Raises:
         UserError: a value that makes no sense, no generator, or a place that is taken or too small.
     """
-    asked.check(n, seed, z_scale)
+    snapshot.check_request(n, seed, z_scale)
     if not 1 <= batch <= MOST_BATCH:
         raise UserError(f"--batch: found {batch}, but it must be between 1 and {MOST_BATCH}")
     _check_place(out)
     generator = trained.find(source, root)
-    shape = (n, generator.resolution, generator.resolution, generator.channels)
+    spec = generator.spec
+    shape = (n, spec.resolution, spec.resolution, spec.channels)
     _check_room(out, shape)
-    G = generator.G.to(device)
+    G = generator.network.to(device)
     with _sink(out, shape, seed) as add, Progress("generate", n) as progress:
         for first in range(0, n, batch):
             count = min(batch, n - first)
-            z = snapshot.z_of_seeds(generator.model, seed + first, count, z_scale)
+            z = snapshot.z_of_seeds(spec.params, seed + first, count, z_scale)
             add(seed + first, snapshot.images_of(G, z))
             progress.advance(count)
     print(f"{n:,} images of {shape[1]} px, seeds {seed} to {seed + n - 1}: {out}")
@@ -89,7 +89,7 @@ def _sink(out: Path, shape: tuple[int, ...], seed: int) -> Iterator[Add]:
 
     def named(first: int, images: np.ndarray) -> Iterator[tuple[str, bytes]]:
         for i, image in enumerate(images):
-            yield f"{first + i:0{width}}.png", asked.png(image)
+            yield f"{first + i:0{width}}.png", snapshot.png_bytes(image)
 
     if out.suffix.lower() == ".npy":
         with files.whole(out) as path, open(path, "wb") as file:

@@ -2,43 +2,19 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from safetensors import SafetensorError, safe_open
-from torch import nn
-
 from ganpipe.common.errors import UserError
+from ganpipe.common.stages import stage_folder
 from ganpipe.experiments import revisions
-from ganpipe.models import generator as snapshot
-from ganpipe.params import Model
+from ganpipe.models.generator import TrainedGenerator, load_generator
 from ganpipe.tracking import mirror as tracking
 
-FOLDER, WEIGHTS, DESCRIPTION = Path("stages/train"), "generator.safetensors", "model.json"
-HEADER = "ganpipe"  # the key of a weights file's header that holds what model.json does
+WEIGHTS = "generator.safetensors"
 
 
-@dataclass(frozen=True)
-class Trained:
-    """A generator, ready to be used.
-
-    Attributes:
-        G: the network, in eval mode on the CPU.
-        model: its section of the params.
-        resolution: pixels a side of its images.
-        channels: 1 for grey, 3 for colour.
-        described: JSON, what model.json holds.
-    """
-
-    G: nn.Module
-    model: Model
-    resolution: int
-    channels: int
-    described: str
-
-
-def find(source: str | None, root: Path = Path()) -> Trained:
+def find(source: str | None, root: Path = Path()) -> TrainedGenerator:
     """Load a generator.
 
     Args:
@@ -50,7 +26,7 @@ def find(source: str | None, root: Path = Path()) -> Trained:
         UserError: there is nothing of that name, or it is no generator.
     """
     if source is None:
-        return _read(root / FOLDER)
+        return _read(stage_folder(root, "train"))
     if ":/" in source:
         with _of_mlflow(source, root) as folder:
             return _read(folder)
@@ -60,29 +36,15 @@ def find(source: str | None, root: Path = Path()) -> Trained:
         return _read(folder)
 
 
-def _read(place: Path) -> Trained:
-    """Read a weights file, or the one in a folder; its description is in its header or a file above it."""
-    if place.is_dir() or not place.exists():
-        found = sorted(place.rglob(WEIGHTS))
-        if len(found) != 1:
-            problem = "no generator" if not found else f"{len(found)} generators"
-            raise UserError(f"{place}: {problem} in it; name a file {WEIGHTS}, or run the train stage")
-        place = found[0]
-    try:
-        with safe_open(place, "pt") as file:
-            text = (file.metadata() or {}).get(HEADER, "")
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{place}: no readable weights ({error}); expected a .safetensors file") from None
-    above = (folder / DESCRIPTION for folder in (place.parent, place.parent.parent))
-    where = place if text else next((path for path in above if path.is_file()), None)
-    if where is None:
-        raise UserError(
-            f"{place}: nothing says what network these weights are of; put the {DESCRIPTION} of their "
-            "training beside them"
-        )
-    text = text or where.read_text(encoding="utf-8", errors="replace")
-    model, resolution, channels = snapshot.parse_description(text, where)
-    return Trained(snapshot.load(place, model, resolution, channels), model, resolution, channels, text)
+def _read(path: Path) -> TrainedGenerator:
+    """Load a weights file, or the only one in a folder."""
+    if path.is_dir() or not path.exists():
+        files = sorted(path.rglob(WEIGHTS))
+        if len(files) != 1:
+            problem = "no generator" if not files else f"{len(files)} generators"
+            raise UserError(f"{path}: {problem} in it; name a file {WEIGHTS}, or run the train stage")
+        path = files[0]
+    return load_generator(path)
 
 
 @contextmanager
@@ -116,8 +78,7 @@ def _of_experiment(name: str, root: Path) -> Iterator[Path]:
     system = DVCFileSystem(str(root), rev=found[0].revision)
     with TemporaryDirectory(prefix="ganpipe-") as folder:
         try:
-            for file in (WEIGHTS, DESCRIPTION):
-                (Path(folder) / file).write_bytes(system.read_bytes(f"{FOLDER}/{file}"))
+            (Path(folder) / WEIGHTS).write_bytes(system.read_bytes(f"stages/train/{WEIGHTS}"))
         except (OSError, KeyError):
             raise UserError(
                 f"{name}: its generator is not in the cache; `dvc exp apply {name}` and `dvc repro` make it"

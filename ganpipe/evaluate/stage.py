@@ -101,13 +101,13 @@ class _Snapshot:
 
 def _snapshots(folder: Path, params: Sample, count: int, device: str) -> dict[int, _Snapshot]:
     """Open the generators of a training: epoch → the images that it makes of the samples' first z."""
-    model, resolution, channels = snapshot.description(folder / "model.json")
-    z = snapshot.z_of_seeds(model, params.seed, count, params.z_scale)
     paths = {int(path.stem): path for path in (folder / "snapshots").glob("*.safetensors")}
     if not paths:
         raise UserError(f"{folder}/snapshots: no snapshots of the training; run the train stage")
-    networks = {at: snapshot.load(paths[at], model, resolution, channels) for at in sorted(paths)}
-    return {epoch: _Snapshot(G.to(device), z) for epoch, G in networks.items()}
+    generators = {epoch: snapshot.load_generator(paths[epoch]) for epoch in sorted(paths)}
+    model = next(iter(generators.values())).spec.params
+    z = snapshot.z_of_seeds(model, params.seed, count, params.z_scale)
+    return {epoch: _Snapshot(G.network.to(device), z) for epoch, G in generators.items()}
 
 
 def _write_table(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:

@@ -1,20 +1,20 @@
-"""The networks, one file a paper; each architecture gives a generator and a discriminator."""
+"""The networks, one file a paper; each architecture has a generator and a discriminator."""
 
 from typing import Protocol
 
 import torch
 
 from ganpipe.models import celeba64, dcgan, residual, upsample
-from ganpipe.params import Model
+from ganpipe.models.layers import NetworkSpec
 
 
 class Architecture(Protocol):
-    """What a module of this package offers."""
+    """The functions that the module of an architecture has."""
 
-    def generator(self, params: Model, resolution: int, channels: int) -> torch.nn.Module:
+    def generator(self, spec: NetworkSpec) -> torch.nn.Module:
         """Build the network float32 N×nz → float32 N×channels×resolution×resolution in [-1, 1]."""
 
-    def discriminator(self, params: Model, resolution: int, channels: int) -> torch.nn.Module:
+    def discriminator(self, spec: NetworkSpec) -> torch.nn.Module:
         """Build the network float32 N×channels×resolution×resolution in [-1, 1] → logits float32 N."""
 
 
@@ -26,19 +26,19 @@ ARCHITECTURES: dict[str, Architecture] = {
 }
 
 
-def build_generator(params: Model, resolution: int, channels: int) -> torch.nn.Module:
+def build_generator(spec: NetworkSpec) -> torch.nn.Module:
     """Build a generator, float32 N×nz → float32 N×channels×resolution×resolution in [-1, 1].
 
     Raises:
         UserError: the architecture cannot be built at the resolution or with model.first_channels.
     """
-    return ARCHITECTURES[params.architecture].generator(params, resolution, channels)
+    return ARCHITECTURES[spec.params.architecture].generator(spec)
 
 
-def build_discriminator(params: Model, resolution: int, channels: int) -> torch.nn.Module:
+def build_discriminator(spec: NetworkSpec) -> torch.nn.Module:
     """Build a discriminator, float32 N×channels×resolution×resolution in [-1, 1] → logits float32 N.
 
     Raises:
         UserError: the architecture cannot be built at the resolution or with model.first_channels.
     """
-    return ARCHITECTURES[params.architecture].discriminator(params, resolution, channels)
+    return ARCHITECTURES[spec.params.architecture].discriminator(spec)

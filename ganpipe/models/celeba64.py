@@ -17,23 +17,22 @@ Else the networks are DCGAN's: stride, padding, biases, first weights, `model.fi
 """
 
 from ganpipe.models import dcgan
-from ganpipe.models.layers import pyramid
-from ganpipe.params import Model
+from ganpipe.models.layers import NetworkSpec, pyramid
 
 
-def generator(params: Model, resolution: int, channels: int) -> dcgan.Generator:
+def generator(spec: NetworkSpec) -> dcgan.Generator:
     """Build the generator: DCGAN's with leaky ReLU.
 
     Raises:
         UserError: the resolution is out of reach, or model.first_channels too small for it.
     """
-    return dcgan.Generator(params.nz, *pyramid(params, params.ngf, resolution), channels, slope=0.2)
+    return dcgan.Generator(spec.params.nz, *pyramid(spec, spec.params.ngf), spec.channels, slope=0.2)
 
 
-def discriminator(params: Model, resolution: int, channels: int) -> dcgan.Discriminator:
+def discriminator(spec: NetworkSpec) -> dcgan.Discriminator:
     """Build the discriminator: DCGAN's, without norm where model.discriminator_norm is none.
 
     Raises:
         UserError: the resolution is out of reach, or model.first_channels too small for it.
     """
-    return dcgan.discriminator(params, resolution, channels)
+    return dcgan.discriminator(spec)

@@ -1,95 +1,102 @@
-"""Snapshots: the weights of a generator to sample from, and the images that they give."""
+"""A trained generator: its weights with their description, latent vectors, and the images made of them."""
 
 import io
 import json
 import math
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import safetensors.torch
 import torch
 from PIL import Image
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from torch.nn import functional
 
 from ganpipe import models
-from ganpipe.common import files
-from ganpipe.common import seeds as rng
+from ganpipe.common import files, seeds
 from ganpipe.common.errors import UserError
+from ganpipe.models.layers import NetworkSpec
 from ganpipe.models.pixels import to_uint8
 from ganpipe.params import Model
 
-# Images that pass the network at once. As fast as 64 on a CPU, and 16 of 1,024 px fit anywhere.
+# Images in one pass through the network: as fast as 64 on a CPU, and 16 of 1,024 px fit everywhere.
 BATCH = 16
-# What may be asked for: images at a time, the factor on z, and seeds.
-MOST = 10_000_000  # images at a time
-MOST_SCALE = 100.0
+# Limits of one request: images, the factor on z, and seeds.
+MAX_IMAGES = 10_000_000
+MAX_Z_SCALE = 100.0
 SEEDS = 2**63
+HEADER = "ganpipe"  # key of the safetensors metadata that holds the specification as JSON
 
 
-def save(G: nn.Module, path: Path) -> None:
-    """Write a generator's weights and batch norm statistics in the safetensors format."""
+@dataclass(frozen=True)
+class TrainedGenerator:
+    """A generator as a weights file holds it.
+
+    Attributes:
+        network: in eval mode on the CPU, without gradients; float32 N×nz → float32 N×C×H×W in [-1, 1].
+        spec: what it is built from.
+    """
+
+    network: nn.Module
+    spec: NetworkSpec
+
+
+def save_generator(G: nn.Module, spec: NetworkSpec, path: Path) -> None:
+    """Write weights and batch norm statistics as safetensors, with the network's specification in the header.
+
+    Equal weights of equal networks give equal bytes, whatever they were trained with.
+    """
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in G.state_dict().items()}
+    description = spec.params.model_dump() | {"resolution": spec.resolution, "channels": spec.channels}
+    header = {HEADER: json.dumps(description, separators=(",", ":"))}
     with files.whole(path) as temporary:
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in G.state_dict().items()}
-        safetensors.torch.save_file(tensors, temporary)
+        safetensors.torch.save_file(tensors, temporary, header)
 
 
-def description(path: Path) -> tuple[Model, int, int]:
-    """Read what the generator is: its section of the params, its resolution and its channels.
+def load_generator(path: Path) -> TrainedGenerator:
+    """Build the generator that a file's header describes, and read its weights.
 
     Raises:
-        UserError: the file is missing or says something else.
+        UserError: the file is missing, damaged, without a description, or its weights do not fit it.
     """
     try:
-        return parse_description(path.read_text(encoding="utf-8"), path)
-    except OSError as error:
-        raise UserError(f"{path}: no readable description ({error}); run the train stage") from None
-
-
-def parse_description(text: str, place: Path) -> tuple[Model, int, int]:
-    """Read the same from JSON that stands at a place, model.json or the header of weights.
-
-    Raises:
-        UserError: it says something else.
-    """
+        with safe_open(path, "pt") as file:
+            header = (file.metadata() or {}).get(HEADER)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path}: no readable .safetensors file ({error}); run the train stage") from None
+    if header is None:
+        raise UserError(
+            f"{path}: its header does not describe the network; expected a file that ganpipe wrote"
+        )
     try:
-        found = json.loads(text)
-        model = Model(**{key: found[key] for key in Model.model_fields})
-        return model, int(found["resolution"]), int(found["channels"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{place}: no readable description ({error}); run the train stage") from None
-
-
-def load(path: Path, model: Model, resolution: int, channels: int) -> nn.Module:
-    """Build a generator and read its weights, in eval mode on the CPU.
-
-    Raises:
-        UserError: the file is missing, damaged or of another network.
-    """
-    G = models.build_generator(model, resolution, channels)
+        description = json.loads(header)
+        params = Model(**{name: description[name] for name in Model.model_fields})
+        spec = NetworkSpec(params, int(description["resolution"]), int(description["channels"]))
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(f"{path}: its header holds no readable description ({error})") from None
+    G = models.build_generator(spec)
     try:
         G.load_state_dict(safetensors.torch.load_file(path))
     except (OSError, SafetensorError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(
-            f"{path}: no weights of this generator ({reason}); run the train stage again"
-        ) from None
-    return G.eval().requires_grad_(False)
+        raise UserError(f"{path}: its weights do not fit its description ({reason}); train again") from None
+    return TrainedGenerator(G.eval().requires_grad_(False), spec)
 
 
 @torch.inference_mode()
 def images_of(G: nn.Module, z: torch.Tensor) -> np.ndarray:
-    """Turn latent vectors float32 N×nz into images uint8 N×H×W×C in [0, 255], in batches.
+    """Generate images uint8 N×H×W×C in [0, 255] from latent vectors float32 N×nz, in batches of BATCH.
 
-    The network is in eval mode meanwhile, so that an image depends on its z alone and nothing in it changes.
-    Every batch is a full one, the last filled up with zeros: CPU kernels round otherwise for odd batch sizes,
+    The network runs in eval mode, so that an image depends on its z alone and the network stays unchanged.
+    The last batch is padded with zeros to the full size: CPU kernels round differently for odd batch sizes,
     and image i of 3 would differ from image i of 500.
     """
     device, training = next(G.parameters()).device, G.training
     G.eval()
-    full = functional.pad(z, (0, 0, 0, -len(z) % BATCH))
-    images = np.concatenate([to_uint8(G(part.to(device))) for part in full.split(BATCH)])[: len(z)]
+    padded = functional.pad(z, (0, 0, 0, -len(z) % BATCH))
+    images = np.concatenate([to_uint8(G(part.to(device))) for part in padded.split(BATCH)])[: len(z)]
     G.train(training)
     return images
 
@@ -106,28 +113,28 @@ def draw_z(params: Model, count: int, source: torch.Generator) -> torch.Tensor:
     return z
 
 
-def z_of_seeds(model: Model, first_seed: int, count: int, z_scale: float) -> torch.Tensor:
-    """Draw one latent vector for each seed from first_seed on, times z_scale; float32 count×nz on the CPU."""
-    z = [draw_z(model, 1, rng.generator(first_seed + i, "sample")) for i in range(count)]
+def z_of_seeds(params: Model, first_seed: int, count: int, z_scale: float) -> torch.Tensor:
+    """Draw one latent vector per seed from first_seed on, times z_scale; float32 count×nz on the CPU."""
+    z = [draw_z(params, 1, seeds.generator(first_seed + i, "sample")) for i in range(count)]
     return z_scale * torch.cat(z)
 
 
-def check(n: int, seed: int, z_scale: float, most: int = MOST) -> None:
-    """Refuse values that make no images.
+def check_request(n: int, seed: int, z_scale: float, max_images: int = MAX_IMAGES) -> None:
+    """Check what a command or an HTTP request asks of a generator.
 
     Raises:
-        UserError: one sentence.
+        UserError: n, seed or z_scale is out of its range; one sentence.
     """
-    if not 1 <= n <= most:
-        raise UserError(f"n: found {n}, but it must be between 1 and {most:,}")
+    if not 1 <= n <= max_images:
+        raise UserError(f"n: found {n}, but it must be between 1 and {max_images:,}")
     if not 0 <= seed <= SEEDS - n:
-        raise UserError(f"seed: found {seed}, but seeds are between 0 and 2^63 - 1, the last image's too")
-    if not (math.isfinite(z_scale) and 0 < z_scale <= MOST_SCALE):
-        raise UserError(f"z_scale: found {z_scale}, but it must be above 0 and at most {MOST_SCALE:g}")
+        raise UserError(f"seed: found {seed}, but the seeds of all images must be between 0 and 2^63 - 1")
+    if not (math.isfinite(z_scale) and 0 < z_scale <= MAX_Z_SCALE):
+        raise UserError(f"z_scale: found {z_scale}, but it must be above 0 and at most {MAX_Z_SCALE:g}")
 
 
-def png(image: np.ndarray) -> bytes:
-    """Return an image uint8 H×W×C in [0, 255] as a PNG file."""
+def png_bytes(image: np.ndarray) -> bytes:
+    """Encode an image uint8 H×W×C in [0, 255] as a PNG file."""
     buffer = io.BytesIO()
     Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image).save(buffer, "PNG")
     return buffer.getvalue()

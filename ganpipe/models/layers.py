@@ -1,4 +1,6 @@
-"""What the papers' networks share: the widths of a pyramid, the rectifier and the weights to start from."""
+"""What the papers' networks share: their specification, widths, rectifier and initial weights."""
+
+from dataclasses import dataclass
 
 from torch import nn
 
@@ -6,13 +8,27 @@ from ganpipe.common.errors import UserError
 from ganpipe.params import BASES, Model, base_and_doublings
 
 
-def pyramid(params: Model, narrowest: int, resolution: int) -> tuple[int, list[int]]:
-    """Work out the sides and feature maps of a network that doubles its side up to the resolution in pixels.
+@dataclass(frozen=True)
+class NetworkSpec:
+    """What a generator or a discriminator is built from.
+
+    Attributes:
+        params: the section `model` of the params.
+        resolution: pixels a side of the images.
+        channels: of the images, 1 for grey, 3 for colour.
+    """
+
+    params: Model
+    resolution: int
+    channels: int
+
+
+def pyramid(spec: NetworkSpec, narrowest: int) -> tuple[int, list[int]]:
+    """Compute the sides and feature maps of a network that doubles its side up to the resolution.
 
     Args:
-        params: its first_channels is the width at the smallest side; null: narrowest·2^(doublings - 1).
-        narrowest: ngf or ndf, the width beside the images.
-        resolution: pixels a side of the images.
+        spec: model.first_channels is the width at the smallest side; null: narrowest·2^(doublings - 1).
+        narrowest: ngf or ndf, the width of the layer next to the images.
 
     Returns:
         (base, widths): the smallest side; the widths at it and at each doubling of it below the resolution,
@@ -21,26 +37,27 @@ def pyramid(params: Model, narrowest: int, resolution: int) -> tuple[int, list[i
     Raises:
         UserError: the resolution is out of reach, or first_channels halves to nothing.
     """
-    found = base_and_doublings(params.architecture, resolution)
-    if found is None:
+    params, resolution = spec.params, spec.resolution
+    factors = base_and_doublings(params.architecture, resolution)
+    if factors is None:
         first, *_, last = BASES[params.architecture]
         raise UserError(
             f"preprocess.resolution: {resolution} px is not reached by architecture {params.architecture}, "
             f"{first} to {last} px doubled at least once"
         )
-    base, doublings = found
+    base, doublings = factors
     widest = params.first_channels or narrowest * 2 ** (doublings - 1)
     widths = [widest >> i for i in range(doublings)]
     if widths[-1] < 1:
         raise UserError(
-            f"model.first_channels: {widest} feature maps at {base}×{base} halve to none on the way to "
-            f"{resolution} px; give {2 ** (doublings - 1)} or more, or null"
+            f"model.first_channels: {widest} feature maps at {base}×{base} halve to less than one on the way "
+            f"to {resolution} px; give {2 ** (doublings - 1)} or more, or null"
         )
     return base, widths
 
 
 def rectifier(slope: float) -> nn.Module:
-    """Build a leaky ReLU with a slope below zero; slope 0 is the ReLU."""
+    """Build a leaky ReLU with this slope for negative inputs; slope 0 gives the ReLU."""
     return nn.LeakyReLU(slope, inplace=True) if slope else nn.ReLU(inplace=True)
 
 

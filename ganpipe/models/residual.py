@@ -36,8 +36,8 @@ import torch
 from torch import nn
 
 from ganpipe.common.errors import UserError
-from ganpipe.models.layers import initialize, rectifier
-from ganpipe.params import RESIDUAL_STEP, Model, reaches
+from ganpipe.models.layers import NetworkSpec, initialize, rectifier
+from ganpipe.params import RESIDUAL_STEP, reaches
 
 RESIDUAL_LAYERS = 9
 
@@ -98,36 +98,36 @@ class Discriminator(nn.Module):
         return logits
 
 
-def generator(params: Model, resolution: int, channels: int) -> Generator:
+def generator(spec: NetworkSpec) -> Generator:
     """Build the generator.
 
     Raises:
         UserError: the resolution is no multiple of 32, or model.first_channels is given.
     """
-    _check(params, resolution)
-    return Generator(params.nz, params.ngf, resolution, channels)
+    _check(spec)
+    return Generator(spec.params.nz, spec.params.ngf, spec.resolution, spec.channels)
 
 
-def discriminator(params: Model, resolution: int, channels: int) -> Discriminator:
+def discriminator(spec: NetworkSpec) -> Discriminator:
     """Build the discriminator.
 
     Raises:
         UserError: the resolution is no multiple of 32, or model.first_channels is given.
     """
-    _check(params, resolution)
-    return Discriminator(params.ndf, channels, params.discriminator_norm == "batch")
+    _check(spec)
+    return Discriminator(spec.params.ndf, spec.channels, spec.params.discriminator_norm == "batch")
 
 
-def _check(params: Model, resolution: int) -> None:
-    if not reaches("residual", resolution):
+def _check(spec: NetworkSpec) -> None:
+    if not reaches("residual", spec.resolution):
         raise UserError(
-            f"preprocess.resolution: {resolution} px is not reached by architecture residual, which halves "
-            f"the side five times; give a multiple of {RESIDUAL_STEP}"
+            f"preprocess.resolution: {spec.resolution} px is not reached by architecture residual, which "
+            f"halves the side five times; give a multiple of {RESIDUAL_STEP}"
         )
-    if params.first_channels is not None:
+    if spec.params.first_channels is not None:
         raise UserError(
-            f"model.first_channels: found {params.first_channels}, but the widths of architecture residual "
-            f"come from model.ngf and model.ndf; give null"
+            f"model.first_channels: found {spec.params.first_channels}, but the widths of architecture "
+            f"residual come from model.ngf and model.ndf; give null"
         )
 
 

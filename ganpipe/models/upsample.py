@@ -24,8 +24,7 @@ from itertools import pairwise
 import torch
 from torch import nn
 
-from ganpipe.models.layers import initialize, pyramid, rectifier
-from ganpipe.params import Model
+from ganpipe.models.layers import NetworkSpec, initialize, pyramid, rectifier
 
 
 class Generator(nn.Module):
@@ -68,20 +67,20 @@ class Discriminator(nn.Module):
         return logits
 
 
-def generator(params: Model, resolution: int, channels: int) -> Generator:
+def generator(spec: NetworkSpec) -> Generator:
     """Build the generator.
 
     Raises:
         UserError: the resolution is out of reach, or model.first_channels too small for it.
     """
-    return Generator(params.nz, *pyramid(params, params.ngf, resolution), channels)
+    return Generator(spec.params.nz, *pyramid(spec, spec.params.ngf), spec.channels)
 
 
-def discriminator(params: Model, resolution: int, channels: int) -> Discriminator:
+def discriminator(spec: NetworkSpec) -> Discriminator:
     """Build the discriminator.
 
     Raises:
         UserError: the resolution is out of reach, or model.first_channels too small for it.
     """
-    norm = params.discriminator_norm == "batch"
-    return Discriminator(*pyramid(params, params.ndf, resolution), channels, norm)
+    norm = spec.params.discriminator_norm == "batch"
+    return Discriminator(*pyramid(spec, spec.params.ndf), spec.channels, norm)

@@ -46,7 +46,9 @@ def sample(params: Sample, root: Path = Path(), device: str = "cpu") -> None:
     Raises:
         UserError: there is no trained generator, its files are damaged, or z has no such element.
     """
-    model, resolution, channels = snapshot.description(root / TRAINED / "model.json")
+    generator = snapshot.load_generator(root / TRAINED / "generator.safetensors")
+    spec, G = generator.spec, generator.network.to(device)
+    model, resolution, channels = spec.params, spec.resolution, spec.channels
     named = params.traversal_elements
     if named is not None and (not named or max(named) >= model.nz):
         raise UserError(
@@ -54,7 +56,6 @@ def sample(params: Sample, root: Path = Path(), device: str = "cpu") -> None:
             f"{model.nz - 1} (model.nz is {model.nz}); name some of them, or null for the most-changing ones"
         )
     epochs = _epochs(root / TRAINED / "grids", resolution, channels)
-    G = snapshot.load(root / TRAINED / "generator.safetensors", model, resolution, channels).to(device)
 
     measured = 2 * POINTS * model.nz if named is None else 0
     rows = min(ELEMENTS, model.nz) if named is None else len(named)

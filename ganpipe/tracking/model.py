@@ -1,6 +1,5 @@
 """Put a generator into MLflow as a model that loads without pickle and without a checkout of ganpipe."""
 
-import json
 import shutil
 import warnings
 from collections.abc import Mapping
@@ -58,8 +57,6 @@ def write(folder: Path, path: Path, number: str | None = None) -> None:
     with TemporaryDirectory(prefix="ganpipe-") as place, silent:
         from ganpipe.tracking.served import DEFAULTS, WEIGHTS
 
-        weights, code = Path(place) / "generator.safetensors", Path(place) / "ganpipe"
-        described(folder, weights)
         for file in (*closure.import_closure("ganpipe.tracking.served", CODE), "ganpipe/params.py"):
             (Path(place) / file).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(CODE / file, Path(place) / file)
@@ -68,8 +65,8 @@ def write(folder: Path, path: Path, number: str | None = None) -> None:
             path,
             mlflow_model=Model(model_id=number),
             python_model=str(CODE / "ganpipe/tracking/served.py"),
-            artifacts={WEIGHTS: str(weights)},
-            code_paths=[str(code)],
+            artifacts={WEIGHTS: str(folder / "generator.safetensors")},
+            code_paths=[f"{place}/ganpipe"],
             signature=ModelSignature(
                 outputs=Schema([ColSpec("long", "seed"), ColSpec("string", "png")]),
                 params=ParamSchema([ParamSpec(name, kind, DEFAULTS[name]) for name, kind in kinds.items()]),
@@ -77,14 +74,3 @@ def write(folder: Path, path: Path, number: str | None = None) -> None:
             input_example=(["images"], DEFAULTS | {"n": 4}),
             pip_requirements=[f"{name}=={version(name)}" for name in PACKAGES],
         )
-
-
-def described(folder: Path, path: Path) -> None:
-    """Copy weights to a file whose header also holds what model.json beside them says."""
-    content = (folder / "generator.safetensors").read_bytes()
-    size = int.from_bytes(content[:8], "little")
-    header = json.loads(content[8 : 8 + size])
-    header["__metadata__"] = {"ganpipe": (folder / "model.json").read_text(encoding="utf-8")}
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)  # tensors start at a multiple of 8
-    path.write_bytes(len(text).to_bytes(8, "little") + text + content[8 + size :])

@@ -22,15 +22,9 @@ class Generator(PythonModel):
         """Build the network of the weights' header, in eval mode on the CPU."""
         from pathlib import Path
 
-        from safetensors import safe_open
+        from ganpipe.models.generator import load_generator
 
-        from ganpipe.models import generator as snapshot
-
-        path = Path(context.artifacts[WEIGHTS])
-        with safe_open(path, "pt") as file:
-            text = file.metadata()["ganpipe"]
-        self.section, resolution, channels = snapshot.parse_description(text, path)
-        self.G = snapshot.load(path, self.section, resolution, channels)
+        self.generator = load_generator(Path(context.artifacts[WEIGHTS]))
 
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # MLflow reads types
         """Return a dict of seed and png for each image; null is as good as no value.
@@ -39,17 +33,16 @@ class Generator(PythonModel):
             MlflowException: a value makes no sense; one sentence, which the server answers with status 400.
         """
         from ganpipe.common.errors import UserError
-        from ganpipe.models import generator as asked
-        from ganpipe.models import generator as snapshot
+        from ganpipe.models.generator import check_request, images_of, png_bytes, z_of_seeds
 
         given = {name: value for name, value in (params or {}).items() if value is not None}
         n, seed, z_scale = (DEFAULTS | given).values()
         try:
-            asked.check(n, seed, z_scale, MOST)
+            check_request(n, seed, z_scale, MOST)
         except UserError as error:
             raise MlflowException(str(error), INVALID_PARAMETER_VALUE) from None
-        images = snapshot.images_of(self.G, snapshot.z_of_seeds(self.section, seed, n, z_scale))
-        pngs = [base64.b64encode(asked.png(image)).decode() for image in images]
+        images = images_of(self.generator.network, z_of_seeds(self.generator.spec.params, seed, n, z_scale))
+        pngs = [base64.b64encode(png_bytes(image)).decode() for image in images]
         return [{"seed": seed + i, "png": text} for i, text in enumerate(pngs)]
 
 

@@ -147,13 +147,12 @@ class Journal:
         """Write the generator: the best weights where they are asked for, else the last; say how it ended."""
         steps, best = self.course.steps, self._best_step() if self.best else None
         chosen = self.best if self.best and best else self.sampled
-        snapshot.save(chosen, self.plan.folder / "generator.safetensors")
-        self._save_snapshot(self.plan.epoch_of(steps))
         ending = {"ended": self.course.ended, "interventions": self.course.attempt}
         ending |= {"device": checkpoint.device_of(self.environment)}
-        self._describe(
-            ending | {"kept_step": best or steps, "steps": steps, "nimg": steps * self.plan.batch_size}
-        )
+        ending |= {"kept_step": best or steps, "steps": steps, "nimg": steps * self.plan.batch_size}
+        self._describe(ending)
+        snapshot.save_generator(chosen, self.plan.spec, self.plan.folder / "generator.safetensors")
+        self._save_snapshot(self.plan.epoch_of(steps))
 
     def _state(self) -> dict[str, torch.Tensor]:
         return checkpoint.state_of(self.networks, self.optimizers)
@@ -238,7 +237,8 @@ class Journal:
         return int(min(rows, key=lambda row: row[column])[0]) if rows else None
 
     def _save_snapshot(self, epoch: int) -> None:
-        snapshot.save(self.sampled, self.plan.folder / "snapshots" / f"{epoch}.safetensors")
+        path = self.plan.folder / "snapshots" / f"{epoch}.safetensors"
+        snapshot.save_generator(self.sampled, self.plan.spec, path)
         images = snapshot.images_of(self.sampled, self.grid_z)
         with files.whole(self.plan.folder / "grids" / f"{epoch}.png") as temporary:
             pictures.sheet(images, pictures.columns_for(self.plan.resolution)).save(temporary, "PNG")

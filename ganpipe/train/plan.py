@@ -12,6 +12,7 @@ from ganpipe.common import code as closure
 from ganpipe.common import dataset as packed
 from ganpipe.common import seeds as rng
 from ganpipe.common.dataset import Packed
+from ganpipe.models.layers import NetworkSpec
 from ganpipe.params import Model, Train
 from ganpipe.train import resume as unfinished
 
@@ -39,6 +40,11 @@ class Plan:
     snapshot_steps: dict[int, int]
     eval_steps: frozenset[int]
     folder: Path
+
+    @property
+    def spec(self) -> NetworkSpec:
+        """What both networks are built from."""
+        return NetworkSpec(self.model, self.resolution, self.channels)
 
     @property
     def anchors(self) -> Collection[int]:

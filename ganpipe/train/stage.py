@@ -111,8 +111,8 @@ def _loop(
     # Build both networks, the average of G that is sampled from, the best so far, and one optimizer each.
     torch.manual_seed(rng.derived_seed(params.seed, "init"))
     layout: Any = {"device": device, "memory_format": torch.channels_last}
-    G = models.build_generator(plan.model, plan.resolution, plan.channels).to(**layout)
-    D = models.build_discriminator(plan.model, plan.resolution, plan.channels).to(**layout)
+    G = models.build_generator(plan.spec).to(**layout)
+    D = models.build_discriminator(plan.spec).to(**layout)
     G_ema = EMA(G, params.ema_halflife_kimg, B) if params.ema_halflife_kimg is not None else None
     networks = {"G": G, "D": D} | ({"G_ema": G_ema.model} if G_ema else {})
     if params.keep == "best":

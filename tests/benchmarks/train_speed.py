@@ -40,6 +40,7 @@ from ganpipe.models import generator as snapshot  # noqa: E402
 from ganpipe.common import seeds as rng  # noqa: E402
 from ganpipe.train.feed import Feed  # noqa: E402
 from ganpipe.models import dcgan  # noqa: E402
+from ganpipe.models.layers import NetworkSpec  # noqa: E402
 from ganpipe.params import Model  # noqa: E402
 from ganpipe.train.ranks import Ranks  # noqa: E402
 from ganpipe.train.step import update_d, update_g  # noqa: E402
@@ -68,7 +69,8 @@ def networks(side: int, width: int, channels: int) -> tuple[nn.Module, nn.Module
         discriminator_norm="batch",
     )
     torch.manual_seed(0)
-    return dcgan.generator(model, side, channels), dcgan.discriminator(model, side, channels), model
+    spec = NetworkSpec(model, side, channels)
+    return dcgan.generator(spec), dcgan.discriminator(spec), model
 
 
 def pictures(side: int, channels: int) -> np.ndarray:

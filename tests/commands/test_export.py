@@ -66,7 +66,7 @@ def test_a_file_gives_the_networks_images_without_ganpipe(
     assert shown.endswith(script)
     if form != "safetensors":
         assert len([line for line in script.splitlines() if line]) <= 13
-    expected = generator.G(torch.from_numpy(ran["z"]))
+    expected = generator.network(torch.from_numpy(ran["z"]))
     images = ((expected.numpy() + 1) * 127.5).transpose(0, 2, 3, 1)
     assert images.std(axis=0).mean() > 1, "images that are all alike would prove nothing"
     assert ran["images"].shape == images.shape and np.abs(ran["images"] - images).max() < 0.52
@@ -83,7 +83,7 @@ def test_weights_say_what_they_are(tmp_path: Path, small_params: Params) -> None
         assert json.loads(file.metadata()["ganpipe"])["resolution"] == 16
     first, again = (trained.find(source, tmp_path) for source in (None, str(tmp_path / "away/g.safetensors")))
     z = torch.ones(2, 8)
-    assert torch.equal(first.G(z), again.G(z)) and again.model == first.model
+    assert torch.equal(first.network(z), again.network(z)) and again.spec == first.spec
 
 
 def test_mistakes_get_one_sentence(

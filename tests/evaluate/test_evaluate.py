@@ -22,6 +22,7 @@ from ganpipe.metrics import lite0, manifold
 from ganpipe.metrics.fd import fd
 from ganpipe.metrics.kid import kid
 from ganpipe.models import generator as snapshot
+from ganpipe.models.layers import NetworkSpec
 from ganpipe.params import Evaluate, Params, Sample
 
 PARAMS = Evaluate(
@@ -335,7 +336,7 @@ def test_snapshots_score_what_their_images_score_as_samples(
     assert (root / "stages/evaluate/snapshots.csv").read_text().split() == [header]
     model = default_params.model.model_copy(update={"ngf": 4, "nz": 6})
     params = PARAMS.model_copy(update={"snapshots": True})
-    with pytest.raises(UserError, match=r"model\.json: no readable description"):
+    with pytest.raises(UserError, match="snapshots: no snapshots of the training"):
         evaluate(params, root, "cpu")
     folder = root / "stages/train"
     folder.mkdir()
@@ -346,8 +347,8 @@ def test_snapshots_score_what_their_images_score_as_samples(
         evaluate(params, root, "cpu")
     made = {}
     for epoch in (10, 2):
-        G = models.build_generator(model, 32, 1)
-        snapshot.save(G, folder / f"snapshots/{epoch}.safetensors")
+        G = models.build_generator(NetworkSpec(model, 32, 1))
+        snapshot.save_generator(G, NetworkSpec(model, 32, 1), folder / f"snapshots/{epoch}.safetensors")
         made[epoch] = snapshot.images_of(G, snapshot.z_of_seeds(model, 3, 12, 0.9))
     evaluate(params, root, "cpu")
     table = pd.read_csv(root / "stages/evaluate/snapshots.csv")

@@ -96,7 +96,7 @@ def trained(folder: Path, values: Params, write_packed: Callable[..., Path]) -> 
         train.train(schedule.plan(params.model, params.train, root), root)
         row = []
         for epoch in EPOCHS:
-            G = snapshot.load(root / f"stages/train/snapshots/{epoch}.safetensors", params.model, SIDE, 1)
+            G = snapshot.load_generator(root / f"stages/train/snapshots/{epoch}.safetensors").network
             fake = snapshot.images_of(G, snapshot.z_of_seeds(params.model, 0, count, 1.0))
             row.append(kid.kid(real, lite0.extract(network, fake, 256, "cpu"), 50, 100, 0)[0])
         print(seed, *(f"{value:.4f}" for value in row), flush=True)

@@ -15,6 +15,7 @@ from torch import nn
 
 from ganpipe import models
 from ganpipe.common.errors import UserError
+from ganpipe.models.layers import NetworkSpec
 from ganpipe.params import Model, base_and_doublings, reaches
 
 SIDES = (28, 32, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
@@ -40,7 +41,8 @@ def model(architecture: str = "dcgan", **changes: Any) -> Model:
 
 def both(params: Model, side: int, channels: int) -> tuple[nn.Module, nn.Module]:
     """Build the two networks."""
-    return models.build_generator(params, side, channels), models.build_discriminator(params, side, channels)
+    spec = NetworkSpec(params, side, channels)
+    return models.build_generator(spec), models.build_discriminator(spec)
 
 
 def count(network: nn.Module) -> int:
@@ -307,7 +309,7 @@ def test_what_cannot_be_built_is_said(params: Model, side: int, said: str) -> No
     """A failure means a traceback, or a silently different network, for a param that the user can mend."""
     for build in (models.build_generator, models.build_discriminator):
         with pytest.raises(UserError, match=said):
-            build(params, side, 3)
+            build(NetworkSpec(params, side, 3))
 
 
 def test_first_channels_take_the_place_of_ngf_and_ndf() -> None:
@@ -319,7 +321,7 @@ def test_first_channels_take_the_place_of_ngf_and_ndf() -> None:
         for one, other in zip(by_width, by_first, strict=True):
             assert [p.shape for p in one.parameters()] == [p.shape for p in other.parameters()]
     with torch.device("meta"):
-        G = models.build_generator(model(first_channels=100), 64, 3)
+        G = models.build_generator(NetworkSpec(model(first_channels=100), 64, 3))
     assert sizes(G, 10) == [(100, 4), (50, 8), (25, 16), (12, 32), (3, 64)]
 
 
@@ -349,8 +351,8 @@ from ganpipe.params import Model
 params = Model(architecture="dcgan", nz=100, z_distribution="uniform", z_limit=1.0, ngf=64, ndf=64,
                first_channels=1024, discriminator_norm="batch")
 layout = {"memory_format": torch.channels_last}
-G = models.build_generator(params, 1024, 3).to(**layout)
-D = models.build_discriminator(params, 1024, 3).to(**layout)
+G = models.build_generator(NetworkSpec(params, 1024, 3)).to(**layout)
+D = models.build_discriminator(NetworkSpec(params, 1024, 3)).to(**layout)
 optimizers = [torch.optim.Adam(n.parameters(), 2e-4, (0.5, 0.999), fused=True) for n in (D, G)]
 began = time.monotonic()
 real, fake = torch.rand(6, 3, 1024, 1024) * 2 - 1, G(torch.rand(6, 100) * 2 - 1)

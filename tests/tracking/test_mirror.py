@@ -254,12 +254,12 @@ def test_the_generator_is_the_runs_model(
     place = f"runs:/{run}/generator"
     mlflow.set_tracking_uri(client.tracking_uri)
     answer = mlflow.pyfunc.load_model(place).predict(["x"], params={"n": 3, "seed": 5, "z_scale": 0.5})
-    z = snapshot.z_of_seeds(expected.model, 5, 3, 0.5)
+    z = snapshot.z_of_seeds(expected.spec.params, 5, 3, 0.5)
     shown = [np.asarray(Image.open(io.BytesIO(base64.b64decode(each["png"])))) for each in answer]
-    assert np.array_equal(np.stack(shown), snapshot.images_of(expected.G, z)[..., 0])
+    assert np.array_equal(np.stack(shown), snapshot.images_of(expected.network, z)[..., 0])
     assert [each["seed"] for each in answer] == [5, 6, 7]
     found = trained.find(place, Path(os.environ["DVC_ROOT"]))
-    assert np.array_equal(snapshot.images_of(found.G, z), snapshot.images_of(expected.G, z))
+    assert np.array_equal(snapshot.images_of(found.network, z), snapshot.images_of(expected.network, z))
     with pytest.raises(UserError, match=r"runs:/0/generator: MLflow at sqlite.* does not give it"):
         trained.find("runs:/0/generator", Path(os.environ["DVC_ROOT"]))
     local = Path(client.download_artifacts(run, "generator", str(root)))
@@ -268,7 +268,8 @@ def test_the_generator_is_the_runs_model(
     before = client.get_run(run).data.tags["ganpipe.model"]
     tracking.record(root, "evaluate")
     assert client.get_run(run).data.tags["ganpipe.model"] == before
-    snapshot.save(models.build_generator(expected.model, 16, 1), train / "generator.safetensors")
+    other = models.build_generator(expected.spec)
+    snapshot.save_generator(other, expected.spec, train / "generator.safetensors")
     tracking.record(root, "evaluate")
     after = client.get_run(run).data.tags["ganpipe.model"]
     held = client.search_logged_models([client.get_run(run).info.experiment_id])

@@ -28,20 +28,6 @@ from ganpipe.tracking import model as packing
 Ask = Callable[[str], tuple[int, dict[str, Any]]]
 
 
-def test_weights_carry_their_description(tmp_path: Path, small_params: Params) -> None:
-    """The model would have weights and no network to put them in."""
-    save_generator(tmp_path, small_params)
-    packing.described(tmp_path, tmp_path / "a.safetensors")
-    (tmp_path / "elsewhere").mkdir()
-    (tmp_path / "a.safetensors").rename(tmp_path / "elsewhere/a.safetensors")
-    before, after = (
-        trained.find(str(tmp_path), tmp_path),
-        trained.find(str(tmp_path / "elsewhere/a.safetensors")),
-    )
-    z = snapshot.z_of_seeds(before.model, 0, 4, 1.0)
-    assert np.array_equal(snapshot.images_of(before.G, z), snapshot.images_of(after.G, z))
-
-
 def test_writing_a_model_says_nothing(
     tmp_path: Path, small_params: Params, recwarn: pytest.WarningsRecorder
 ) -> None:
@@ -102,7 +88,7 @@ def test_a_server_answers_with_images(ask: Ask, small_params: Params, tmp_path: 
     assert status == 200
     save_generator(tmp_path, small_params)
     here = trained.find(str(tmp_path))
-    expected = snapshot.images_of(here.G, snapshot.z_of_seeds(here.model, 9, 5, 0.7))
+    expected = snapshot.images_of(here.network, snapshot.z_of_seeds(here.spec.params, 9, 5, 0.7))
     assert ask('{"inputs": ["x"], "params": {"n": null, "z_scale": null}}') == ask('{"inputs": ["x"]}')
     for i, each in enumerate(answer["predictions"]):
         assert each["seed"] == 9 + i

@@ -11,6 +11,7 @@ import torch
 from ganpipe import models
 from ganpipe.common import seeds as rng
 from ganpipe.models import generator as snapshot
+from ganpipe.models.layers import NetworkSpec
 from ganpipe.params import Params
 from ganpipe.train import graph
 from ganpipe.train.ranks import Ranks
@@ -26,8 +27,8 @@ class Training:
     def __init__(self, params: Params, precision: str = "float32") -> None:
         torch.manual_seed(0)
         self.G, self.D = (
-            models.build_generator(params.model, 16, 1),
-            models.build_discriminator(params.model, 16, 1),
+            models.build_generator(NetworkSpec(params.model, 16, 1)),
+            models.build_discriminator(NetworkSpec(params.model, 16, 1)),
         )
         self.optimizers = [torch.optim.Adam(net.parameters(), 2e-3, fused=True) for net in (self.G, self.D)]
         self.params, self.calls = params, 0

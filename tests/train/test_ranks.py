@@ -17,6 +17,7 @@ from torch import nn
 from ganpipe import models
 from ganpipe.common import seeds as rng
 from ganpipe.models import generator as snapshot
+from ganpipe.models.layers import NetworkSpec
 from ganpipe.params import Params
 from ganpipe.train import ranks
 from ganpipe.train.ranks import Ranks
@@ -60,7 +61,8 @@ def training(
 ) -> tuple[State, list[list[float]]]:
     """Train G and D as the loop does, on this rank's part of the batch; return the state and the losses."""
     torch.manual_seed(0)
-    G, D = models.build_generator(params.model, 16, 1), models.build_discriminator(params.model, 16, 1)
+    spec = NetworkSpec(params.model, 16, 1)
+    G, D = models.build_generator(spec), models.build_discriminator(spec)
     if sync:
         ranks.synchronise(G, place)
         ranks.synchronise(D, place)
@@ -176,7 +178,7 @@ def test_the_device_follows_the_rank(monkeypatch: pytest.MonkeyPatch, small_para
     """All ranks would share the first GPU."""
     monkeypatch.setenv("LOCAL_RANK", "2")
     assert [ranks.device_of(name) for name in ("cuda", "cuda:1", "cpu")] == ["cuda:2", "cuda:1", "cpu"]
-    norms = models.build_generator(updated(small_params, model__ngf=2).model, 16, 1)
+    norms = models.build_generator(NetworkSpec(updated(small_params, model__ngf=2).model, 16, 1))
     names = list(norms.state_dict())
     ranks.synchronise(norms, Ranks(0, 2))
     assert list(norms.state_dict()) == names

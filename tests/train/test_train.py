@@ -118,7 +118,7 @@ def test_five_steps_equal_an_independent_writing(root: Path, small_params: Param
         G_optimizer.step()
         assert f"{(on_real + on_fake).item():.6g}" == f"{history.d_loss[step - 1]:.6g}"
         assert f"{on_g.item():.6g}" == f"{history.g_loss[step - 1]:.6g}"
-    weights = snapshot.load(root / "stages/train/generator.safetensors", plan.model, 16, 1).state_dict()
+    weights = snapshot.load_generator(root / "stages/train/generator.safetensors").network.state_dict()
     assert all(torch.equal(a, b) for a, b in zip(weights.values(), G.state_dict().values(), strict=True))
 
 
@@ -194,7 +194,7 @@ def die(root: Path, params: Params, where: str, count: int) -> None:
     elif where == "event":
         interventions.write = fatal(interventions.write, after=True)
     elif where == "best":
-        snapshot.save = fatal(snapshot.save, after=True)
+        snapshot.save_generator = fatal(snapshot.save_generator, after=True)
     elif where == "publish":
         train.shutil.copyfile = fatal(train.shutil.copyfile, after=False)
     run(root, params)
@@ -354,7 +354,7 @@ def test_a_diverged_training_is_a_result(
     described = json.loads(ours["stages/train/model.json"])
     assert described["ended"] == "diverged" and described["steps"] == 5 and described["kept_step"] == 5
     assert (root / "stages/train/snapshots/2.safetensors").exists()
-    G = snapshot.load(root / "stages/train/generator.safetensors", small_params.model, 16, 1)
+    G = snapshot.load_generator(root / "stages/train/generator.safetensors").network
     assert all(tensor.isfinite().all() for tensor in G.state_dict().values())
 
 
@@ -454,7 +454,7 @@ def test_the_best_weights_are_kept(root: Path, rescued: Params, monkeypatch: pyt
     evals = pd.read_csv(root / "stages/train/evals.csv")
     assert evals.step.tolist() == sorted(plan.eval_steps) == [4, 7, 10, 13, 16, 19, 21]
     assert json.loads((root / "stages/train/model.json").read_text())["kept_step"] == 10
-    kept = snapshot.load(root / "stages/train/generator.safetensors", rescued.model, 16, 1)
+    kept = snapshot.load_generator(root / "stages/train/generator.safetensors").network
     assert all(torch.equal(tensor, judged[1.0][name]) for name, tensor in kept.state_dict().items())
 
 

@@ -129,7 +129,7 @@ def run(folder: Path, i: int, cause: str | None) -> None:
         found["ended"] = json.loads((stage / "model.json").read_text())["ended"]
         for kind in ("history", "evals"):
             found[kind] = pd.read_csv(stage / f"{kind}.csv").to_dict("list")
-        G = snapshot.load(stage / "generator.safetensors", p.model, plan.resolution, plan.channels)
+        G = snapshot.load_generator(stage / "generator.safetensors").network
         z = snapshot.draw_z(p.model, 256, rng.generator(i, "trial"))
         np.savez_compressed(folder / f"{name}.npz", snapshot.images_of(G, z))
         shutil.copy(next(iter((stage / "grids").iterdir())), folder / f"{name}.png")
