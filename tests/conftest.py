@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 
 from ganpipe import params
+from ganpipe.common import dataset
 
 # One thread: small networks gain nothing from more, and no result depends on the machine.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -87,6 +88,7 @@ def write_packed() -> Callable[..., Path]:
         table |= {"left": 0, "top": 0, "right": width, "bottom": height, "scale": 1.0}
         table |= {"split": ["held_out"] * held_out + ["train"] * (count - held_out)}
         pd.DataFrame(table).to_csv(folder / "index.csv", index=False)
+        dataset.write_description(folder)
         return folder
 
     return write

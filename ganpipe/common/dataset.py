@@ -1,8 +1,10 @@
-"""The packed data set that preprocess writes and the later stages read: images.npy beside index.csv."""
+"""The packed data set that preprocess writes and later stages read: images.npy, index.csv and data.json."""
 
 import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,17 +12,17 @@ import pandas as pd
 from ganpipe.common import files
 from ganpipe.common.errors import UserError
 
-IMAGES, INDEX = "images.npy", "index.csv"
+IMAGES, INDEX, DATA = "images.npy", "index.csv", "data.json"
 
 
 @dataclass(frozen=True)
-class Packed:
-    """A data set, memory-mapped.
+class Dataset:
+    """A packed data set, memory-mapped.
 
     Attributes:
-        images: uint8 N×H×W×C in [0, 255], row i described by row i of the index.
+        images: uint8 N×H×W×C in [0, 255]; row i of the index describes image i.
         index: columns name, width, height, left, top, right, bottom, angle, scale, split.
-        digest: sha256 (hexadecimal) of what training sees, pixels and split, whatever the files are called.
+        digest: sha256 (hexadecimal) of what training sees: pixels and split, but no file names.
     """
 
     images: np.ndarray
@@ -34,28 +36,46 @@ class Packed:
 
     @property
     def held_out_rows(self) -> np.ndarray:
-        """Rows of `images` kept from training, int64, ascending."""
+        """Rows of `images` held out from training, int64, ascending."""
         return np.flatnonzero((self.index["split"] == "held_out").to_numpy())
 
 
-def load(folder: Path) -> Packed:
-    """Open a packed data set for reading.
+def load(folder: Path) -> Dataset:
+    """Open a packed data set for reading, without hashing its pixels again.
 
     Raises:
-        UserError: a file is missing, not readable, or the two do not belong together.
+        UserError: a file is missing or unreadable, or the files come from different runs.
     """
     try:
-        images = np.load(folder / IMAGES, mmap_mode="r", allow_pickle=False)
-        index = pd.read_csv(folder / INDEX, keep_default_na=False, dtype={"name": str})
-    except (OSError, ValueError) as error:
+        images, index = _open(folder)
+        recorded = json.loads((folder / DATA).read_text(encoding="utf-8"))
+        if recorded != {"digest": recorded["digest"], **_counts(images, index)}:
+            raise ValueError(f"{IMAGES} {images.dtype}{images.shape}, {INDEX} and {DATA} do not match")
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{folder}: no readable packed data set ({error}); run the preprocess stage first"
+            f"{folder}: no complete packed data set ({error}); run the preprocess stage again"
         ) from None
-    if images.dtype != np.uint8 or images.ndim != 4 or len(images) != len(index) or "split" not in index:
-        raise UserError(
-            f"{folder}: {IMAGES} {images.dtype}{images.shape} does not fit {INDEX} with {len(index)} rows"
-        )
+    return Dataset(images, index, recorded["digest"])
+
+
+def write_description(folder: Path) -> None:
+    """Write data.json beside images.npy and index.csv: their digest, counts and the images' shape."""
+    images, index = _open(folder)
     splits = hashlib.sha256("".join(index["split"].str[0]).encode()).hexdigest()
-    return Packed(
-        images, index, hashlib.sha256((files.sha256(folder / IMAGES) + splits).encode()).hexdigest()
-    )
+    digest = hashlib.sha256((files.sha256(folder / IMAGES) + splits).encode()).hexdigest()
+    with files.whole(folder / DATA) as temporary:
+        temporary.write_text(json.dumps({"digest": digest, **_counts(images, index)}, indent=2) + "\n")
+
+
+def _open(folder: Path) -> tuple[np.ndarray, pd.DataFrame]:
+    images = np.load(folder / IMAGES, mmap_mode="r", allow_pickle=False)
+    return images, pd.read_csv(folder / INDEX, keep_default_na=False, dtype={"name": str})
+
+
+def _counts(images: np.ndarray, index: pd.DataFrame) -> dict[str, Any]:
+    """Return what data.json holds besides the digest. KeyError or ValueError: not a packed data set."""
+    count, _, resolution, channels = images.shape
+    if images.dtype != np.uint8 or count != len(index):
+        raise ValueError(f"{IMAGES} {images.dtype}{images.shape} does not fit {INDEX} with {len(index)} rows")
+    splits = {split: int((index["split"] == split).sum()) for split in ("train", "held_out")}
+    return {"images": count, **splits, "resolution": resolution, "channels": channels}

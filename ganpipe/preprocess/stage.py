@@ -15,9 +15,10 @@ import numpy as np
 import pandas as pd
 
 from ganpipe.common import files
-from ganpipe.common.dataset import IMAGES, INDEX
+from ganpipe.common.dataset import IMAGES, INDEX, write_description
 from ganpipe.common.errors import UserError
 from ganpipe.common.progress import Progress
+from ganpipe.common.stages import OUTPUTS, stage_folder
 from ganpipe.params import Preprocess
 from ganpipe.preprocess import report
 from ganpipe.preprocess.crop import Target
@@ -28,8 +29,6 @@ from ganpipe.preprocess.workers import Limits, Lost, in_order
 ARCHIVE = "images.zip"
 INDEX_COLUMNS = ["name", "width", "height", "left", "top", "right", "bottom", "angle", "scale", "split"]
 COPY_COLUMNS = ["name", "original", "kind", "split", "original_split", "dropped"]
-OUTPUTS = [IMAGES, INDEX, "rejected.csv", "duplicates.csv", "report.json", "report.html", "contact_sheet.png"]
-OUTPUTS += ["histograms.png"]
 # Files that a worker gets in one message.
 CHUNK_FILES = 64
 # What one file may take of a worker, far above what any sound one does.
@@ -59,7 +58,7 @@ def preprocess(
         UserError: nothing was fetched, or the images would take too much; or, after everything is written,
             too many files were rejected, or no image is left to train on.
     """
-    source, out = root / "stages" / "fetch", root / "stages" / "preprocess"
+    source, out = stage_folder(root, "fetch"), stage_folder(root, "preprocess")
     target = target_of(params)
     with _open_fetched(source) as archive:
         manifest = _manifest(source, archive)
@@ -80,13 +79,15 @@ def preprocess(
             table = table[kept]
             more = pd.DataFrame({"name": gone["name"], "reason": gone["kind"] + " copy of another picture"})
             reasons = pd.concat([reasons, more]).sort_values("name", kind="stable")
-        for name in OUTPUTS:
+        for name in OUTPUTS["preprocess"]:
             # A kill between now and the last of the new files leaves no set of both.
             (out / name).unlink(missing_ok=True)
     tables = {INDEX: table[INDEX_COLUMNS], "rejected.csv": reasons, "duplicates.csv": copies}
     for name, frame in tables.items():
         with files.whole(out / name) as temporary:
             frame.to_csv(temporary, index=False, lineterminator="\n")
+    if len(table):
+        write_description(out)
     found = report.numbers(table, reasons, copies, target)
     shown: dict[str, bytes] = {}
     if len(table):

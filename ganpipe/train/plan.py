@@ -11,7 +11,7 @@ import torch
 from ganpipe.common import code as closure
 from ganpipe.common import dataset as packed
 from ganpipe.common import seeds as rng
-from ganpipe.common.dataset import Packed
+from ganpipe.common.dataset import Dataset
 from ganpipe.models.layers import NetworkSpec
 from ganpipe.params import Model, Train
 from ganpipe.train import resume as unfinished
@@ -33,7 +33,7 @@ class Plan:
 
     model: Model
     train: Train
-    data: Packed
+    data: Dataset
     rows: np.ndarray
     batch_size: int
     steps: int

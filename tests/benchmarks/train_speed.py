@@ -310,6 +310,7 @@ def overhead(side: int, width: int, batch_size: int, seconds: float, device: str
         table = {"name": [f"{i}.png" for i in range(PICTURES)], "width": side, "height": side, "left": 0}
         table |= {"top": 0, "right": side, "bottom": side, "scale": 1.0, "split": "train"}
         pd.DataFrame(table).to_csv(folder / packed.INDEX, index=False)
+        packed.write_description(folder)
         for name in ("stages/train", "stages/fetch", "stages/sample", "stages/evaluate"):
             (root / name).mkdir()
         values = params.load(ROOT / "params.yaml").model_dump()

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ganpipe.common import dataset as packed
+from ganpipe.common.dataset import load, write_description
 from ganpipe.common.errors import UserError
 
 IMAGES = np.arange(5 * 4 * 4, dtype=np.uint8).reshape(5, 4, 4, 1)
@@ -15,7 +15,7 @@ IMAGES = np.arange(5 * 4 * 4, dtype=np.uint8).reshape(5, 4, 4, 1)
 
 def test_rows_follow_the_split(tmp_path: Path, write_packed: Callable[..., Path]) -> None:
     """A failure would train on held-out images, and the floor of the metrics would be a lie."""
-    data = packed.load(write_packed(tmp_path, IMAGES, held_out=2))
+    data = load(write_packed(tmp_path, IMAGES, held_out=2))
     assert data.held_out_rows.tolist() == [0, 1] and data.train_rows.tolist() == [2, 3, 4]
     assert np.array_equal(data.images, IMAGES)
 
@@ -23,23 +23,45 @@ def test_rows_follow_the_split(tmp_path: Path, write_packed: Callable[..., Path]
 def test_digest_is_of_pixels_and_split_alone(tmp_path: Path, write_packed: Callable[..., Path]) -> None:
     """A digest that misses a change resumes the wrong training; one that sees names retrains for nothing."""
     folder = write_packed(tmp_path, IMAGES)
-    digest = packed.load(folder).digest
+    digest = load(folder).digest
     index = pd.read_csv(folder / "index.csv")
     index.assign(name="other").to_csv(folder / "index.csv", index=False)
-    assert packed.load(folder).digest == digest
-    assert packed.load(write_packed(tmp_path, IMAGES, held_out=1)).digest != digest
-    assert packed.load(write_packed(tmp_path, IMAGES + 1)).digest != digest
+    write_description(folder)
+    assert load(folder).digest == digest
+    assert load(write_packed(tmp_path, IMAGES, held_out=1)).digest != digest
+    assert load(write_packed(tmp_path, IMAGES + 1)).digest != digest
 
 
-@pytest.mark.parametrize("damage", ["missing", "rows", "garbage"])
-def test_damaged_data_is_named(tmp_path: Path, write_packed: Callable[..., Path], damage: str) -> None:
+def test_golden_digest(tmp_path: Path, write_packed: Callable[..., Path]) -> None:
+    """Another formula would give every old run another data set, and resume none of them."""
+    digest = load(write_packed(tmp_path, IMAGES, held_out=2)).digest
+    assert digest == "55d126b5068bc07caf8534caf142f483e26f4644104377e5d216c02bd03a61b5"
+
+
+def test_loading_hashes_no_pixels(tmp_path: Path, write_packed: Callable[..., Path]) -> None:
+    """Each later stage would read all of a large file before it begins."""
+    folder = write_packed(tmp_path, IMAGES)
+    digest = load(folder).digest
+    np.save(folder / "images.npy", IMAGES + 1)
+    assert load(folder).digest == digest
+
+
+@pytest.mark.parametrize("damage", ["no index", "no data", "rows", "split", "side", "float", "garbage"])
+def test_incomplete_or_mixed_data_says_what_to_run(
+    tmp_path: Path, write_packed: Callable[..., Path], damage: str
+) -> None:
     """A user would get a traceback, or train on images under the wrong rows."""
     folder = write_packed(tmp_path, IMAGES)
-    if damage == "missing":
-        (folder / "index.csv").unlink()
-    elif damage == "rows":
-        np.save(folder / "images.npy", IMAGES[:3])
-    else:
+    if damage in ("no index", "no data"):
+        (folder / ("index.csv" if damage == "no index" else "data.json")).unlink()
+    elif damage == "split":
+        index = pd.read_csv(folder / "index.csv")
+        index.loc[0, "split"] = "held_out"
+        index.to_csv(folder / "index.csv", index=False)
+    elif damage == "garbage":
         (folder / "images.npy").write_bytes(b"garbage")
-    with pytest.raises(UserError, match="stages/preprocess"):
-        packed.load(folder)
+    else:
+        other = {"rows": IMAGES[:3], "side": IMAGES[:, :2, :2], "float": IMAGES.astype(np.float32)}
+        np.save(folder / "images.npy", other[damage])
+    with pytest.raises(UserError, match="stages/preprocess.*run the preprocess stage again"):
+        load(folder)

@@ -14,14 +14,16 @@ import pytest
 from PIL import Image
 
 from ganpipe import params
-from ganpipe.common import dataset as packed
 from ganpipe.common import files
+from ganpipe.common.dataset import load
 from ganpipe.common.errors import UserError
+from ganpipe.common.stages import OUTPUTS as STAGE_OUTPUTS
 from ganpipe.fetch.stage import fetch
 from ganpipe.preprocess.decode import prepare
-from ganpipe.preprocess.stage import OUTPUTS, preprocess, split_of, target_of
+from ganpipe.preprocess.stage import preprocess, split_of, target_of
 
 COUNT, BROKEN = 150, 7
+OUTPUTS = STAGE_OUTPUTS["preprocess"]
 
 
 def section(**changes: Any) -> params.Preprocess:
@@ -75,7 +77,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_file_is_in_one_table_and_row_i_is_image_i(checkout: Path) -> None:
     """A shift by one gives every image its neighbour's split, and held-out pictures are trained on."""
     report = run(checkout)
-    data = packed.load(checkout / "stages/preprocess")
+    data = load(checkout / "stages/preprocess")
     rejected = pd.read_csv(checkout / "stages/preprocess/rejected.csv", dtype=str)
     manifest = pd.read_csv(checkout / "stages/fetch/manifest.csv", dtype=str).set_index("name")["sha256"]
     assert sorted([*data.index["name"], *rejected["name"]]) == manifest.index.tolist()
@@ -181,7 +183,7 @@ def test_too_many_rejected_fails_with_everything_written(checkout: Path) -> None
         run(checkout, max_rejected=share - 1e-6)
     assert "\n" not in str(caught.value)
     assert sorted(p.name for p in (checkout / "stages/preprocess").iterdir()) == sorted(OUTPUTS)
-    assert len(packed.load(checkout / "stages/preprocess").index) == COUNT
+    assert len(load(checkout / "stages/preprocess").index) == COUNT
 
 
 def test_nothing_to_train_on_fails(tmp_path: Path) -> None:
@@ -224,7 +226,7 @@ def test_the_contact_sheet_fits_a_screen(checkout: Path, resolution: int, channe
     with Image.open(checkout / "stages/preprocess/contact_sheet.png") as sheet:
         assert sheet.size == (width, width)
         first = np.asarray(sheet.convert("RGB"))[: (width - 14) // 8, : (width - 14) // 8]
-    image = packed.load(checkout / "stages/preprocess").images[0]
+    image = load(checkout / "stages/preprocess").images[0]
     assert abs(float(first.mean()) - float(image.mean())) < 1
 
 
@@ -262,18 +264,18 @@ def test_copies_are_reported_and_stay_unless_they_are_to_be_dropped(copied: Path
     out = copied / "stages/preprocess"
     report = run(copied, held_out=0.5)
     found = pd.read_csv(out / "duplicates.csv")
-    assert len(packed.load(out).index) == 50 and report["rejected"] == 0
+    assert len(load(out).index) == 50 and report["rejected"] == 0
     # "00 <b>…" stands before "00.png".
     exact = [f"{i:02d}.png" for i in range(10)]
     assert found["name"].tolist() == sorted([*exact, *(f"{i:02d}.png" for i in range(10, 20))])
     assert found["kind"].tolist() == ["exact"] * 10 + ["near"] * 10 and not found["dropped"].any()
     across = (found["split"] != found["original_split"]).sum()
     assert report["copies"] == {"exact": 10, "near": 10, "dropped": 0, "across_splits": across} and across > 0
-    kept = packed.load(out)
+    kept = load(out)
     pixels = {name: kept.images[i].copy() for i, name in enumerate(kept.index["name"])}
 
     report = run(copied, held_out=0.5, duplicates="drop", max_rejected=0.0)
-    data = packed.load(out)
+    data = load(out)
     assert sorted([*data.index["name"], *found["name"]]) == sorted(pixels)
     assert [*report["rejected_by_reason"].items()] == [
         ("exact copy of another picture", 10),
@@ -332,6 +334,6 @@ def test_a_kill_while_it_writes_leaves_a_whole_set_or_none(
     out = checkout / "stages/preprocess"
     assert len(list(out.iterdir())) == after
     with pytest.raises(UserError, match="run the preprocess stage"):
-        packed.load(out)
+        load(out)
     run(checkout)
     assert sorted(p.name for p in out.iterdir()) == sorted(OUTPUTS)

@@ -413,6 +413,7 @@ def test_model_of_other_params_is_refused(checkout: Callable[..., Path], client:
             tracking.record(root, "train")
     (root / "params.yaml").write_text(text)
     np.save(root / "stages/preprocess/images.npy", np.ones((TRAIN_IMAGES, 8, 8, 1), np.uint8))
+    packed.write_description(root / "stages/preprocess")
     with pytest.raises(UserError, match="the data"):
         tracking.record(root, "train")
     assert len(runs(client)) == count

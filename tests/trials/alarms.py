@@ -26,6 +26,7 @@ from sklearn.datasets import load_sample_images
 
 from ganpipe import params
 from ganpipe.common import seeds as rng
+from ganpipe.common.dataset import write_description
 from ganpipe.models import generator as snapshot
 from ganpipe.train import alarms as health
 from ganpipe.train import plan as schedule
@@ -122,6 +123,7 @@ def run(folder: Path, i: int, cause: str | None) -> None:
         np.save(packed / "images.npy", images)
         table = {"name": [f"{k}.png" for k in range(len(images))], "split": "train"}
         pd.DataFrame(table).to_csv(packed / "index.csv", index=False)
+        write_description(packed)
         plan = schedule.plan(p.model, p.train, root)
         train.train(plan, root, log_seconds=1e9, checkpoint_seconds=1e9)
         stage = root / train.FOLDER
