@@ -1,4 +1,4 @@
-"""Typed sections of params.yaml, the one home of every value: frozen, without defaults, checked together."""
+"""Typed sections of params.yaml: frozen, without defaults; all wrong values are reported together."""
 
 import difflib
 from pathlib import Path
@@ -18,7 +18,7 @@ Decay = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 
 
 Architecture = Literal["dcgan", "celeba64", "upsample", "residual"]
-# The sides in pixels from which an architecture doubles; residual halves five times instead.
+# The smallest sides in pixels from which an architecture doubles; residual halves the side five times instead.
 BASES: dict[str, tuple[int, ...]] = {
     "dcgan": (4, 5, 6, 7),
     "celeba64": (4, 5, 6, 7),
@@ -28,10 +28,10 @@ RESIDUAL_STEP = 32
 
 
 def base_and_doublings(architecture: str, side: int) -> tuple[int, int] | None:
-    """Write a side in pixels as base · 2^doublings, with a base of the architecture's, doubled at least once.
+    """Factor a side in pixels into (base, doublings): side = base · 2^doublings, at least one doubling.
 
     Returns:
-        (base, doublings), unique where it exists; None where the side cannot be reached by doubling.
+        The only such pair with one of the architecture's bases; None: the side cannot be reached.
     """
     for base in BASES[architecture]:
         factor, rest = divmod(side, base)
@@ -41,7 +41,7 @@ def base_and_doublings(architecture: str, side: int) -> tuple[int, int] | None:
 
 
 def reaches(architecture: str, side: int) -> bool:
-    """Say whether an architecture can be built for a side in pixels."""
+    """Tell whether an architecture can be built for a side in pixels."""
     if architecture == "residual":
         return side % RESIDUAL_STEP == 0
     return base_and_doublings(architecture, side) is not None
@@ -53,15 +53,15 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
+# A test compares these with the catalogue of sources.
+NamedSource = Literal["mnist5k", "mnist", "fashion_mnist", "flowers102", "celeba", "cat", "animeface"]
+Source = NamedSource | Literal["folder", "archive", "url"]
+
+
 class Fetch(Section):
     """Where the pictures come from."""
 
-    # fmt: off
-    source: Literal[
-        "mnist5k", "mnist", "fashion_mnist", "flowers102", "celeba", "cat", "animeface",
-        "folder", "archive", "url",
-    ]
-    # fmt: on
+    source: Source
     path: Annotated[str, Field(min_length=1)]
     url: Annotated[str, Field(pattern=r"^https?://\S+$")] | None
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None
@@ -69,9 +69,9 @@ class Fetch(Section):
     @model_validator(mode="after")
     def _url_and_sha256_belong_to_a_source(self) -> Self:
         if (self.source == "url") != (self.url is not None):
-            raise ValueError("url must be an address with source: url, and null otherwise")
+            raise ValueError("url must be an address when source is url, and null otherwise")
         if self.sha256 is not None and self.source not in ("url", "archive"):
-            raise ValueError("sha256 must be null but with source: url or archive")
+            raise ValueError("sha256 may only be set when source is url or archive")
         return self
 
 
@@ -93,13 +93,13 @@ class Preprocess(Section):
     @model_validator(mode="after")
     def _crop_size_belongs_to_centre(self) -> Self:
         if (self.crop == "centre") != (self.crop_size is not None):
-            raise ValueError("crop_size must be a number of pixels with crop: centre, and null otherwise")
+            raise ValueError("crop_size must be a number of pixels when crop is centre, and null otherwise")
         return self
 
     @model_validator(mode="after")
     def _crop_box_is_a_square(self) -> Self:
         if (self.crop == "box") != (self.crop_box is not None):
-            raise ValueError("crop_box must be four numbers with crop: box, and null otherwise")
+            raise ValueError("crop_box must be four numbers when crop is box, and null otherwise")
         if self.crop_box is not None:
             left, top, right, bottom = self.crop_box
             if right - left != bottom - top or right <= left:
@@ -122,7 +122,9 @@ class Model(Section):
     @model_validator(mode="after")
     def _uniform_has_a_limit(self) -> Self:
         if self.z_distribution == "uniform" and self.z_limit is None:
-            raise ValueError("z_limit must be a number with z_distribution: uniform, 1.0 for [-1, 1]")
+            raise ValueError(
+                "z_limit must be a number when z_distribution is uniform, such as 1.0 for [-1, 1]"
+            )
         return self
 
 
@@ -154,7 +156,9 @@ class Train(Section):
     @model_validator(mode="after")
     def _best_needs_judging(self) -> Self:
         if self.keep == "best" and self.eval_every_kimg is None:
-            raise ValueError("keep: best needs eval_every_kimg, a number, to know which weights are the best")
+            raise ValueError(
+                "keep=best needs a number for eval_every_kimg, which decides what weights are best"
+            )
         return self
 
     @field_validator("batch_per_resolution")
@@ -167,7 +171,7 @@ class Train(Section):
         return table
 
     def batch_size_for(self, resolution: int) -> int:
-        """Return the images in one step at a resolution in pixels.
+        """Return the number of images in one step at a resolution in pixels.
 
         Raises:
             UserError: batch_size is null and the table has no entry at or above the resolution.
@@ -177,8 +181,8 @@ class Train(Section):
         sides = sorted(int(key) for key in self.batch_per_resolution if int(key) >= resolution)
         if not sides:
             raise UserError(
-                f"train.batch_size: null looks up train.batch_per_resolution, which has no entry at or above "
-                f"{resolution} px; give train.batch_size a number or add an entry '{resolution}'"
+                f"train.batch_size: null takes it from train.batch_per_resolution, which has no entry at or "
+                f"above {resolution} px; set train.batch_size or add an entry '{resolution}'"
             )
         return self.batch_per_resolution[str(sides[0])]
 
@@ -222,7 +226,7 @@ class Params(Section):
 
     @property
     def experiment(self) -> dict[str, dict[str, Any]]:
-        """The values that make an experiment, by section: all but recipes and grids."""
+        """The values of an experiment by section: everything except recipes and grids."""
         return self.model_dump(exclude={"recipes", "grids"})
 
     @model_validator(mode="after")
@@ -238,7 +242,7 @@ class Params(Section):
             near = [next((str(s) for s in span if reaches(architecture, s)), None) for span in spans]
             raise ValueError(
                 f"preprocess.resolution: {side} px is not reached by architecture {architecture} ({rule}); "
-                f"the nearest sides are {' and '.join(filter(None, near))}"
+                f"the nearest possible sides are {' and '.join(filter(None, near))}"
             )
         return self
 
@@ -286,49 +290,36 @@ def parse(values: dict[str, Any], origin: str) -> Params:
 
 
 def _explain(detail: dict[str, Any], missing: set[tuple[Any, ...]]) -> str:
+    """Describe one of pydantic's errors: dotted name, what was found, what is allowed, the nearest valid name."""
     location: tuple[Any, ...] = detail["loc"]
     name = ".".join(str(part) for part in location if part not in ("constrained-int", "int", "float"))
-    kind, found = detail["type"], detail["input"]
+    kind, value = detail["type"], detail["input"]
     if kind == "extra_forbidden":
         siblings = _keys_of(location[:-1])
-        # A misspelt key shows twice, as unknown and as missing: the missing one is the likeliest meaning.
-        absent = [str(place[-1]) for place in missing if place[:-1] == location[:-1]]
-        near = difflib.get_close_matches(str(location[-1]), absent) or difflib.get_close_matches(
-            str(location[-1]), siblings
-        )
-        prefix = ".".join(map(str, location[:-1]))
-        hint = (
-            f"did you mean {prefix + '.' if prefix else ''}{near[0]}?"
-            if near
-            else f"known: {', '.join(siblings)}"
-        )
+        # A misspelt key is reported twice, as unknown and as missing: suggest the missing one first.
+        absent = [str(path[-1]) for path in missing if path[:-1] == location[:-1]]
+        near = [
+            m for names in (absent, siblings) for m in difflib.get_close_matches(str(location[-1]), names)
+        ]
+        suggestion = ".".join(map(str, (*location[:-1], *near[:1])))
+        hint = f"did you mean {suggestion}?" if near else f"known: {', '.join(siblings)}"
         return f"{name}: unknown key; {hint}"
     if kind == "missing":
-        return f"{name}: missing key; every value must stand in the file"
+        return f"{name}: missing key; the file must set every value"
     if kind == "value_error":
         message = detail["msg"].removeprefix("Value error, ")
         return f"{name}: {message}" if name else message
-    shown = repr(found) if not isinstance(found, dict | list) else type(found).__name__
+    found = type(value).__name__ if isinstance(value, dict | list) else repr(value)
     message = detail["msg"][0].lower() + detail["msg"][1:]
-    near = difflib.get_close_matches(found, _choices(detail)) if isinstance(found, str) else []
-    return f"{name}: found {shown}, but {message}" + (f"; did you mean {near[0]}?" if near else "")
-
-
-def _choices(detail: dict[str, Any]) -> list[str]:
-    return [
-        word.strip("'")
-        for word in detail.get("ctx", {}).get("expected", "").replace(" or ", ", ").split(", ")
-    ]
+    choices = detail.get("ctx", {}).get("expected", "").replace(" or ", ", ").split(", ")
+    near = difflib.get_close_matches(str(value), [choice.strip("'") for choice in choices])
+    return f"{name}: found {found}, but {message}" + (f"; did you mean {near[0]}?" if near else "")
 
 
 def _keys_of(location: tuple[Any, ...]) -> list[str]:
+    """List the keys that params.yaml has at a location: its sections, or the values of one section."""
     if not location:
         return list(Params.model_fields)
-    annotation = (
-        Params.model_fields[str(location[0])].annotation if location[0] in Params.model_fields else None
-    )
-    return (
-        list(annotation.model_fields)
-        if isinstance(annotation, type) and issubclass(annotation, Section)
-        else []
-    )
+    field = Params.model_fields.get(str(location[0]))
+    section = field.annotation if field else None
+    return list(section.model_fields) if isinstance(section, type) and issubclass(section, Section) else []
