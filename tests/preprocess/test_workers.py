@@ -15,7 +15,7 @@ from conftest import ROOT
 from tasks import shout, work
 
 from ganpipe.common.errors import UserError
-from ganpipe.preprocess.workers import Limits, Lost, in_order
+from ganpipe.preprocess.workers import AHEAD, Limits, Lost, in_order
 
 LIMITS = Limits(seconds=0.5, memory=256 << 20)
 TIME, MEMORY = "takes more than 0.5 s to read", "takes more than 256 MB of memory to read"
@@ -26,43 +26,43 @@ def test_each_kind_of_loss_costs_one_task(workers: int) -> None:
     """One bad picture would end the stage, hang it, or take its neighbours out of the training set."""
     bad = {7: "crash", 8: "exit 3", 20: "fill", 90: "spin", 91: "fill"}
     tasks = [bad.get(i, f"good {i}") for i in range(100)]
-    found = list(in_order(work, iter(tasks), workers, LIMITS, chunk=8))
+    results = list(in_order(work, iter(tasks), workers, LIMITS, chunk=8))
     expected: list[str | Lost] = list(tasks)
     expected[7], expected[8] = Lost("crashes its reader (SIGSEGV)"), Lost("crashes its reader (exit code 3)")
     expected[20] = expected[91] = Lost(MEMORY)
     expected[90] = Lost(TIME)
-    assert found == expected
+    assert results == expected
 
 
-def test_what_is_finished_together_is_answered_one_by_one() -> None:
-    """A result would go to another task, or be lost with the worker that had it."""
+def test_results_that_are_finished_together_keep_their_order() -> None:
+    """A result would be given to another task, or be lost together with its worker."""
     tasks = [f"good {i}" for i in range(20)] + ["crash"] + [f"fine {i}" for i in range(20)]
-    found = list(in_order(work, tasks, 2, LIMITS, chunk=8, finish=shout))
-    assert found == [Lost("crashes its reader (SIGSEGV)") if t == "crash" else t.upper() for t in tasks]
+    results = list(in_order(work, tasks, 2, LIMITS, chunk=8, finish=shout))
+    assert results == [Lost("crashes its reader (SIGSEGV)") if t == "crash" else t.upper() for t in tasks]
 
 
 def test_a_stopped_worker_is_noticed() -> None:
-    """Its own alarm does not reach it: the stage would wait for ever."""
-    found = list(in_order(work, ["a", "stop", "b"], 1, Limits(0.3, 256 << 20)))
-    assert found == ["a", Lost("takes more than 0.3 s to read"), "b"]
+    """Its own alarm cannot end it: the stage would wait for ever."""
+    results = list(in_order(work, ["a", "stop", "b"], 1, Limits(0.3, 256 << 20)))
+    assert results == ["a", Lost("takes more than 0.3 s to read"), "b"]
 
 
-def test_a_worker_that_is_killed_by_chance_costs_nothing(tmp_path: Path) -> None:
+def test_a_worker_that_is_killed_from_outside_costs_no_task(tmp_path: Path) -> None:
     """The kernel ends the largest process when memory is short: a good picture would be left out."""
     tasks = ["good", "good", "once a", "good"]
     assert list(in_order(partial(work, marks=tmp_path), tasks, 2, LIMITS, chunk=1)) == tasks
 
 
 def test_large_answers_and_slow_readers(capfd: pytest.CaptureFixture[str]) -> None:
-    """A pipe that is full while the parent is busy would stop both, or look like a hang."""
-    for found in in_order(work, ["large", "print"] * 20, 2, Limits(0.2, 256 << 20), chunk=4):
-        assert found in ("x" * (1 << 20), "print")
+    """A pipe that is full while the parent is busy would block both, or look like a hang."""
+    for result in in_order(work, ["large", "print"] * 20, 2, Limits(0.2, 256 << 20), chunk=4):
+        assert result in ("x" * (1 << 20), "print")
         time.sleep(0.02)
     assert "noise" not in capfd.readouterr().err
 
 
 def test_tasks_are_not_read_far_ahead() -> None:
-    """A set would be in memory as a whole before its first picture is done."""
+    """All tasks would be in memory before the first one is done."""
     read: list[int] = []
 
     def tasks() -> Iterator[str]:
@@ -71,16 +71,23 @@ def test_tasks_are_not_read_far_ahead() -> None:
             yield str(i)
 
     for i, _ in enumerate(in_order(work, tasks(), 2, LIMITS, chunk=4)):
-        assert len(read) <= i + (2 * 2 + 2) * 4
+        assert len(read) <= i + AHEAD * 2 * 4
 
 
 def test_an_exception_ends_the_work_and_all_workers() -> None:
-    """A damaged archive is the user's to mend, and processes must not stay behind."""
+    """A damaged archive must reach the user as an error, and no process may stay behind."""
     with pytest.raises(UserError, match="mend it"):
         list(in_order(work, ["a", "raise mend it", "spin"], 2, LIMITS, chunk=1))
     for result in in_order(work, ["a", "spin"], 2, LIMITS, chunk=1):
         assert result == "a"
         break
+    assert not multiprocessing.active_children()
+
+
+def test_workers_that_cannot_start_are_the_users_to_mend() -> None:
+    """The stage would start processes for ever, or end with a traceback."""
+    with pytest.raises(UserError, match="cannot start.*GANPIPE_WORKERS=1"):
+        list(in_order(work, ["a"], 1, Limits(1.0, 1 << 70)))
     assert not multiprocessing.active_children()
 
 
