@@ -16,14 +16,9 @@ Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Rate = Annotated[float, Field(gt=0, lt=10, allow_inf_nan=False)]
 Decay = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 
-
 Architecture = Literal["dcgan", "celeba64", "upsample", "residual"]
-# The smallest sides in pixels from which an architecture doubles; residual halves the side five times instead.
-BASES: dict[str, tuple[int, ...]] = {
-    "dcgan": (4, 5, 6, 7),
-    "celeba64": (4, 5, 6, 7),
-    "upsample": (5, 6, 7, 8),
-}
+# Smallest sides in pixels from which an architecture doubles; residual halves its side five times.
+BASES = {"dcgan": (4, 5, 6, 7), "celeba64": (4, 5, 6, 7), "upsample": (5, 6, 7, 8)}
 RESIDUAL_STEP = 32
 
 
@@ -53,15 +48,13 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
-# A test compares these with the catalogue of sources.
-NamedSource = Literal["mnist5k", "mnist", "fashion_mnist", "flowers102", "celeba", "cat", "animeface"]
-Source = NamedSource | Literal["folder", "archive", "url"]
-
-
 class Fetch(Section):
     """Where the pictures come from."""
 
-    source: Source
+    source: Literal[
+        "mnist5k", "mnist", "fashion_mnist", "flowers102", "celeba", "cat", "animeface",
+        "folder", "archive", "url",
+    ]  # fmt: skip
     path: Annotated[str, Field(min_length=1)]
     url: Annotated[str, Field(pattern=r"^https?://\S+$")] | None
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None
@@ -91,13 +84,9 @@ class Preprocess(Section):
     duplicates: Literal["report", "drop"]
 
     @model_validator(mode="after")
-    def _crop_size_belongs_to_centre(self) -> Self:
+    def _sizes_belong_to_the_crop(self) -> Self:
         if (self.crop == "centre") != (self.crop_size is not None):
             raise ValueError("crop_size must be a number of pixels when crop is centre, and null otherwise")
-        return self
-
-    @model_validator(mode="after")
-    def _crop_box_is_a_square(self) -> Self:
         if (self.crop == "box") != (self.crop_box is not None):
             raise ValueError("crop_box must be four numbers when crop is box, and null otherwise")
         if self.crop_box is not None:
@@ -122,9 +111,7 @@ class Model(Section):
     @model_validator(mode="after")
     def _uniform_has_a_limit(self) -> Self:
         if self.z_distribution == "uniform" and self.z_limit is None:
-            raise ValueError(
-                "z_limit must be a number when z_distribution is uniform, such as 1.0 for [-1, 1]"
-            )
+            raise ValueError("z_limit must be a number when z_distribution is uniform; 1.0 for [-1, 1]")
         return self
 
 
@@ -156,9 +143,7 @@ class Train(Section):
     @model_validator(mode="after")
     def _best_needs_judging(self) -> Self:
         if self.keep == "best" and self.eval_every_kimg is None:
-            raise ValueError(
-                "keep=best needs a number for eval_every_kimg, which decides what weights are best"
-            )
+            raise ValueError("keep=best needs eval_every_kimg, a number, to decide what weights are best")
         return self
 
     @field_validator("batch_per_resolution")
@@ -233,11 +218,8 @@ class Params(Section):
     def _side_can_be_built(self) -> Self:
         side, architecture = self.preprocess.resolution, self.model.architecture
         if not reaches(architecture, side):
-            rule = (
-                f"multiples of {RESIDUAL_STEP}"
-                if architecture == "residual"
-                else f"{', '.join(map(str, BASES[architecture]))} doubled at least once"
-            )
+            bases = ", ".join(map(str, BASES.get(architecture, ())))
+            rule = f"{bases} doubled at least once" if bases else f"multiples of {RESIDUAL_STEP}"
             spans = (range(side, 7, -1), range(side, 8193))
             near = [next((str(s) for s in span if reaches(architecture, s)), None) for span in spans]
             raise ValueError(
@@ -248,24 +230,18 @@ class Params(Section):
 
 
 def load(path: Path = PARAMS_FILE) -> Params:
-    """Read and check params.yaml as YAML 1.2, so that 2e-05, as DVC writes it, is a number.
+    """Read and check params.yaml as YAML 1.2, in which 2e-05, as DVC writes it, is a number.
 
     Raises:
-        UserError: the file is missing or not YAML, or values are wrong; each wrong one is named, a line each.
+        UserError: the file is missing or not YAML, or values are wrong: one line for each.
     """
     from ruamel.yaml import YAML  # here, so that networks can be built where it is not installed
     from ruamel.yaml.error import YAMLError
 
     try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise UserError(
-            f"{path}: not found; run this in the folder that holds dvc.yaml and params.yaml"
-        ) from None
+        values = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
-    try:
-        values = YAML(typ="safe", pure=True).load(text)
+        raise UserError(f"{path}: cannot be read ({error}); run this in the folder of dvc.yaml") from None
     except YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else f"{path}"
@@ -279,7 +255,7 @@ def parse(values: dict[str, Any], origin: str) -> Params:
     """Check plain values against the sections.
 
     Raises:
-        UserError: one line for each wrong value: its dotted name, what was found, what is allowed.
+        UserError: one line for each wrong value: its dotted name, the value, what is allowed.
     """
     try:
         return Params.model_validate(values)
@@ -290,7 +266,7 @@ def parse(values: dict[str, Any], origin: str) -> Params:
 
 
 def _explain(detail: dict[str, Any], missing: set[tuple[Any, ...]]) -> str:
-    """Describe one of pydantic's errors: dotted name, what was found, what is allowed, the nearest valid name."""
+    """Describe a wrong value: dotted name, what was found, what is allowed, the nearest valid name."""
     location: tuple[Any, ...] = detail["loc"]
     name = ".".join(str(part) for part in location if part not in ("constrained-int", "int", "float"))
     kind, value = detail["type"], detail["input"]
@@ -298,9 +274,8 @@ def _explain(detail: dict[str, Any], missing: set[tuple[Any, ...]]) -> str:
         siblings = _keys_of(location[:-1])
         # A misspelt key is reported twice, as unknown and as missing: suggest the missing one first.
         absent = [str(path[-1]) for path in missing if path[:-1] == location[:-1]]
-        near = [
-            m for names in (absent, siblings) for m in difflib.get_close_matches(str(location[-1]), names)
-        ]
+        key = str(location[-1])
+        near = difflib.get_close_matches(key, absent) or difflib.get_close_matches(key, siblings)
         suggestion = ".".join(map(str, (*location[:-1], *near[:1])))
         hint = f"did you mean {suggestion}?" if near else f"known: {', '.join(siblings)}"
         return f"{name}: unknown key; {hint}"
