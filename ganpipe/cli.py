@@ -102,9 +102,10 @@ def train(
     checkpoint_seconds: Annotated[
         float, typer.Option(envvar="GANPIPE_CHECKPOINT_SECONDS", min=0, help="Seconds between checkpoints.")
     ] = 30.0,
-    data_memory: Annotated[
+    data_memory_gb: Annotated[
         float | None,
         typer.Option(
+            "--data-memory",
             envvar="GANPIPE_DATA_MEMORY",
             min=0,
             help="Most GB of images to keep on a GPU; a quarter of what is free there if not given.",
@@ -116,21 +117,24 @@ def train(
 ) -> None:
     """Train the GAN, or go on where an interrupted run of the same training stopped."""
     from ganpipe import params
-    from ganpipe.train import launch
+    from ganpipe.train.launch import exit_with_launcher, is_first_rank, is_rank, launch
 
-    values = params.load()  # before torch, so that a mistyped value is told at once
-    if devices > 1 and not launch.is_rank():
-        raise typer.Exit(launch.launch(devices, sys.argv[1:]))
-    launch.follow_launcher()
+    values = params.load()  # before torch, so that a mistyped value is reported at once
+    if devices > 1 and not is_rank():
+        raise typer.Exit(launch(devices, sys.argv[1:]))
+    exit_with_launcher()
     from ganpipe.device import resolve
     from ganpipe.tracking import mirror as tracking
-    from ganpipe.train import plan as schedule
-    from ganpipe.train import stage
+    from ganpipe.train.options import TrainOptions
+    from ganpipe.train.plan import plan_training
+    from ganpipe.train.stage import train
 
-    plan = schedule.plan(values.model, values.train, ROOT)
-    with tracking.recording(ROOT, "train", plan.folder) if launch.is_first() else nullcontext():
-        options = fresh, save_memory, graph, log_seconds, checkpoint_seconds, data_memory
-        stage.train(plan, ROOT, resolve(device), *options)
+    options = TrainOptions(
+        resolve(device), fresh, save_memory, graph, log_seconds, checkpoint_seconds, data_memory_gb
+    )
+    plan = plan_training(values.model, values.train, ROOT)
+    with tracking.recording(ROOT, "train", plan.folder) if is_first_rank() else nullcontext():
+        train(plan, ROOT, options)
 
 
 @app.command(rich_help_panel=STAGES)

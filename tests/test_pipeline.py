@@ -16,7 +16,7 @@ from ganpipe.common import code, stages
 PIPELINE: dict[str, Any] = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())
 STAGES: dict[str, dict[str, Any]] = PIPELINE["stages"]
 # The function that takes a stage's params, where it is not called after the stage.
-TAKES_PARAMS = {"train": ("ganpipe.train.plan", "plan")}
+TAKES_PARAMS = {"train": ("ganpipe.train.plan", "plan_training")}
 
 
 def outs(stage: str) -> list[str]:

@@ -21,16 +21,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import digits, updated
+from conftest import ROOT, digits, updated
 
 from ganpipe import models
+from ganpipe.common.stages import OUTPUTS
 from ganpipe.models.layers import NetworkSpec
 from ganpipe.params import Params
 from ganpipe.train import checkpoint
-from ganpipe.train import plan as schedule
-from ganpipe.train import stage as train
+from ganpipe.train.options import TrainOptions
+from ganpipe.train.plan import plan_training
+from ganpipe.train.stage import train
 
-EXACT = [name for name in train.OUTPUTS if name != "perf.csv"]  # that one holds times
+EXACT = [name for name in OUTPUTS["train"] if name != "perf.csv"]  # that one holds times
 
 
 @pytest.fixture
@@ -41,7 +43,7 @@ def checkout(tmp_path: Path, write_packed: Callable[..., Path]) -> Callable[...,
         images = digits()[::83][:60]
         images = images[:, 6:22, 6:22] if side == 16 else np.pad(images, ((0, 0), (2, 2), (2, 2), (0, 0)))
         write_packed(tmp_path / name, images, held_out=5)
-        (tmp_path / name / "ganpipe").symlink_to(Path(train.__file__).parent)
+        (tmp_path / name / "ganpipe").symlink_to(ROOT / "ganpipe")
         return tmp_path / name
 
     return make
@@ -67,10 +69,14 @@ def test_random_kills_change_no_byte(
         train__snapshot_epochs=[1, 3, 9, 27, 81, 243],
     )
     undisturbed, root, fork = checkout("undisturbed"), checkout("killed"), multiprocessing.get_context("fork")
-    train.train(schedule.plan(params.model, params.train, undisturbed), undisturbed, checkpoint_seconds=1e9)
+    train(
+        plan_training(params.model, params.train, undisturbed),
+        undisturbed,
+        TrainOptions(checkpoint_seconds=1e9),
+    )
     whole = result(undisturbed)
-    plan = schedule.plan(params.model, params.train, root)
-    life_of = partial(train.train, plan, root, checkpoint_seconds=0)
+    plan = plan_training(params.model, params.train, root)
+    life_of = partial(train, plan, root, TrainOptions(checkpoint_seconds=0))
     steps = whole["stages/train/history.csv"].count(b"\n") - 1
 
     def life(seconds: float | None) -> bool:
@@ -281,7 +287,7 @@ def test_a_split_changes_no_byte(
         train__snapshot_epochs=[1, 5],
         **{name: values[i] for (name, values), i in zip(OPTIONS.items(), chosen, strict=True)},
     )
-    plan, save = schedule.plan(params.model, params.train, root), checkpoint.save
+    plan, save = plan_training(params.model, params.train, root), checkpoint.save
     assert plan.steps == 40
 
     def save_and_copy(folder: Path, step: int, *state: object, **options: object) -> None:
@@ -291,10 +297,10 @@ def test_a_split_changes_no_byte(
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "save", save_and_copy)
-        train.train(plan, root, checkpoint_seconds=0)
+        train(plan, root, TrainOptions(checkpoint_seconds=0))
     whole = result(root)
     for step in splits:
         shutil.rmtree(root / "stages/train")
         shutil.move(root / "at" / str(step), plan.folder)
-        train.train(plan, root, checkpoint_seconds=1e9, log_seconds=1e9)
+        train(plan, root, TrainOptions(checkpoint_seconds=1e9, log_seconds=1e9))
         assert result(root) == whole, step

@@ -11,7 +11,6 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from torch import nn
 
 from ganpipe.common import files
 from ganpipe.common import seeds as rng
@@ -21,7 +20,9 @@ from ganpipe.models import generator as snapshot
 from ganpipe.train import alarms as health
 from ganpipe.train import checkpoint
 from ganpipe.train import rescue as interventions
+from ganpipe.train.options import TrainOptions
 from ganpipe.train.plan import Plan
+from ganpipe.train.players import Players
 from ganpipe.train.probe import Probe
 from ganpipe.train.rescue import Course, Event, Trouble
 from ganpipe.train.table import Table
@@ -38,39 +39,26 @@ class Journal:
     Args:
         plan: what is trained.
         course: how it goes on after what happened so far.
-        networks: all that a checkpoint holds, by name: G, D, and those of G_ema and G_best that there are.
-        optimizers: of G and of D.
-        device: where they are.
-        log_seconds: seconds between reads of the losses from the device.
-        checkpoint_seconds: seconds between checkpoints; 0 for one after each step.
+        players: the networks and optimizers that a checkpoint holds.
+        options: device, graph, log_seconds and checkpoint_seconds are used.
 
     Attributes:
         start: the step after which the training goes on.
     """
 
-    def __init__(
-        self,
-        plan: Plan,
-        course: Course,
-        networks: dict[str, nn.Module],
-        optimizers: dict[str, torch.optim.Optimizer],
-        device: torch.device,
-        recorded: bool,
-        log_seconds: float,
-        checkpoint_seconds: float,
-    ) -> None:
-        self.plan, self.course, self.networks, self.optimizers = plan, course, networks, optimizers
-        self.log_seconds, self.checkpoint_seconds = log_seconds, checkpoint_seconds
-        self.sampled, self.best = networks.get("G_ema", networks["G"]), networks.get("G_best")
+    def __init__(self, plan: Plan, course: Course, players: Players, options: TrainOptions) -> None:
+        self.plan, self.course, self.options = plan, course, options
+        self.networks, self.optimizers = players.networks, players.optimizers
+        self.sampled, self.best = players.sampled, players.G_best
         self.folder = interventions.attempt_folder(plan.folder, course.attempt)
         self.healthy = interventions.healthy_folder(plan.folder, course.attempt)
-        self.environment = checkpoint.environment(str(device), recorded)
+        self.environment = checkpoint.environment(options.device, options.graph)
         self.start = self._restored()
         self.events = self._events_until(self.start)
         self._describe({})
         grid_size = pictures.columns_for(plan.resolution) ** 2
         self.grid_z = snapshot.draw_z(plan.model, grid_size, rng.generator(plan.train.seed, "grid"))
-        judged = plan.model, plan.data.images, plan.rows, plan.train.seed, str(device)
+        judged = plan.model, plan.data.images, plan.rows, plan.train.seed, options.device
         self.probe = Probe(*judged) if plan.eval_steps else None
         self.rows: list[tuple[int, torch.Tensor]] = []
 
@@ -109,9 +97,9 @@ class Journal:
         self.rows.append((step, torch.cat(list(numbers))))
         plan, now = self.plan, time.monotonic()
         epoch, judging = plan.snapshot_steps.get(step), step in plan.eval_steps
-        due = stopping or step == self.course.steps or now - self.saved >= self.checkpoint_seconds
+        due = stopping or step == self.course.steps or now - self.saved >= self.options.checkpoint_seconds
         keeping, looking = due or epoch or judging, step % health.WINDOW == 0
-        if keeping or looking or now - self.logged >= self.log_seconds:
+        if keeping or looking or now - self.logged >= self.options.log_seconds:
             self._write_rows(step)
         if keeping:
             self._require_finite(step)

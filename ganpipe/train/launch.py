@@ -21,12 +21,12 @@ def is_rank() -> bool:
     return "WORLD_SIZE" in os.environ and "RANK" in os.environ
 
 
-def is_first() -> bool:
+def is_first_rank() -> bool:
     """Say whether this process writes: it is alone or the first of the ranks."""
     return os.environ.get("RANK", "0") == "0"
 
 
-def follow_launcher() -> None:
+def exit_with_launcher() -> None:
     """End this process at once when its launcher is gone, even by `kill -9`: no rank outlives it."""
     if os.environ.pop(PARENT, None):
 

@@ -67,7 +67,7 @@ class Plan:
         return self.snapshot_steps.get(step) or max(1, math.ceil(step * self.batch_size / len(self.rows)))
 
 
-def plan(model: Model, train: Train, root: Path = Path()) -> Plan:
+def plan_training(model: Model, train: Train, root: Path = Path()) -> Plan:
     """Open the data and work out a training's figures and its folder.
 
     Raises:

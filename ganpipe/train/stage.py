@@ -1,31 +1,30 @@
 """The train stage: packed images in, a generator, its history and its snapshots out."""
 
-import copy
+import dataclasses
 import math
 import shutil
 import signal
 import sys
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
-from ganpipe import models
 from ganpipe.common import files
 from ganpipe.common import seeds as rng
 from ganpipe.common.errors import Interrupted, UserError
 from ganpipe.models import generator as snapshot
 from ganpipe.train import alarms as health
-from ganpipe.train import checkpoint, graph, memory, precision, ranks
+from ganpipe.train import checkpoint, graph, ranks
 from ganpipe.train import plan as schedule
 from ganpipe.train import rescue as interventions
 from ganpipe.train import resume as unfinished
-from ganpipe.train.ema import EMA
 from ganpipe.train.feed import Feed
 from ganpipe.train.journal import Journal
+from ganpipe.train.options import TrainOptions
 from ganpipe.train.plan import Plan
+from ganpipe.train.players import build_players
 from ganpipe.train.ranks import Ranks
 from ganpipe.train.rescue import Course, Trouble
 from ganpipe.train.step import update_d, update_g
@@ -37,14 +36,8 @@ OUTPUTS = ("generator.safetensors", "model.json", *TABLES, "grids", "snapshots")
 
 def train(
     plan: Plan,
-    root: Path = Path(),
-    device: str = "cpu",
-    fresh: bool = False,
-    save_memory: bool = False,
-    record: bool = False,
-    log_seconds: float = 2.0,
-    checkpoint_seconds: float = 30.0,
-    data_memory_gb: float | None = None,
+    root: Path,
+    options: TrainOptions,
 ) -> None:
     """Train, or go on training, and publish the result in stages/train.
 
@@ -53,13 +46,7 @@ def train(
     Args:
         plan: what is to be trained.
         root: the checkout.
-        device: a torch device such as "cpu" or "cuda".
-        fresh: forget what an interrupted run of the same training left.
-        save_memory: compute activations again in the backward pass instead of keeping them.
-        record: record the step as a CUDA graph and replay it.
-        log_seconds: seconds between reads of the losses from the device.
-        checkpoint_seconds: seconds between checkpoints; 0 for one after each step.
-        data_memory_gb: most GB of images to keep on a GPU; None: a quarter of what is free there.
+        options: how it runs.
 
     A training that diverges or collapses, and stops for it, is a result too: it is published and says so.
 
@@ -67,17 +54,21 @@ def train(
         Interrupted: SIGTERM, SIGINT or SIGUSR1 came; a checkpoint was written.
         UserError: the same training runs already, or its ranks cannot share its batches.
     """
-    device = ranks.device_of(device)
-    with ranks.joined(device) as place, unfinished.held(plan.folder, root) if place.first else nullcontext():
-        if fresh and place.first:
+    options = dataclasses.replace(options, device=ranks.device_of(options.device))
+    with (
+        ranks.joined(options.device) as place,
+        unfinished.held(plan.folder, root) if place.first else nullcontext(),
+    ):
+        if options.fresh and place.first:
             unfinished.remove(plan.folder)
             plan.folder.mkdir(parents=True)
-        options = torch.device(device), save_memory, record, log_seconds, checkpoint_seconds, data_memory_gb
+        possible = options.graph and graph.possible(torch.device(options.device), place)
+        options = dataclasses.replace(options, graph=possible)
         while True:
             events = interventions.read(plan.folder) if place.first else b""
             course = interventions.course(place.shared(events), plan.steps)
             try:
-                _loop(plan, course, place, *options)
+                _loop(plan, course, place, options)
                 break
             except Trouble as trouble:
                 if place.first:
@@ -92,51 +83,20 @@ def train(
             unfinished.remove(plan.folder)
 
 
-def _loop(
-    plan: Plan,
-    course: Course,
-    place: Ranks,
-    device: torch.device,
-    save_memory: bool,
-    record: bool,
-    log_seconds: float,
-    checkpoint_seconds: float,
-    data_memory_gb: float | None,
-) -> None:
-    params, B = plan.train, plan.batch_size
+def _loop(plan: Plan, course: Course, place: Ranks, options: TrainOptions) -> None:
+    params, B, device = plan.train, plan.batch_size, torch.device(options.device)
     # A rescue or roll-back goes on with half the rates and other random numbers.
     seed = schedule.seed_of(params, course.attempt)
-    glr, dlr = (rate * 0.5**course.attempt for rate in (params.glr, params.dlr))
-
-    # Build both networks, the average of G that is sampled from, the best so far, and one optimizer each.
-    torch.manual_seed(rng.derived_seed(params.seed, "init"))
-    layout: Any = {"device": device, "memory_format": torch.channels_last}
-    G = models.build_generator(plan.spec).to(**layout)
-    D = models.build_discriminator(plan.spec).to(**layout)
-    G_ema = EMA(G, params.ema_halflife_kimg, B) if params.ema_halflife_kimg is not None else None
-    networks = {"G": G, "D": D} | ({"G_ema": G_ema.model} if G_ema else {})
-    if params.keep == "best":
-        networks["G_best"] = copy.deepcopy(networks.get("G_ema", G))
-    record = record and graph.possible(device, place)
-    adam: Any = {"betas": (params.beta1, params.beta2), "fused": True, "capturable": record}
-    optimizers: dict[str, torch.optim.Optimizer] = {
-        "G_optimizer": (G_optimizer := torch.optim.Adam(G.parameters(), glr, **adam)),
-        "D_optimizer": (D_optimizer := torch.optim.Adam(D.parameters(), dlr, **adam)),
-    }
-    for network in (G, D):
-        if params.sync_batch_norm:
-            ranks.synchronise(network, place)
-        if save_memory:
-            memory.save_memory(network)
-        precision.apply(network, params.precision, device.type)
+    players = build_players(plan, course.attempt, options, place)
+    G, D, G_ema = players.G, players.D, players.G_ema
+    G_optimizer, D_optimizer = players.G_optimizer, players.D_optimizer
 
     # Go on from the last checkpoint of an interrupted run of this very training, if there is one.
-    kept = networks, optimizers, device, record, log_seconds, checkpoint_seconds
-    journal = Journal(plan, course, *kept) if place.first else None
-    start = checkpoint.share(place, journal.start if journal else 0, networks, optimizers)
+    journal = Journal(plan, course, players, options) if place.first else None
+    start = checkpoint.share(place, journal.start if journal else 0, players.networks, players.optimizers)
     own, part, labels = place.part(B), params.micro_batch_size or B, (params.real_label, params.fake_label)
     _check_shares(plan, place, part)
-    feed = Feed(plan.data.images, device, data_memory_gb)
+    feed = Feed(plan.data.images, device, options.data_memory_gb)
     drawn = enumerate(schedule.batches(plan, start), start + 1)
     flips = ((rows, schedule.mirrored(plan, seed, "flip", step)) for step, rows in drawn)
     batches = feed.batches(
@@ -154,7 +114,7 @@ def _loop(
         return [d_numbers, update_g(G, D, G_optimizer, z, fake, part, *share)]
 
     update: graph.Update = eager
-    if record:
+    if options.graph:
         example = (
             feed(np.arange(B)[own], None),
             snapshot.draw_z(plan.model, B, rng.generator(seed, "z", 0))[own],

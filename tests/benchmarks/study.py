@@ -21,12 +21,15 @@ import typer
 
 from ganpipe import params
 from ganpipe.evaluate import stage as evaluate
-from ganpipe.experiments import compare, recipes, revisions
+from ganpipe.experiments import recipes, revisions
+from ganpipe.experiments.cells import Run, cell_table, remarks_on, text_table
+from ganpipe.experiments.compare_page import comparison_page
 from ganpipe.fetch import stage as fetch
 from ganpipe.preprocess import stage as preprocess
 from ganpipe.sample import stage as sample
-from ganpipe.train import plan as schedule
-from ganpipe.train import stage as train
+from ganpipe.train.options import TrainOptions
+from ganpipe.train.plan import plan_training
+from ganpipe.train.stage import train
 
 STAGES = Path("stages")
 
@@ -46,9 +49,12 @@ def main(
     os.environ["DVC_ROOT"] = str(
         folder.resolve()
     )  # where unfinished trainings and features of real images are kept
-    cells = recipes.cells(values, name, settings or [])
+    cells = recipes.grid_cells(values, name, settings or [])
     ready = [
-        (f"{cell.name}-s{seed}", recipes.applied(values, [*cell.words, f"{recipes.SEED}={seed}"], cell.name))
+        (
+            f"{cell.name}-s{seed}",
+            recipes.apply_settings(values, [*cell.settings, f"{recipes.SEED}={seed}"], cell.name),
+        )
         for seed in range(seeds)
         for cell in cells
     ]
@@ -60,12 +66,12 @@ def main(
             traceback.print_exc()
     runs = [run for experiment, each in ready if (run := _result(folder / experiment, each))]
     if runs:
-        frame = compare.arrange(runs)
+        frame = cell_table(runs)
         frame.to_csv(folder / f"{name}.csv", index=False)
-        header, rows = compare.texts(frame)
+        header, rows = text_table(frame)
         print(pd.DataFrame(rows, columns=header).to_string(index=False))
-        remarks = compare.explained(frame)
-        (folder / f"{name}.html").write_text(compare._page(frame, runs, remarks, name))
+        remarks = remarks_on(frame)
+        (folder / f"{name}.html").write_text(comparison_page(frame, runs, remarks, name))
         print(*remarks, sep="\n")
 
 
@@ -86,22 +92,22 @@ def _run(folder: Path, root: Path, each: Any, train_only: bool) -> None:
     (root / STAGES / "preprocess").symlink_to((pictures / STAGES / "preprocess").resolve())
     (root / "params.json").write_text(json.dumps(each.model_dump(include=set(each.experiment)), indent=1))
     if not (root / STAGES / "train" / "model.json").exists():
-        train.train(schedule.plan(each.model, each.train, root), root, "cpu")
+        train(plan_training(each.model, each.train, root), root, TrainOptions())
     if not train_only and not (root / STAGES / "evaluate" / "metrics.json").exists():
         sample.sample(each.sample, root)
         evaluate.evaluate(each.evaluate, each.sample, root, "cpu")
 
 
-def _result(root: Path, each: Any) -> compare.Run | None:
+def _result(root: Path, each: Any) -> Run | None:
     """Return what `ganpipe compare` reads of a finished experiment; None where it is not finished."""
     stages = root / STAGES
     if not (stages / "evaluate" / "metrics.json").exists():
         return None
     model = json.loads((stages / "train" / "model.json").read_text())
-    return compare.Run(
+    return Run(
         root.name,
         each.train.seed,
-        {key: value for key, value in revisions.flat(each).items() if key != recipes.SEED},
+        {key: value for key, value in revisions.flat_params(each).items() if key != recipes.SEED},
         json.loads((stages / "evaluate" / "metrics.json").read_text()),
         model["data_digest"],
         pd.read_csv(stages / "train" / "history.csv"),

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import digits, updated
+from conftest import ROOT, digits, updated
 from PIL import Image
 from scipy import stats
 
@@ -13,8 +13,9 @@ from ganpipe.experiments.verdict import verdict
 from ganpipe.metrics import extractors, kid, lite0
 from ganpipe.models import generator as snapshot
 from ganpipe.params import Params
-from ganpipe.train import plan as schedule
-from ganpipe.train import stage as train
+from ganpipe.train.options import TrainOptions
+from ganpipe.train.plan import plan_training
+from ganpipe.train.stage import train
 
 # The honesty trial: digits of 16 px, small networks after so many epochs; seeds a cell, partitions to cells.
 SIDE, EPOCHS, RUNS, SEEDS, PARTITIONS = 16, (4, 6, 8, 12, 16, 24), 27, 3, 3
@@ -33,8 +34,8 @@ def test_the_interval_is_scipys_of_a_paired_t_test(n: int, comparisons: int) -> 
     a, b = np.random.default_rng(n).normal((0.0, 0.7), 1, (n, 2)).T
     found, theirs = verdict(numbered(a), numbered(b), comparisons), stats.ttest_rel(a, b)
     interval = theirs.confidence_interval(1 - 0.05 / comparisons)
-    assert found is not None and found.pairs == n
-    assert (found.low, found.high) == pytest.approx((interval.low, interval.high))
+    assert found is not None and found.paired_seeds == n
+    assert (found.difference_low, found.difference_high) == pytest.approx((interval.low, interval.high))
     word = "better" if a.mean() < b.mean() else "worse"
     assert found.word == (word if theirs.pvalue < 0.05 / comparisons else "not distinguishable")
 
@@ -44,7 +45,7 @@ def test_better_is_lower_and_only_common_seeds_count() -> None:
     low, high = {0: 0.1, 1: 0.2, 2: 0.3, 7: 50.0}, {2: 0.4, 0: 0.21, 1: 0.3, 8: 0.0, 9: float("nan")}
     better, worse = verdict(low, high), verdict(high, low)
     assert better is not None and worse is not None
-    assert (better.word, worse.word, better.pairs) == ("better", "worse", 3)
+    assert (better.word, worse.word, better.paired_seeds) == ("better", "worse", 3)
     assert better.difference == pytest.approx(-worse.difference) == pytest.approx(-0.31 / 3)
     assert verdict({0: 1.0}, {0: 2.0}) is None and verdict(low, {5: 1.0, 9: float("nan")}) is None
 
@@ -53,10 +54,10 @@ def test_the_count_of_seeds_is_what_it_takes_in_a_simulation() -> None:
     """People would train for nothing, or give up what a few more seeds could tell."""
     random, spread = np.random.default_rng(0), np.array([-1.0, 0.0, 1.0])
     found = verdict(numbered(0.9 + spread), numbered(np.zeros(3)))
-    assert found is not None and found.word == "not distinguishable" and found.seeds is not None
+    assert found is not None and found.word == "not distinguishable" and found.seeds_to_tell is not None
     told = [
         [verdict(numbered(x), dict.fromkeys(range(n), 0.0)) for x in random.normal(0.9, 1, (400, n))]
-        for n in (found.seeds, found.seeds - 3)
+        for n in (found.seeds_to_tell, found.seeds_to_tell - 3)
     ]
     right, fewer = (np.mean([each is not None and each.word == "worse" for each in row]) for row in told)
     assert right == pytest.approx(0.8, abs=0.06) and fewer < right
@@ -66,11 +67,11 @@ def test_equal_numbers_are_no_difference() -> None:
     """A spread of zero would divide by it."""
     same, apart = numbered(np.array([0.5, 0.6, 0.7])), numbered(np.array([1.5, 1.6, 1.7]))
     found = verdict(same, same)
-    assert found is not None and (found.word, found.seeds) == ("not distinguishable", None)
+    assert found is not None and (found.word, found.seeds_to_tell) == ("not distinguishable", None)
     found = verdict(numbered(np.zeros(2)), numbered(np.ones(2)))
-    assert found is not None and (found.word, found.low, found.seeds) == ("better", -1, 2)
+    assert found is not None and (found.word, found.difference_low, found.seeds_to_tell) == ("better", -1, 2)
     found = verdict(same, apart)
-    assert found is not None and found.word == "better" and found.high == pytest.approx(-1)
+    assert found is not None and found.word == "better" and found.difference_high == pytest.approx(-1)
 
 
 def test_claims_about_equal_settings_are_as_rare_as_promised() -> None:
@@ -92,8 +93,8 @@ def trained(folder: Path, values: Params, write_packed: Callable[..., Path]) -> 
     for seed in range(RUNS):
         root, params = folder / str(seed), updated(values, train__seed=seed, **changes)
         write_packed(root, images, held_out=count)
-        (root / "ganpipe").symlink_to(Path(train.__file__).parent)
-        train.train(schedule.plan(params.model, params.train, root), root)
+        (root / "ganpipe").symlink_to(ROOT / "ganpipe")
+        train(plan_training(params.model, params.train, root), root, TrainOptions())
         row = []
         for epoch in EPOCHS:
             G = snapshot.load_generator(root / f"stages/train/snapshots/{epoch}.safetensors").network

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import digits, updated
+from conftest import ROOT, digits, updated
 from PIL import Image
 
 from ganpipe import models
@@ -19,8 +19,9 @@ from ganpipe.models.layers import NetworkSpec
 from ganpipe.params import Params
 from ganpipe.sample import latent
 from ganpipe.sample.stage import sample
-from ganpipe.train import plan as schedule
-from ganpipe.train import stage as train
+from ganpipe.train.options import TrainOptions
+from ganpipe.train.plan import plan_training
+from ganpipe.train.stage import train
 
 
 @pytest.fixture(scope="module")
@@ -30,9 +31,9 @@ def root(
     """A checkout with a generator of a training's format, its weights large so that images differ."""
     folder = tmp_path_factory.mktemp("checkout")
     write_packed(folder, digits()[::100, 6:22, 6:22])
-    (folder / "ganpipe").symlink_to(Path(train.__file__).parent)
+    (folder / "ganpipe").symlink_to(ROOT / "ganpipe")
     params = updated(small_params, train__epochs=1, train__batch_size=50)
-    train.train(schedule.plan(params.model, params.train, folder), folder)
+    train(plan_training(params.model, params.train, folder), folder, TrainOptions())
     torch.manual_seed(0)
     G = models.build_generator(NetworkSpec(params.model, 16, 1))
     for parameter in G.parameters():

@@ -9,14 +9,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import digits, updated
+from conftest import ROOT, digits, updated
 
 from ganpipe.models import generator as snapshot
 from ganpipe.params import Params
 from ganpipe.train import alarms as health
 from ganpipe.train import journal
-from ganpipe.train import plan as schedule
-from ganpipe.train import stage as train
+from ganpipe.train.options import TrainOptions
+from ganpipe.train.plan import plan_training
+from ganpipe.train.stage import train
 
 PLAIN, ONE_SIDED, BOTH = (1.0, 0.0), (0.9, 0.0), (0.9, 0.1)
 
@@ -110,13 +111,13 @@ def test_g_judged_often_does_not_stand_still() -> None:
 def root(tmp_path: Path, write_packed: Callable[..., Path]) -> Path:
     """A checkout with 60 digits of 16 px."""
     write_packed(tmp_path, digits()[::83][:60, 6:22, 6:22])
-    (tmp_path / "ganpipe").symlink_to(Path(train.__file__).parent)
+    (tmp_path / "ganpipe").symlink_to(ROOT / "ganpipe")
     return tmp_path
 
 
 def trained(root: Path, params: Params) -> tuple[list[Any], str]:
     """Train; return the alarms (step, what, action) and how it ended."""
-    train.train(schedule.plan(params.model, params.train, root), root, checkpoint_seconds=0.2)
+    train(plan_training(params.model, params.train, root), root, TrainOptions(checkpoint_seconds=0.2))
     events = pd.read_csv(root / "stages/train/events.csv")
     described = json.loads((root / "stages/train/model.json").read_text())
     return list(events[["step", "what", "action"]].itertuples(index=False, name=None)), described["ended"]

@@ -18,7 +18,7 @@ STAND_IN = """
 import os, signal, sys, time
 from pathlib import Path
 from ganpipe.train import launch
-launch.follow_launcher()
+launch.exit_with_launcher()
 rank, (what, victim) = os.environ["RANK"], sys.argv[1:]
 signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))
 Path(rank).write_text(f"{os.getpid()} {os.environ['WORLD_SIZE']} {os.environ['MASTER_PORT']}")
