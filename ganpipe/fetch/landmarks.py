@@ -1,45 +1,48 @@
-"""Landmarks: points in each picture, read from the files that people keep them in."""
+"""Landmarks: points in each picture, read from tables and from CAT's files."""
 
 import csv
 import math
 
 from ganpipe.common.errors import UserError
 from ganpipe.fetch.archives import Opener, clean_name
-from ganpipe.fetch.layouts import Points
 
-# Beside one's own pictures, in the folder or archive itself.
-CSV_NAME = "landmarks.csv"
+# Picture → x, y, x, y … in pixels of the upright picture; the first two points are the eyes, left one first.
+Points = dict[str, tuple[float, ...]]
+
+# The name of a user's own table, in the same folder or archive as the pictures.
+TABLE_NAME = "landmarks.csv"
 # A table of 200,000 pictures with nine points has 12 MB.
-MAX_TABLE = 1 << 28
+MAX_TABLE_BYTES = 1 << 28
 # Lines above the first picture: CelebA's count, and the names of the columns.
 HEADINGS = 2
 
 
 def read_table(name: str, opener: Opener) -> Points:
-    """Read a table of points: a picture's name, then x and y of each point, in every row.
+    """Read a table of points: in every row a picture's name, then x and y of each point.
 
-    Commas, semicolons, tabs or blanks part the cells; a heading, and the count that CelebA puts above it, are
-    passed over. Names are cleaned as those of pictures are.
+    Cells are separated by commas, semicolons, tabs or spaces. A heading, and the count that CelebA puts above
+    it, are skipped. Names are cleaned as the pictures' names are. `name` is the table's, for messages.
 
     Raises:
-        UserError: the table cannot be read; names the line.
+        UserError: the table is too large, or a line cannot be read; names the line.
     """
     with opener() as stream:
-        data = stream.read(MAX_TABLE + 1)
-    if len(data) > MAX_TABLE:
-        raise UserError(f"{name}: more than {MAX_TABLE:,} bytes; it is no table of landmarks")
+        data = stream.read(MAX_TABLE_BYTES + 1)
+    if len(data) > MAX_TABLE_BYTES:
+        raise UserError(f"{name}: larger than {MAX_TABLE_BYTES:,} bytes; expected a table of landmarks")
     lines = data.decode("utf-8-sig", errors="replace").splitlines()
+    # Blank lines are skipped, but counted, so that messages give the line's number in the file.
+    numbered = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
     points: Points = {}
-    # Blank lines are dropped, but counted.
-    for place, (number, line) in enumerate((n, text) for n, text in enumerate(lines, 1) if text.strip()):
-        mark = next((mark for mark in ",;\t" if mark in line), None)
-        cells = next(csv.reader([line], delimiter=mark)) if mark else line.split()
-        values = _numbers(cells[1:])
+    for row, (number, line) in enumerate(numbered):
+        separator = next((mark for mark in ",;\t" if mark in line), None)
+        cells = next(csv.reader([line], delimiter=separator)) if separator else line.split()
+        values = _coordinates(cells[1:])
         if values is None or not cells[0].strip():
-            if not points and place < HEADINGS:
+            if not points and row < HEADINGS:
                 continue
             raise UserError(
-                f"{name}: line {number}: found {line[:80]!r}, but expected a picture's name, then x and y of "
+                f"{name}: line {number}: found {line[:80]!r}, expected a picture's name, then x and y of "
                 "each of at least two points"
             )
         points["/".join(clean_name(cells[0].strip()))] = values
@@ -47,22 +50,23 @@ def read_table(name: str, opener: Opener) -> Points:
 
 
 def read_cat(opener: Opener) -> tuple[float, ...] | None:
-    """Read a file of CAT: the number of points, then x and y of each. None: it is damaged.
+    """Read one of CAT's files: the number of points, then x and y of each; return None if it is damaged.
 
-    Some files name the right eye first, which would turn the head upside down; the mouth, third, tells.
+    Some files list the right eye first, which would turn the head upside down. The third point, the mouth,
+    shows which eye is which, and the eyes are swapped if necessary.
     """
     with opener() as stream:
         words = stream.read(4096).decode("ascii", errors="replace").split()
-    values = _numbers(words[1:])
+    values = _coordinates(words[1:])
     if values is None or words[0] != str(len(values) // 2):
         return None
     (x1, y1, x2, y2), mouth = values[:4], values[4:6]
-    above = mouth and (x2 - x1) * (mouth[1] - y1) < (y2 - y1) * (mouth[0] - x1)
-    return (x2, y2, x1, y1, *values[4:]) if above else values
+    mouth_is_above = mouth and (x2 - x1) * (mouth[1] - y1) < (y2 - y1) * (mouth[0] - x1)
+    return (x2, y2, x1, y1, *values[4:]) if mouth_is_above else values
 
 
-def _numbers(cells: list[str]) -> tuple[float, ...] | None:
-    """Turn cells into x, y, x, y …; None: they are no points."""
+def _coordinates(cells: list[str]) -> tuple[float, ...] | None:
+    """Turn cells into x, y, x, y …; None if they are not at least two finite points."""
     try:
         values = tuple(float(cell) for cell in cells)
     except ValueError:

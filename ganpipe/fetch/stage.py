@@ -1,4 +1,4 @@
-"""Stage fetch: a source's files -> images.zip, manifest.csv, landmarks.csv and source.json."""
+"""Stage fetch: from a source's files to images.zip, manifest.csv, landmarks.csv and source.json."""
 
 import hashlib
 import io
@@ -9,7 +9,8 @@ import warnings
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
+from urllib.parse import urlsplit
 
 import pandas as pd
 from PIL import Image
@@ -17,16 +18,16 @@ from PIL import Image
 from ganpipe.common import files
 from ganpipe.common.errors import UserError
 from ganpipe.common.progress import Progress
-from ganpipe.fetch.archives import Opener
+from ganpipe.common.stages import stage_file
+from ganpipe.fetch.archives import BLOCK, NamedFiles
 from ganpipe.fetch.catalogue import SOURCES, Source
 from ganpipe.fetch.download import Remote, cached
-from ganpipe.fetch.layouts import Points
+from ganpipe.fetch.landmarks import Points
 from ganpipe.fetch.paths import ADVICE, PLACEHOLDER, travels
 from ganpipe.params import Fetch
 
-COLUMNS = ["name", "bytes", "sha256", "width", "height", "mode"]
-BLOCK = 1 << 20
-# Without a handler Python prints what Pillow logs about damaged files into the progress bar.
+MANIFEST_COLUMNS = ["name", "bytes", "sha256", "width", "height", "mode"]
+# Without a handler Python prints Pillow's log messages about damaged files into the progress bar.
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
@@ -34,81 +35,87 @@ def fetch(params: Fetch, root: Path, offline: bool = False) -> None:
     """Copy every file of the source into one archive and describe each.
 
     Writes stages/fetch/images.zip (not compressed, sorted by name, without times), manifest.csv (name,
-    bytes, sha256, width, height, mode; the last three are the header's, empty where Pillow cannot open the
-    file), landmarks.csv (name, x1, y1, x2, y2 …, for pictures that have any) and source.json (where they come
-    from). The same files give the same bytes of all.
+    bytes, sha256, width, height, mode; the last three from the picture's header, empty if Pillow cannot open
+    the file), landmarks.csv (name, x1, y1, x2, y2 …, for pictures that have landmarks) and source.json (where
+    they come from). The same files always give the same bytes.
 
     Args:
-        params: the source and where it is.
+        params: the source and its path or address.
         root: the checkout.
-        offline: whether the network must be left alone.
+        offline: whether the network is disabled.
 
     Raises:
         UserError: the path does not fit the source, is missing, damaged or empty; a set cannot be downloaded.
     """
     source = SOURCES[params.source]
     places = _places(params, source, root, offline)
-    read = [_described(place, params.sha256) for place in places if place.is_file()]
-    out = root / "stages" / "fetch"
-    with source.layout(places) as contents:
-        found = contents.pictures
-        if not found:
+    read = [_file_facts(path, params.sha256) for path in places if path.is_file()]
+    with source.layout(places) as (pictures, points):
+        if not pictures:
             place = params.url or params.path
-            raise UserError(f"fetch.source={source.name}: {place} holds no files (hidden ones do not count)")
-        if source.published not in (None, len(found)):
-            # No error: a part of a set is a set as well.
-            print(
-                f"fetch: {params.source}: {len(found):,} of {source.published:,} published", file=sys.stderr
-            )
-        found.sort(key=lambda pair: pair[0])
-        with files.whole(out / "images.zip") as temporary:
-            rows = _pack(found, temporary)
-    table = pd.DataFrame(rows, columns=COLUMNS).astype({"width": "Int64", "height": "Int64"})
-    with files.whole(out / "manifest.csv") as temporary:
-        table.to_csv(temporary, index=False, lineterminator="\n")
-    with files.whole(out / "landmarks.csv") as temporary:
-        _landmarks(contents.points, table["name"]).to_csv(temporary, index=False, lineterminator="\n")
+            raise UserError(f"fetch.source={source.name}: {place} contains no files, except hidden ones")
+        if source.published not in (None, len(pictures)):  # no error: a part of a set is often used
+            counts = f"{len(pictures):,} of {source.published:,}"
+            print(f"fetch: {source.name}: {counts} published pictures", file=sys.stderr)
+        with files.whole(stage_file(root, "images.zip")) as temporary:
+            manifest = _pack(sorted(pictures, key=lambda pair: pair[0]), temporary)
+    _write_csv(manifest, stage_file(root, "manifest.csv"))
+    _write_csv(_landmarks(points, manifest["name"]), stage_file(root, "landmarks.csv"))
     name = places[0].name if places else source.package
-    whole = {"name": name, "bytes": int(table["bytes"].sum()), "sha256": files.sha256(out / "manifest.csv")}
+    sha256 = files.sha256(stage_file(root, "manifest.csv"))
+    whole = {"name": name, "bytes": int(manifest["bytes"].sum()), "sha256": sha256}
     facts = {
         "name": source.name,
         "licence": source.licence,
         "cite": source.cite,
         "address": params.url or source.page or None,
-        "files": len(table),
+        "files": len(manifest),
         "published": source.published,
         "read": read or [whole],
     }
-    with files.whole(out / "source.json") as temporary:
+    with files.whole(stage_file(root, "source.json")) as temporary:
         temporary.write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def _file_facts(path: Path, expected: str | None) -> dict[str, Any]:
+    """Return the name, bytes and sha256 of a file; refuse one that has not the expected sha256, if any."""
+    sha256 = files.sha256(path)
+    if expected not in (None, sha256):
+        raise UserError(f"fetch.sha256: {path} has the sha256 {sha256}, not {expected}; get a new copy")
+    return {"name": path.name, "bytes": path.stat().st_size, "sha256": sha256}
+
+
+def _write_csv(table: pd.DataFrame, path: Path) -> None:
+    with files.whole(path) as temporary:
+        table.to_csv(temporary, index=False, lineterminator="\n")
+
+
 def _landmarks(points: Points, names: Iterable[str]) -> pd.DataFrame:
-    """Make the table of points; a picture without points has no row, and points without picture neither."""
+    """Return the table of landmarks, with a row for each picture that has any."""
     rows = {name: points[name] for name in names if name in points}
     if others := len(points) - len(rows):
-        print(f"fetch: left out landmarks of {others:,} pictures that are not there", file=sys.stderr)
-    most = max(map(len, rows.values()), default=0)
-    columns = [f"{axis}{number}" for number in range(1, most // 2 + 1) for axis in "xy"]
-    padded = [(name, *values, *[None] * (most - len(values))) for name, values in rows.items()]
+        print(f"fetch: left out landmarks of {others:,} pictures that are missing", file=sys.stderr)
+    longest = max(map(len, rows.values()), default=0)
+    columns = [f"{axis}{number}" for number in range(1, longest // 2 + 1) for axis in "xy"]
+    padded = [(name, *values, *[None] * (longest - len(values))) for name, values in rows.items()]
     return pd.DataFrame(padded, columns=["name", *columns])
 
 
-def _pack(found: list[tuple[str, Opener]], target: Path) -> list[tuple[object, ...]]:
-    """Write the archive; return the rows of the manifest."""
+def _pack(pictures: NamedFiles, target: Path) -> pd.DataFrame:
+    """Write the archive; return the manifest."""
     rows: list[tuple[object, ...]] = []
-    with Progress("fetch", len(found)) as progress, zipfile.ZipFile(target, "w") as archive:
-        for name, opener in found:
-            info = zipfile.ZipInfo(name)  # 1980-01-01, so that times do not change the bytes
+    with Progress("fetch", len(pictures)) as progress, zipfile.ZipFile(target, "w") as archive:
+        for name, opener in pictures:
+            info = zipfile.ZipInfo(name)  # dated 1980-01-01, so that times do not change the bytes
             info.create_system, info.external_attr = 3, 0o644 << 16
             digest, size = hashlib.sha256(), 0
             with opener() as stream:
                 block = stream.read(BLOCK)
-                if len(block) < BLOCK:
-                    facts = _header(io.BytesIO(block))  # half the time of looking at a packed file twice
+                if len(block) < BLOCK:  # the whole file: a second look would unpack it a second time
+                    header = _header(io.BytesIO(block))
                 else:
                     stream.seek(0)
-                    facts = _header(stream)  # which may stand at its end
+                    header = _header(stream)  # may read up to the file's end
                     stream.seek(BLOCK)
                 with archive.open(info, "w", force_zip64=True) as member:
                     while block:
@@ -116,55 +123,46 @@ def _pack(found: list[tuple[str, Opener]], target: Path) -> list[tuple[object, .
                         size += len(block)
                         member.write(block)
                         block = stream.read(BLOCK)
-            rows.append((name, size, digest.hexdigest(), *facts))
+            rows.append((name, size, digest.hexdigest(), *header))
             progress.advance()
-    return rows
+    return pd.DataFrame(rows, columns=MANIFEST_COLUMNS).astype({"width": "Int64", "height": "Int64"})
 
 
 def _header(stream: IO[bytes]) -> tuple[int | None, int | None, str]:
-    """Return width, height and mode as the header says, without decoding."""
+    """Return the width, height and mode that a picture's header gives, without decoding."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             image = Image.open(stream)
-    except Exception:  # Pillow raises many kinds on odd files; preprocess says what is wrong with each.
+    except Exception:  # Pillow raises many types for odd files; preprocess reports what is wrong with each
         return None, None, ""
     return image.width, image.height, image.mode
 
 
 def _places(params: Fetch, source: Source, root: Path, offline: bool) -> tuple[Path, ...]:
-    """Return the folders and files to read, downloaded where need be; none: a package has the pictures."""
-    local = params.path != PLACEHOLDER
-    if local and (source.package or source.name == "url"):
-        kind = "comes from the web" if source.name == "url" else "is inside a package"
-        raise UserError(
-            f"fetch.path: found {params.path!r}, but fetch.source={source.name} {kind}; "
-            f"set fetch.source=folder to use your own pictures, or fetch.path={PLACEHOLDER}"
-        )
-    if local:
+    """Return the folders and files to read, downloaded if necessary; empty if a package has the pictures."""
+    if params.path != PLACEHOLDER:
+        if source.package or source.name == "url":
+            origin = "is downloaded from fetch.url" if source.name == "url" else "is part of a package"
+            raise UserError(
+                f"fetch.path: found {params.path!r}, but fetch.source={source.name} {origin}; "
+                f"set fetch.source=folder to use your own pictures, or fetch.path={PLACEHOLDER}"
+            )
         return (_checked_path(params, root),)
     if source.needs_path:
         raise UserError(f"fetch.source={source.name}: {source.by_hand}")
+    remotes = source.remotes
     if params.url is not None:
-        import pooch
-
-        remote = Remote(pooch.utils.unique_file_name(params.url), None, params.sha256, (params.url,))
-        remedy = (
-            "check fetch.url, or get the file by hand and set fetch.source=archive, fetch.path=<its path>"
-        )
-        return tuple(cached(source.name, [remote], remedy, offline))
-    names = " and ".join(remote.name for remote in source.remotes)
-    place = names if len(source.remotes) == 1 else "a folder with both, unpacked"
-    remedy = f"get {names} by hand from {source.page} and set fetch.path=<path of {place}>"
-    return tuple(cached(source.name, source.remotes, remedy, offline))
-
-
-def _described(archive: Path, sha256: str | None) -> dict[str, object]:
-    """Return a file's name, bytes and sha256, which must be the given one, if any."""
-    found = files.sha256(archive)
-    if sha256 not in (None, found):
-        raise UserError(f"fetch.sha256: {archive} has the sha256 {found}, not {sha256}; get it anew")
-    return {"name": archive.name, "bytes": archive.stat().st_size, "sha256": found}
+        # A name that is unique to the address, with room for a suffix.
+        digest = hashlib.md5(params.url.encode(), usedforsecurity=False).hexdigest()
+        name = f"{digest}-{urlsplit(params.url).path.rpartition('/')[2][-200:]}"
+        remotes = (Remote(name, None, params.sha256, (params.url,)),)
+        remedy = "check fetch.url, or download it by hand and set fetch.source=archive, fetch.path=<its path>"
+    else:
+        names = " and ".join(remote.name for remote in remotes)
+        path = names if len(remotes) == 1 else "a folder with both, unpacked"
+        remedy = f"download {names} by hand from {source.page} and set fetch.path=<path of {path}>"
+    return tuple(cached(source.name, remotes, remedy, offline))
 
 
 def _checked_path(params: Fetch, root: Path) -> Path:
@@ -172,12 +170,10 @@ def _checked_path(params: Fetch, root: Path) -> Path:
     path = root / Path(params.path).expanduser()
     relative = not Path(params.path).expanduser().is_absolute()
     if not path.exists():
-        advice = "; " + ADVICE.format(path=params.path) if relative else "; check the path"
-        raise UserError(f"fetch.path: {params.path} does not exist{advice}")
+        advice = ADVICE.format(path=params.path) if relative else "check the path"
+        raise UserError(f"fetch.path: {params.path} does not exist; {advice}")
     if params.source == "archive" and path.is_dir():
-        raise UserError(
-            f"fetch.path: {params.path} is a folder; set fetch.source=folder, or name a zip or tar"
-        )
+        raise UserError(f"fetch.path: {params.path} is a folder; set fetch.source=folder or name an archive")
     if relative and not travels(path, root):
         print(f"warning: fetch.path: {params.path}: {ADVICE.format(path=params.path)}", file=sys.stderr)
     return path

@@ -19,14 +19,10 @@ for name, module in sys.modules.items():
 """
 
 
-# What a stage imports only where it needs it, because it is slow.
-LATER = {"fetch": ["ganpipe.fetch.http"]}
-
-
 @pytest.mark.parametrize("stage", ["fetch", "preprocess", "train", "sample", "evaluate"])
 def test_closure_equals_what_python_imports(stage: str) -> None:
     """A file left out could be edited without its stage running again, or an old checkpoint being dropped."""
-    command = [sys.executable, "-c", PROGRAM, f"ganpipe.{stage}.stage", *LATER.get(stage, [])]
+    command = [sys.executable, "-c", PROGRAM, f"ganpipe.{stage}.stage"]
     printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     imported = {line.removeprefix(f"{ROOT}/") for line in printed.splitlines()}
     empty = {

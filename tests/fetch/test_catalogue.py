@@ -99,7 +99,7 @@ def test_mnist_in_the_layouts_that_people_have(tmp_path: Path) -> None:
             archive.write(path, f"mnist/{path.name}")
     assert listed(tmp_path, "mnist") == listed(tmp_path / "mnist.zip", "mnist")
     make_mnist(tmp_path / "FashionMNIST/raw")
-    assert "holds 2 pairs" in refusal(tmp_path, "mnist")
+    assert "contains 2 pairs" in refusal(tmp_path, "mnist")
 
 
 def test_damaged_mnist_is_one_clear_line(tmp_path: Path) -> None:
@@ -107,7 +107,7 @@ def test_damaged_mnist_is_one_clear_line(tmp_path: Path) -> None:
     make_mnist(tmp_path)
     images, labels = (tmp_path / f"train-{stem}-ubyte.gz" for stem in ("images-idx3", "labels-idx1"))
     good = images.read_bytes(), labels.read_bytes()
-    assert "name the one folder" in refusal(images, "mnist")
+    assert "set fetch.path to a folder, zip or tar" in refusal(images, "mnist")
     plain = gzip.decompress(good[0])
     for bad in (
         *(good[0][:3000], good[0][:5], b"", good[1], b"no gzip", gzip.compress(plain[:-1])),
@@ -121,7 +121,7 @@ def test_damaged_mnist_is_one_clear_line(tmp_path: Path) -> None:
         labels.write_bytes(gzip.compress(idx(values)))
         assert "label from 0 to 9" in refusal(tmp_path, "mnist")
     labels.unlink()
-    assert "holds no pairs" in refusal(tmp_path, "mnist")
+    assert "contains no pairs" in refusal(tmp_path, "mnist")
 
 
 # Name → the layout of the archive as published, with files that are no pictures of the set, and the pictures.
@@ -170,7 +170,7 @@ def test_other_peoples_pictures_are_no_set(tmp_path: Path) -> None:
     """Someone who mistakes the folder would train on holiday pictures and report them as CelebA."""
     make_folder(tmp_path)
     for source in ("flowers102", "celeba", "cat"):
-        assert "fetch.source=folder takes any" in refusal(tmp_path, source)
+        assert "set fetch.source=folder to use" in refusal(tmp_path, source)
 
 
 def test_a_picture_that_comes_twice_is_refused(tmp_path: Path) -> None:

@@ -18,7 +18,6 @@ from conftest import make_zip
 
 from ganpipe.common.errors import UserError
 from ganpipe.fetch import download
-from ganpipe.fetch import http as transfer
 from ganpipe.fetch.catalogue import SOURCES
 from ganpipe.fetch.download import Remote, cached
 from ganpipe.fetch.paths import PLACEHOLDER
@@ -115,7 +114,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The waits between tries, which take no time."""
     waited: list[float] = []
-    monkeypatch.setattr(transfer, "sleep", waited.append)
+    monkeypatch.setattr(download, "sleep", waited.append)
     return waited
 
 
@@ -203,7 +202,6 @@ def test_a_whole_part_needs_no_download(serve: Callable[..., str]) -> None:
     for size in (True, False):
         (folder / "a.zip").unlink(missing_ok=True)
         (folder / "a.zip.part").write_bytes(DATA)
-        (folder / "tmpabcd1234").write_bytes(b"left by a kill")
         assert get(address, size=size) == DATA
     assert site.asked == [f"bytes={len(DATA)}-"] and site.sent == 0
 
@@ -216,7 +214,7 @@ def test_a_server_that_ignores_ranges(serve: Callable[..., str], waits: list[flo
     stubborn = Site()
     stubborn.ranges, stubborn.cuts = False, [500_000] * 99
     (download.cache() / "some/a.zip").unlink()
-    assert "500000" in refusal(serve(stubborn)).replace(",", "") and len(stubborn.asked) == transfer.TRIES
+    assert "500000" in refusal(serve(stubborn)).replace(",", "") and len(stubborn.asked) == download.ATTEMPTS
 
 
 @pytest.mark.parametrize("conditions", [True, False])
@@ -273,7 +271,7 @@ def test_lies_about_the_length(serve: Callable[..., str], monkeypatch: pytest.Mo
     assert "bytes, not 3,000,000" in refusal(serve(shorter))
     assert "its bytes are not those" in refusal(serve(shorter), size=False)
     assert "goes on after 3,000,000 bytes" in refusal(serve(endless))
-    monkeypatch.setattr(transfer, "MAX_BYTES", 5_000_000)
+    monkeypatch.setattr(download, "MAX_BYTES", 5_000_000)
     assert "goes on after 5,000,000 bytes" in refusal(serve(endless), size=False)
     assert not list((download.cache() / "some").glob("a.zip*"))
     plain = Site()
@@ -283,11 +281,11 @@ def test_lies_about_the_length(serve: Callable[..., str], monkeypatch: pytest.Mo
 
 def test_a_server_that_says_nothing(serve: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
     """A stalled server would stop a queue for ever."""
-    monkeypatch.setattr(transfer, "PATIENCE", 1.0)
+    monkeypatch.setattr(download, "TIMEOUT", 1.0)
     site = Site()
     site.cuts, site.stall = [900_000], True
     assert get(serve(site)) == DATA and site.asked == [None, "bytes=900000-"]
-    monkeypatch.setattr(transfer, "TRIES", 1)
+    monkeypatch.setattr(download, "ATTEMPTS", 1)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         (download.cache() / "some/a.zip").unlink()
         assert "timed out" in refusal(f"http://127.0.0.1:{silent.getsockname()[1]}/a.zip")
@@ -317,7 +315,7 @@ def test_a_full_disk_is_no_fault_of_the_server(
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(transfer.os, "fsync", full)
+    monkeypatch.setattr(download.os, "fsync", full)
     with pytest.raises(OSError, match="No space"):
         get(serve(site))
     assert len(site.asked) == 1

@@ -171,7 +171,7 @@ def test_a_part_of_a_set_is_taken_and_said(tmp_path: Path, capsys: pytest.Captur
     fetch(where("cat", tmp_path / "CAT_00"), tmp_path)
     assert manifest(tmp_path)["name"].tolist() == [f"00000001_00{number}.jpg" for number in range(3)]
     lines = capsys.readouterr().err
-    assert "fetch: cat: 3 of 9,997 published\n" in lines
+    assert "fetch: cat: 3 of 9,997 published pictures\n" in lines
 
 
 def test_where_the_pictures_come_from_is_written_down(tmp_path: Path) -> None:
@@ -208,7 +208,7 @@ def test_source_and_path_that_do_not_belong_together_are_told_apart(tmp_path: Pa
     assert "set fetch.source=folder" in refusal(tmp_path, "archive", "pictures")
     os.mkfifo(tmp_path / "pipe")
     assert "neither a folder nor a file" in refusal(tmp_path, "folder", "pipe")
-    with pytest.raises(UserError, match="fetch.path: found 'pictures', .*source=url comes from the web"):
+    with pytest.raises(UserError, match="fetch.path: found 'pictures', .*source=url is downloaded"):
         fetch(where("url", "pictures", url="http://127.0.0.1/a.zip"), tmp_path)
 
 
@@ -223,7 +223,7 @@ def test_an_empty_source_is_refused(tmp_path: Path) -> None:
     """Every later stage would fail with a stranger message."""
     (tmp_path / "pictures").mkdir()
     (tmp_path / "pictures" / ".DS_Store").write_bytes(b"x")
-    assert "holds no files" in refusal(tmp_path, "folder", "pictures")
+    assert "contains no files" in refusal(tmp_path, "folder", "pictures")
 
 
 def test_a_failure_leaves_the_old_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -245,7 +245,7 @@ ZIPS: dict[str, tuple[bytes, Expected]] = {
     "starts before the file": (raw_zip(member("a.png", offset=0xFFFFFFFF)), "damaged"),
     "cut": (cut(raw_zip(member("a.png", os.urandom(9999))), 0.5), "damaged"),
     "cut in the directory": (cut(raw_zip(member("a.png"), member("b.png")), 0.8), "damaged"),
-    "end only": (struct.pack("<4s4H2IH", b"PK\5\6", 0, 0, 0, 0, 0, 0, 0), "holds no files"),
+    "end only": (struct.pack("<4s4H2IH", b"PK\5\6", 0, 0, 0, 0, 0, 0, 0), "contains no files"),
     "says many files": (raw_zip(member("a.png"), entries=65_534), names("a.png")),
     "says a huge directory": (raw_zip(member("a.png"), length=0x7FFFFFFF), "damaged"),
     "directory behind the end": (raw_zip(member("a.png"), start=0x7FFFFFFF), "damaged"),
@@ -264,7 +264,7 @@ ZIPS: dict[str, tuple[bytes, Expected]] = {
     # Bombs.
     "bomb": (raw_zip(packed_zeros("a.png", 3)), "bomb"),
     "bomb in many files": (raw_zip(*(packed_zeros(f"{i}.png") for i in range(3))), "bomb"),
-    "nested bomb": (nested(2), "10 files of .* are archives themselves"),
+    "nested bomb": (nested(2), "10 files are archives"),
     # Two things in one.
     "picture in front": (b"\xff\xd8\xff\xe0 JPEG" + raw_zip(member("a.png")), names("a.png")),
 }
@@ -330,12 +330,12 @@ TARS: dict[str, tuple[bytes, Expected]] = {
     "gz with a wrong sum": (gzip.compress(entry("a.png") + END)[:-8] + bytes(8), "damaged"),
     "gz with junk behind": (gzip.compress(entry("a.png") + END) + b"junk", "damaged"),
     "gz in gz": (gzip.compress(gzip.compress(entry("a.png") + END)), "damaged"),
-    "gz of nothing": (gzip.compress(b""), "damaged|holds no files"),
+    "gz of nothing": (gzip.compress(b""), "damaged|contains no files"),
     # Not archives at all.
     "a script": (b"#!/bin/sh\ntouch ran\n", "damaged"),
     "a pickle": (b"cos\nsystem\n(S'touch ran'\ntR.", "damaged"),
     "a 7z": (b"7z\xbc\xaf\x27\x1c" + bytes(99), "damaged"),
-    "zeros": (bytes(10_240), "damaged|holds no files"),
+    "zeros": (bytes(10_240), "damaged|contains no files"),
 }
 SET = {f"{name}.zip": case for name, case in ZIPS.items()} | {
     f"{name}.tar": case for name, case in TARS.items()

@@ -9,8 +9,7 @@ import pytest
 
 from ganpipe.common.errors import UserError
 from ganpipe.fetch.catalogue import SOURCES
-from ganpipe.fetch.landmarks import read_cat, read_table
-from ganpipe.fetch.layouts import Points
+from ganpipe.fetch.landmarks import Points, read_cat, read_table
 
 CELEBA = """2
 lefteye_x lefteye_y righteye_x righteye_y nose_x nose_y leftmouth_x leftmouth_y rightmouth_x rightmouth_y
