@@ -14,11 +14,12 @@ All 4×4 layers have stride 2 and padding 1. Batch norm after every layer but th
 discriminator's first and last; ReLU in the generator, leaky ReLU of slope 0.2 in the discriminator.
 No biases. Weights start as N(0, 0.02) (section 4), batch norm scales as N(1, 0.02).
 
-`model.first_channels` gives the width at b×b instead of n·2^(k-1), in both networks: 1024 for Marchesi 2017,
-"Megapixel Size Image Creation using Generative Adversarial Networks", whose generator of 1024 px goes from
+`model.first_channels` replaces the width n·2^(k-1) at b×b in both networks. It is 1024 for Marchesi 2017,
+"Megapixel Size Image Creation using Generative Adversarial Networks", whose generator for 1024 px goes from
 1024×4×4 through 512×8×8, 256×16×16, … and 8×512×512 to C×1024×1024. Our discriminator mirrors it.
-`model.discriminator_norm: none` takes batch norm out of the discriminator, as Xin 2024 does with the first
-four of five layers (the fifth has none anyway). All then have a bias, or D(a·x) would be a·D(x), a > 0.
+`model.discriminator_norm: none` removes batch norm from the discriminator, as Xin 2024 does in the first
+four of five layers (the fifth never has it). All layers then have a bias; without one, D(a·x) would equal
+a·D(x) for a > 0.
 """
 
 from itertools import pairwise
@@ -26,60 +27,36 @@ from itertools import pairwise
 import torch
 from torch import nn
 
-from ganpipe.models.layers import NetworkSpec, initialize, pyramid, rectifier
+from ganpipe.models.layers import NetworkSpec, SequentialDiscriminator, block, initialize, pyramid
 
 
 class Generator(nn.Module):
-    """float32 N×nz → float32 N×channels×side×side in [-1, 1]; the side is base·2^len(widths)."""
+    """float32 N×nz → float32 N×channels×resolution×resolution in [-1, 1]."""
 
-    def __init__(self, nz: int, base: int, widths: list[int], channels: int, slope: float) -> None:
+    def __init__(self, spec: NetworkSpec, slope: float = 0.0) -> None:
         super().__init__()
-        layers: list[nn.Module] = [nn.ConvTranspose2d(nz, widths[0], base, bias=False)]
-        for wider, width in pairwise([*widths, channels]):
-            layers += [nn.BatchNorm2d(wider), rectifier(slope)]
-            layers += [nn.ConvTranspose2d(wider, width, 4, stride=2, padding=1, bias=False)]
-        self.layers = nn.Sequential(*layers, nn.Tanh())
+        base, widths = pyramid(spec, spec.params.ngf)
+        layers = block(nn.ConvTranspose2d(spec.params.nz, widths[0], base, bias=False), True, slope)
+        for wider, width in pairwise(widths):
+            layers += block(nn.ConvTranspose2d(wider, width, 4, 2, padding=1, bias=False), True, slope)
+        last = nn.ConvTranspose2d(widths[-1], spec.channels, 4, stride=2, padding=1, bias=False)
+        self.layers = nn.Sequential(*layers, last, nn.Tanh())
         self.apply(initialize)
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
-        """Turn latent vectors N×nz into images N×channels×side×side in [-1, 1]."""
+        """Turn latent vectors N×nz into images N×channels×resolution×resolution in [-1, 1]."""
         images: torch.Tensor = self.layers(z[:, :, None, None])
         return images
 
 
-class Discriminator(nn.Module):
-    """float32 N×channels×side×side in [-1, 1] → logits float32 N; the side is base·2^len(widths)."""
+class Discriminator(SequentialDiscriminator):
+    """float32 N×channels×resolution×resolution in [-1, 1] → logits float32 N."""
 
-    def __init__(self, base: int, widths: list[int], channels: int, norm: bool) -> None:
-        super().__init__()
+    def __init__(self, spec: NetworkSpec) -> None:
+        base, widths = pyramid(spec, spec.params.ndf)
+        norm = spec.params.discriminator_norm == "batch"
         layers: list[nn.Module] = []
-        for narrower, width in pairwise([channels, *reversed(widths)]):
-            batch_norm = [nn.BatchNorm2d(width)] if norm and layers else []
-            conv = nn.Conv2d(narrower, width, 4, stride=2, padding=1, bias=not norm)
-            layers += [conv, *batch_norm, rectifier(0.2)]
-        self.layers = nn.Sequential(*layers, nn.Conv2d(widths[0], 1, base, bias=not norm))
-        self.apply(initialize)
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Turn images N×channels×side×side in [-1, 1] into logits N, high for real."""
-        logits: torch.Tensor = self.layers(images).flatten()
-        return logits
-
-
-def generator(spec: NetworkSpec) -> Generator:
-    """Build the generator.
-
-    Raises:
-        UserError: the resolution is out of reach, or model.first_channels too small for it.
-    """
-    return Generator(spec.params.nz, *pyramid(spec, spec.params.ngf), spec.channels, slope=0.0)
-
-
-def discriminator(spec: NetworkSpec) -> Discriminator:
-    """Build the discriminator.
-
-    Raises:
-        UserError: the resolution is out of reach, or model.first_channels too small for it.
-    """
-    norm = spec.params.discriminator_norm == "batch"
-    return Discriminator(*pyramid(spec, spec.params.ndf), spec.channels, norm)
+        for narrower, width in pairwise([spec.channels, *reversed(widths)]):
+            convolution = nn.Conv2d(narrower, width, 4, stride=2, padding=1, bias=not norm)
+            layers += block(convolution, norm and len(layers) > 0, 0.2)
+        super().__init__(*layers, nn.Conv2d(widths[0], 1, base, bias=not norm))

@@ -1,4 +1,4 @@
-"""A trained generator: its weights with their description, latent vectors, and the images made of them."""
+"""A trained generator: its weights file, latent vectors from seeds, and the images generated from them."""
 
 import io
 import json
@@ -21,22 +21,22 @@ from ganpipe.models.layers import NetworkSpec
 from ganpipe.models.pixels import to_uint8
 from ganpipe.params import Model
 
-# Images in one pass through the network: as fast as 64 on a CPU, and 16 of 1,024 px fit everywhere.
+# Images per forward pass: as fast as 64 on a CPU, and 16 images of 1,024 px fit in any memory.
 BATCH = 16
-# Limits of one request: images, the factor on z, and seeds.
+# Upper limits of a request: number of images, factor on z, and seeds (exclusive).
 MAX_IMAGES = 10_000_000
 MAX_Z_SCALE = 100.0
 SEEDS = 2**63
-HEADER = "ganpipe"  # key of the safetensors metadata that holds the specification as JSON
+HEADER = "ganpipe"  # key of the safetensors metadata whose value is the specification as JSON
 
 
 @dataclass(frozen=True)
 class TrainedGenerator:
-    """A generator as a weights file holds it.
+    """A generator loaded from a weights file.
 
     Attributes:
-        network: in eval mode on the CPU, without gradients; float32 N×nz → float32 N×C×H×W in [-1, 1].
-        spec: what it is built from.
+        network: float32 N×nz → float32 N×C×H×W in [-1, 1]; in eval mode on the CPU, without gradients.
+        spec: the specification that it was built from.
     """
 
     network: nn.Module
@@ -46,7 +46,7 @@ class TrainedGenerator:
 def save_generator(G: nn.Module, spec: NetworkSpec, path: Path) -> None:
     """Write weights and batch norm statistics as safetensors, with the network's specification in the header.
 
-    Equal weights of equal networks give equal bytes, whatever they were trained with.
+    The bytes depend on the weights and the specification alone.
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in G.state_dict().items()}
     description = spec.params.model_dump() | {"resolution": spec.resolution, "channels": spec.channels}
@@ -56,32 +56,37 @@ def save_generator(G: nn.Module, spec: NetworkSpec, path: Path) -> None:
 
 
 def load_generator(path: Path) -> TrainedGenerator:
-    """Build the generator that a file's header describes, and read its weights.
+    """Build the generator that a weights file's header describes, and load its weights.
 
     Raises:
-        UserError: the file is missing, damaged, without a description, or its weights do not fit it.
+        UserError: the file is missing or damaged, its header describes no network, or another network.
     """
     try:
         with safe_open(path, "pt") as file:
             header = (file.metadata() or {}).get(HEADER)
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{path}: no readable .safetensors file ({error}); run the train stage") from None
+        raise UserError(f"{path}: not a readable .safetensors file ({error}); run the train stage") from None
     if header is None:
         raise UserError(
-            f"{path}: its header does not describe the network; expected a file that ganpipe wrote"
+            f"{path}: the header lacks the key {HEADER!r}, which describes the network; give a file that "
+            "ganpipe wrote"
         )
     try:
         description = json.loads(header)
         params = Model(**{name: description[name] for name in Model.model_fields})
         spec = NetworkSpec(params, int(description["resolution"]), int(description["channels"]))
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UserError(f"{path}: its header holds no readable description ({error})") from None
+        raise UserError(
+            f"{path}: the header's description of the network is not readable ({error}); train again"
+        ) from None
     G = models.build_generator(spec)
     try:
         G.load_state_dict(safetensors.torch.load_file(path))
     except (OSError, SafetensorError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"{path}: its weights do not fit its description ({reason}); train again") from None
+        raise UserError(
+            f"{path}: the weights do not fit the network in the header ({reason}); train again"
+        ) from None
     return TrainedGenerator(G.eval().requires_grad_(False), spec)
 
 
@@ -89,9 +94,9 @@ def load_generator(path: Path) -> TrainedGenerator:
 def images_of(G: nn.Module, z: torch.Tensor) -> np.ndarray:
     """Generate images uint8 N×H×W×C in [0, 255] from latent vectors float32 N×nz, in batches of BATCH.
 
-    The network runs in eval mode, so that an image depends on its z alone and the network stays unchanged.
-    The last batch is padded with zeros to the full size: CPU kernels round differently for odd batch sizes,
-    and image i of 3 would differ from image i of 500.
+    The network runs in eval mode, so that each image depends only on its z and the network does not change.
+    The last batch is padded with zeros to the full size, because CPU kernels round differently for other
+    batch sizes: image i of 3 would differ from image i of 500.
     """
     device, training = next(G.parameters()).device, G.training
     G.eval()
@@ -114,16 +119,25 @@ def draw_z(params: Model, count: int, source: torch.Generator) -> torch.Tensor:
 
 
 def z_of_seeds(params: Model, first_seed: int, count: int, z_scale: float) -> torch.Tensor:
-    """Draw one latent vector per seed from first_seed on, times z_scale; float32 count×nz on the CPU."""
+    """Draw one latent vector per seed, first_seed to first_seed + count - 1; float32 count×nz on the CPU.
+
+    Each is drawn from the distribution in `params` and multiplied by z_scale.
+    """
     z = [draw_z(params, 1, seeds.generator(first_seed + i, "sample")) for i in range(count)]
     return z_scale * torch.cat(z)
 
 
 def check_request(n: int, seed: int, z_scale: float, max_images: int = MAX_IMAGES) -> None:
-    """Check what a command or an HTTP request asks of a generator.
+    """Check the values of a command or an HTTP request that generates images.
+
+    Args:
+        n: number of images.
+        seed: the first image's seed; the others follow.
+        z_scale: factor on z.
+        max_images: upper limit of n.
 
     Raises:
-        UserError: n, seed or z_scale is out of its range; one sentence.
+        UserError: a value is out of its range; the message is one sentence.
     """
     if not 1 <= n <= max_images:
         raise UserError(f"n: found {n}, but it must be between 1 and {max_images:,}")

@@ -1,7 +1,8 @@
-"""What the papers' networks share: their specification, widths, rectifier and initial weights."""
+"""What the papers' networks share: specification, widths, blocks, initial weights."""
 
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from ganpipe.common.errors import UserError
@@ -10,12 +11,12 @@ from ganpipe.params import BASES, Model, base_and_doublings
 
 @dataclass(frozen=True)
 class NetworkSpec:
-    """What a generator or a discriminator is built from.
+    """Everything that determines the layers of a generator and a discriminator.
 
     Attributes:
-        params: the section `model` of the params.
-        resolution: pixels a side of the images.
-        channels: of the images, 1 for grey, 3 for colour.
+        params: section `model` of params.yaml.
+        resolution: the images' side in pixels.
+        channels: 1 for grey images, 3 for colour.
     """
 
     params: Model
@@ -24,41 +25,47 @@ class NetworkSpec:
 
 
 def pyramid(spec: NetworkSpec, narrowest: int) -> tuple[int, list[int]]:
-    """Compute the sides and feature maps of a network that doubles its side up to the resolution.
+    """Compute the smallest side and the widths of a network whose side doubles up to the resolution.
 
     Args:
-        spec: model.first_channels is the width at the smallest side; null: narrowest·2^(doublings - 1).
+        spec: its model.first_channels is the width at the smallest side; null: narrowest·2^(doublings - 1).
         narrowest: ngf or ndf, the width of the layer next to the images.
 
     Returns:
-        (base, widths): the smallest side; the widths at it and at each doubling of it below the resolution,
-        each half of the one before, rounded down.
+        (base, widths): the smallest side in pixels, and the number of feature maps at it and at each
+        doubling below the resolution, each half of the previous one, rounded down.
 
     Raises:
-        UserError: the resolution is out of reach, or first_channels halves to nothing.
+        UserError: the architecture cannot reach the resolution, or first_channels halves to less than one.
     """
     params, resolution = spec.params, spec.resolution
     factors = base_and_doublings(params.architecture, resolution)
     if factors is None:
         first, *_, last = BASES[params.architecture]
         raise UserError(
-            f"preprocess.resolution: {resolution} px is not reached by architecture {params.architecture}, "
-            f"{first} to {last} px doubled at least once"
+            f"preprocess.resolution: architecture {params.architecture} cannot produce {resolution} px; give "
+            f"{first} to {last} px doubled at least once, such as {2 * first} or {4 * last}"
         )
     base, doublings = factors
     widest = params.first_channels or narrowest * 2 ** (doublings - 1)
     widths = [widest >> i for i in range(doublings)]
     if widths[-1] < 1:
         raise UserError(
-            f"model.first_channels: {widest} feature maps at {base}×{base} halve to less than one on the way "
-            f"to {resolution} px; give {2 ** (doublings - 1)} or more, or null"
+            f"model.first_channels: found {widest}, but halving it from {base} px to {resolution} px leaves "
+            f"less than one feature map; give {2 ** (doublings - 1)} or more, or null"
         )
     return base, widths
 
 
 def rectifier(slope: float) -> nn.Module:
-    """Build a leaky ReLU with this slope for negative inputs; slope 0 gives the ReLU."""
+    """Build a leaky ReLU with this slope for negative inputs; a slope of 0 builds a ReLU."""
     return nn.LeakyReLU(slope, inplace=True) if slope else nn.ReLU(inplace=True)
+
+
+def block(convolution: nn.Conv2d | nn.ConvTranspose2d, norm: bool, slope: float) -> list[nn.Module]:
+    """Follow a convolution by batch norm, where `norm` is true, and by a rectifier of this slope."""
+    batch_norm = [nn.BatchNorm2d(convolution.out_channels)] if norm else []
+    return [convolution, *batch_norm, rectifier(slope)]
 
 
 def initialize(module: nn.Module) -> None:
@@ -71,3 +78,20 @@ def initialize(module: nn.Module) -> None:
         return
     if module.bias is not None:
         nn.init.zeros_(module.bias)
+
+
+class SequentialDiscriminator(nn.Module):
+    """A discriminator whose layers follow one another; the last one computes one number per image.
+
+    float32 N×channels×side×side in [-1, 1] → logits float32 N.
+    """
+
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(*layers)
+        self.apply(initialize)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Turn images N×channels×side×side in [-1, 1] into logits N, high for real."""
+        logits: torch.Tensor = self.layers(images).flatten()
+        return logits

@@ -70,7 +70,7 @@ def networks(side: int, width: int, channels: int) -> tuple[nn.Module, nn.Module
     )
     torch.manual_seed(0)
     spec = NetworkSpec(model, side, channels)
-    return dcgan.generator(spec), dcgan.discriminator(spec), model
+    return dcgan.Generator(spec), dcgan.Discriminator(spec), model
 
 
 def pictures(side: int, channels: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Snapshots and the images that they give."""
+"""Weights files, latent vectors and generated images."""
 
 from pathlib import Path
 
@@ -30,7 +30,7 @@ SPEC = NetworkSpec(MODEL, 16, 1)
 
 @pytest.fixture(scope="module")
 def G() -> torch.nn.Module:
-    """A generator in train mode with statistics of its own."""
+    """A generator in train mode whose batch norm statistics have moved from their initial values."""
     torch.manual_seed(0)
     G = models.build_generator(NetworkSpec(MODEL, 16, 1)).to(memory_format=torch.channels_last)
     G(torch.randn(16, 8))
@@ -38,7 +38,7 @@ def G() -> torch.nn.Module:
 
 
 def test_weights_survive_the_file(G: torch.nn.Module, tmp_path: Path) -> None:
-    """The sample stage would draw from another generator than the one trained."""
+    """A failure means that the sample stage uses another generator than the trained one."""
     save_generator(G, SPEC, tmp_path / "g.safetensors")
     loaded = load_generator(tmp_path / "g.safetensors")
     assert loaded.spec == SPEC
@@ -47,7 +47,7 @@ def test_weights_survive_the_file(G: torch.nn.Module, tmp_path: Path) -> None:
 
 
 def test_sampling_neither_changes_the_network_nor_mixes_images(G: torch.nn.Module) -> None:
-    """In train mode an image depends on its neighbours, and looking moves the batch norm statistics."""
+    """A failure means train mode: images depend on their batch, and sampling moves the statistics."""
     before = {name: tensor.clone() for name, tensor in G.state_dict().items()}
     z = z_of_seeds(MODEL, 0, 70, 1.0)
     images = images_of(G, z)
@@ -58,12 +58,12 @@ def test_sampling_neither_changes_the_network_nor_mixes_images(G: torch.nn.Modul
 
 
 @pytest.mark.parametrize("count", [1, 3, 7, 16, 17, 33])
-def test_an_image_does_not_depend_on_how_many_are_asked_for(
+def test_an_image_does_not_depend_on_the_count(
     G: torch.nn.Module, monkeypatch: pytest.MonkeyPatch, count: int
 ) -> None:
-    """CPU kernels round otherwise for odd batch sizes: image 2 of 3 would differ from image 2 of 500."""
+    """A failure means that image 2 of 3 differs from image 2 of 500 by the kernels' rounding."""
     sizes: list[int] = []
-    handle = G.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
+    handle = G.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
     monkeypatch.setattr(generator, "to_uint8", lambda images: images.numpy())
     z = z_of_seeds(MODEL, 0, 40, 1.0)
     few, all_of_them = images_of(G, z[:count]), images_of(G, z)
@@ -73,7 +73,7 @@ def test_an_image_does_not_depend_on_how_many_are_asked_for(
 
 
 def test_one_seed_for_each_image() -> None:
-    """Image 7 must be the same image in a set of 10 and in one of 10,000."""
+    """A failure means that image 7 of 10 is not image 7 of 10,000."""
     z = z_of_seeds(MODEL, 0, 10, 1.0)
     assert torch.equal(z[7:8], z_of_seeds(MODEL, 7, 1, 1.0))
     assert torch.equal(0.5 * z, z_of_seeds(MODEL, 0, 10, 0.5))
@@ -82,17 +82,17 @@ def test_one_seed_for_each_image() -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        ("missing", "no readable .safetensors file"),
-        ("cut", "no readable .safetensors file"),
-        ("no header", "its header does not describe the network"),
-        ("not JSON", "its header holds no readable description"),
-        ("other width", "its weights do not fit its description"),
+        ("missing", "not a readable .safetensors file"),
+        ("cut", "not a readable .safetensors file"),
+        ("no header", "the header lacks the key 'ganpipe', which describes the network"),
+        ("not JSON", "the header's description of the network is not readable"),
+        ("other width", "the weights do not fit the network in the header"),
     ],
 )
-def test_weights_that_cannot_be_used_are_named(
+def test_unusable_weights_get_one_sentence(
     G: torch.nn.Module, tmp_path: Path, damage: str, message: str
 ) -> None:
-    """A user would see a traceback of PyTorch's."""
+    """A failure means that the user sees a traceback from PyTorch instead of the file's name and problem."""
     path = tmp_path / "g.safetensors"
     if damage != "missing":
         params = MODEL.model_copy(update={"ngf": 5} if damage == "other width" else {})

@@ -1,4 +1,4 @@
-"""The networks, against the papers' figures and a plain writing of their equations."""
+"""The networks, against the papers' figures and plain implementations of their equations."""
 
 import json
 import math
@@ -19,7 +19,7 @@ from ganpipe.models.layers import NetworkSpec
 from ganpipe.params import Model, base_and_doublings, reaches
 
 SIDES = (28, 32, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
-# For each architecture of a doubling kind, by hand: side → (smallest side, doublings).
+# Worked out by hand for the architectures that double the side: side → (smallest side, doublings).
 DCGAN_SIDES = {28: (7, 2), 32: (4, 3), 64: (4, 4), 96: (6, 4), 128: (4, 5), 192: (6, 5)}
 DCGAN_SIDES |= {256: (4, 6), 384: (6, 6), 512: (4, 7), 768: (6, 7), 1024: (4, 8)}
 UPSAMPLE_SIDES = {28: (7, 2), 32: (8, 2), 64: (8, 3), 96: (6, 4), 128: (8, 4), 192: (6, 5)}
@@ -51,23 +51,23 @@ def count(network: nn.Module) -> int:
 
 
 def test_dcgan_has_the_published_parameter_counts() -> None:
-    """Another count means another network than Radford's at 64 px, and no comparison with it would hold."""
+    """A failure means that the network at 64 px is not Radford's, so that no comparison with it holds."""
     counts = [count(network) for network in both(model(nz=100, ngf=64, ndf=64), 64, 3)]
     assert counts == [3_576_704, 2_765_568]
 
 
 def sizes(network: nn.Module, *shape: int) -> list[tuple[int, ...]]:
-    """Pass a tensor through and list (maps, side), or (numbers,), after each layer that has weights."""
-    found: list[tuple[int, ...]] = []
+    """Return (maps, side), or (numbers,), of the output of each layer that has weights."""
+    outputs: list[tuple[int, ...]] = []
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
-            module.register_forward_hook(lambda m, given, out: found.append(tuple(out.shape[1:3])))
+            module.register_forward_hook(lambda _, inputs, out: outputs.append(tuple(out.shape[1:3])))
     network(torch.empty(2, *shape, device="meta"))
-    return found
+    return outputs
 
 
 def test_sizes_are_the_papers() -> None:
-    """Another list means that a recipe trains other networks than its paper draws, layer by layer."""
+    """A failure names a layer at which a recipe's network differs from its paper's figure."""
     with torch.device("meta"):
         marchesi = both(model(nz=100, first_channels=1024), 1024, 3)
         vlad = both(model("celeba64", nz=100, ngf=64, ndf=64, discriminator_norm="none"), 64, 3)
@@ -90,29 +90,29 @@ def test_sizes_are_the_papers() -> None:
     assert sizes(xin[1], 3, 96, 96) == [*down[:4], (512, 6), (512, 3), (1, 3)]
 
 
-# The networks written out plainly: each takes the weights in the order of the layers and an input.
+# Plain implementations: each takes the layers that have weights, in order, and an input.
 Weights = Iterator[nn.Module]
 Slope = float
 
 
 def norm(weights: Weights, x: torch.Tensor) -> torch.Tensor:
-    """Normalise over the batch and scale."""
+    """Apply the next layer, a batch norm with the statistics of the batch."""
     layer: Any = next(weights)
     assert isinstance(layer, nn.BatchNorm2d)
     return F.batch_norm(x, None, None, layer.weight, layer.bias, training=True)
 
 
 def apply(
-    weights: Weights, function: Callable[..., torch.Tensor], x: torch.Tensor, **how: int
+    weights: Weights, function: Callable[..., torch.Tensor], x: torch.Tensor, **options: int
 ) -> torch.Tensor:
-    """Put the next layer's weight and bias into a function of torch.nn.functional."""
+    """Call a function of torch.nn.functional with the next layer's weight and bias."""
     layer: Any = next(weights)
     assert not isinstance(layer, nn.BatchNorm2d)
-    return function(x, layer.weight, layer.bias, **how)
+    return function(x, layer.weight, layer.bias, **options)
 
 
 def dcgan_generator(w: Weights, z: torch.Tensor, slope: Slope = 0.0) -> torch.Tensor:
-    """Write out DCGAN's generator at 64 px."""
+    """Compute DCGAN's generator at 64 px."""
     x = apply(w, F.conv_transpose2d, z[:, :, None, None])
     for _ in range(4):
         x = F.leaky_relu(norm(w, x), slope)
@@ -121,7 +121,7 @@ def dcgan_generator(w: Weights, z: torch.Tensor, slope: Slope = 0.0) -> torch.Te
 
 
 def dcgan_discriminator(w: Weights, x: torch.Tensor, batch_norm: bool = True) -> torch.Tensor:
-    """Write out DCGAN's discriminator at 64 px."""
+    """Compute DCGAN's discriminator at 64 px."""
     for i in range(4):
         x = apply(w, F.conv2d, x, stride=2, padding=1)
         x = F.leaky_relu(norm(w, x) if batch_norm and i > 0 else x, 0.2)
@@ -129,7 +129,7 @@ def dcgan_discriminator(w: Weights, x: torch.Tensor, batch_norm: bool = True) ->
 
 
 def upsample_generator(w: Weights, z: torch.Tensor) -> torch.Tensor:
-    """Write out Stiff's generator at 128 px, 128 maps first."""
+    """Compute Stiff's generator at 128 px with 128 maps first."""
     x = apply(w, F.linear, z).reshape(len(z), 128, 8, 8)
     for _ in range(4):
         x = F.leaky_relu(norm(w, x), 0.2).repeat_interleave(2, 2).repeat_interleave(2, 3)
@@ -138,7 +138,7 @@ def upsample_generator(w: Weights, z: torch.Tensor) -> torch.Tensor:
 
 
 def upsample_discriminator(w: Weights, x: torch.Tensor, batch_norm: bool = True) -> torch.Tensor:
-    """Write out Stiff's discriminator at 128 px."""
+    """Compute Stiff's discriminator at 128 px."""
     for i in range(4):
         x = apply(w, F.conv2d, x, stride=2, padding=2)
         x = F.leaky_relu(norm(w, x) if batch_norm and i > 0 else x, 0.2)
@@ -146,7 +146,7 @@ def upsample_discriminator(w: Weights, x: torch.Tensor, batch_norm: bool = True)
 
 
 def residual_generator(w: Weights, z: torch.Tensor) -> torch.Tensor:
-    """Write out Xin's generator at 96 px: y1 = F1(x0), x1 = x0 + y1; yk = Fk(x(k-1)), xk = yk + y1."""
+    """Compute Xin's generator at 96 px: y1 = F1(x0), x1 = x0 + y1; yk = Fk(x(k-1)), xk = yk + y1."""
 
     def residual_layer(x: torch.Tensor) -> torch.Tensor:
         x = F.relu(norm(w, apply(w, F.conv2d, x, padding=1)))
@@ -166,7 +166,7 @@ def residual_generator(w: Weights, z: torch.Tensor) -> torch.Tensor:
 
 
 def residual_discriminator(w: Weights, x: torch.Tensor, batch_norm: bool = True) -> torch.Tensor:
-    """Write out our reading of Xin's modified discriminator."""
+    """Compute our reading of Xin's modified discriminator."""
     for i in range(5):
         if i == 4:
             x = apply(w, F.conv2d, x, padding=1)
@@ -175,7 +175,7 @@ def residual_discriminator(w: Weights, x: torch.Tensor, batch_norm: bool = True)
     return apply(w, F.conv2d, x).mean((1, 2, 3))
 
 
-WRITTEN_OUT: dict[str, tuple[int, Callable[..., torch.Tensor], Callable[..., torch.Tensor]]] = {
+IMPLEMENTATIONS: dict[str, tuple[int, Callable[..., torch.Tensor], Callable[..., torch.Tensor]]] = {
     "dcgan": (64, dcgan_generator, dcgan_discriminator),
     "celeba64": (64, lambda w, z: dcgan_generator(w, z, slope=0.2), dcgan_discriminator),
     "upsample": (128, upsample_generator, upsample_discriminator),
@@ -184,17 +184,17 @@ WRITTEN_OUT: dict[str, tuple[int, Callable[..., torch.Tensor], Callable[..., tor
 
 
 @pytest.mark.parametrize("discriminator_norm", ["batch", "none"])
-@pytest.mark.parametrize("architecture", WRITTEN_OUT)
+@pytest.mark.parametrize("architecture", IMPLEMENTATIONS)
 def test_networks_compute_what_the_papers_write(architecture: str, discriminator_norm: str) -> None:
-    """A failure means another order of layers, norm, activation, padding or shortcut than the paper's."""
-    side, generator, discriminator = WRITTEN_OUT[architecture]
+    """A failure means a layer order, norm, activation, padding or shortcut that is not the paper's."""
+    side, generator, discriminator = IMPLEMENTATIONS[architecture]
     first = 128 if architecture == "upsample" else None
     torch.manual_seed(0)
     params = model(architecture, first_channels=first, discriminator_norm=discriminator_norm)
     networks = both(params, side, 3)
     for network in networks:
         for parameter in network.parameters():
-            # Large enough that each layer shows in the output, biases included.
+            # Large enough that each layer, biases included, affects the output visibly.
             nn.init.normal_(parameter, 0.0, 0.2)
     G_weights, D_weights = (
         iter([m for m in network.modules() if next(m.parameters(recurse=False), None) is not None])
@@ -209,7 +209,7 @@ def test_networks_compute_what_the_papers_write(architecture: str, discriminator
 
 
 def formula(architecture: str, side: int, channels: int, params: Model) -> tuple[int, int]:
-    """Count the parameters of both networks in closed form."""
+    """Return the number of parameters of both networks in closed form."""
     nz, g, d, C = params.nz, params.ngf, params.ndf, channels
     batch = params.discriminator_norm == "batch"
     if architecture == "residual":
@@ -235,7 +235,7 @@ def formula(architecture: str, side: int, channels: int, params: Model) -> tuple
 @pytest.mark.parametrize("discriminator_norm", ["batch", "none"])
 @pytest.mark.parametrize(("architecture", "side"), REACHABLE)
 def test_parameter_counts(architecture: str, side: int, discriminator_norm: str) -> None:
-    """Another count means a layer too many, too wide, or with a bias or norm that the table does not have."""
+    """A failure means an extra layer, a wrong width, or a bias or norm that the table does not have."""
     params = model(architecture, nz=7, ngf=3, ndf=5, discriminator_norm=discriminator_norm)
     for channels in (1, 3):
         with torch.device("meta"):
@@ -245,7 +245,7 @@ def test_parameter_counts(architecture: str, side: int, discriminator_norm: str)
 
 @pytest.mark.parametrize(("architecture", "side"), REACHABLE)
 def test_every_reachable_side_trains(architecture: str, side: int) -> None:
-    """A failure means that a side named in the papers cannot be trained at, or a layer that never learns."""
+    """A failure means that a side from the papers cannot be trained at, or that a layer gets no gradient."""
     torch.manual_seed(0)
     for channels in (1, 3):
         networks = both(model(architecture, ngf=1, ndf=1), side, channels)
@@ -262,7 +262,7 @@ def test_every_reachable_side_trains(architecture: str, side: int) -> None:
 
 @pytest.mark.parametrize("architecture", models.ARCHITECTURES)
 def test_memory_format_changes_nothing(architecture: str) -> None:
-    """A failure means that the training loop's channels-last networks are other networks than these."""
+    """A failure means that channels-last networks, which training uses, compute something else."""
     torch.manual_seed(0)
     G, D = both(model(architecture), 64, 3)
     z = torch.randn(4, 10)
@@ -275,7 +275,7 @@ def test_memory_format_changes_nothing(architecture: str) -> None:
 
 @pytest.mark.parametrize("architecture", models.ARCHITECTURES)
 def test_weights_start_as_the_paper_says(architecture: str) -> None:
-    """A failure means that training starts from other weights than N(0, 0.02), which changes how it goes."""
+    """A failure means that training does not start from N(0, 0.02), which changes its course."""
     torch.manual_seed(0)
     for network in both(model(architecture, nz=100, ngf=16, ndf=16, discriminator_norm="none"), 64, 3):
         for module in network.modules():
@@ -290,30 +290,34 @@ def test_weights_start_as_the_paper_says(architecture: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("params", "side", "said"),
+    ("params", "side", "message"),
     [
-        (model(), 100, "preprocess.resolution: 100 px is not reached by architecture dcgan, 4 to 7 px"),
-        (model("celeba64"), 9, "preprocess.resolution: 9 px is not reached by architecture celeba64"),
+        (model(), 100, r"dcgan cannot produce 100 px; give 4 to 7 px doubled .* such as 8 or 28"),
+        (model("celeba64"), 9, "preprocess.resolution: architecture celeba64 cannot produce 9 px"),
         (
             model("upsample"),
             8,
-            "preprocess.resolution: 8 px is not reached by architecture upsample, 5 to 8 px",
+            "preprocess.resolution: architecture upsample cannot produce 8 px; give 5 to 8",
         ),
-        (model("residual"), 28, "preprocess.resolution: 28 px is not reached by architecture residual"),
-        (model("residual", first_channels=64), 64, "model.first_channels: found 64, but the widths"),
-        (model(first_channels=127), 1024, "model.first_channels: 127 .* give 128 or more, or null"),
-        (model("upsample", first_channels=1), 28, "model.first_channels: 1 .* give 2 or more, or null"),
+        (model("residual"), 28, "preprocess.resolution: architecture residual cannot produce 28 px"),
+        (model("residual", first_channels=64), 64, "model.first_channels: found 64, but .* give null"),
+        (model(first_channels=127), 1024, "model.first_channels: found 127, .* give 128 or more, or null"),
+        (
+            model("upsample", first_channels=1),
+            28,
+            "model.first_channels: found 1, .* give 2 or more, or null",
+        ),
     ],
 )
-def test_what_cannot_be_built_is_said(params: Model, side: int, said: str) -> None:
-    """A failure means a traceback, or a silently different network, for a param that the user can mend."""
+def test_unsupported_params_get_one_sentence(params: Model, side: int, message: str) -> None:
+    """A failure means a traceback or a silently different network for params that the user can correct."""
     for build in (models.build_generator, models.build_discriminator):
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             build(NetworkSpec(params, side, 3))
 
 
-def test_first_channels_take_the_place_of_ngf_and_ndf() -> None:
-    """A failure means that the pyramid of Marchesi's networks depends on params that should not matter."""
+def test_first_channels_replace_ngf_and_ndf() -> None:
+    """A failure means that the widths of Marchesi's networks depend on params that should not matter."""
     for architecture in ("dcgan", "celeba64", "upsample"):
         doublings = (UPSAMPLE_SIDES if architecture == "upsample" else DCGAN_SIDES)[64][1]
         by_width = both(model(architecture, ngf=2, ndf=2), 64, 3)
@@ -326,7 +330,7 @@ def test_first_channels_take_the_place_of_ngf_and_ndf() -> None:
 
 
 def test_base_and_doublings() -> None:
-    """A wrong pair would start the pyramid from another side than PAPERS says: 192, 384 and 768 from 6×6."""
+    """A failure means that networks start from another side than in the papers: 192, 384, 768 from 6×6."""
     for architecture, table in (
         ("dcgan", DCGAN_SIDES),
         ("celeba64", DCGAN_SIDES),
@@ -335,8 +339,8 @@ def test_base_and_doublings() -> None:
         assert {side: base_and_doublings(architecture, side) for side in SIDES} == table
     assert [base_and_doublings("dcgan", side) for side in (4, 7, 9, 33, 100)] == [None] * 5
     for side in range(8, 2049):
-        if found_one := base_and_doublings("dcgan", side):
-            base, doublings = found_one
+        if factors := base_and_doublings("dcgan", side):
+            base, doublings = factors
             assert base * 2**doublings == side and 4 <= base <= 7 and doublings >= 1
     assert reaches("residual", 96) and not reaches("residual", 28)
 
@@ -346,6 +350,7 @@ import json, resource, time
 import torch
 from ganpipe.train import losses
 from ganpipe import models
+from ganpipe.models.layers import NetworkSpec
 from ganpipe.params import Model
 
 params = Model(architecture="dcgan", nz=100, z_distribution="uniform", z_limit=1.0, ngf=64, ndf=64,
@@ -370,7 +375,7 @@ print(json.dumps({"seconds": time.monotonic() - began, "losses": [d_loss.item(),
 
 @pytest.mark.long
 def test_marchesi_at_1024_px_fits_in_12_gb() -> None:
-    """A failure means that the paper's claim of 1024 px with batch 6 in 12 GB does not hold here."""
+    """A failure means that a step of batch size 6 at 1024 px needs 12 GB or more, unlike in the paper."""
     run = subprocess.run(
         [sys.executable, "-c", STEP],
         env=os.environ | {"OMP_NUM_THREADS": "2"},
@@ -378,7 +383,7 @@ def test_marchesi_at_1024_px_fits_in_12_gb() -> None:
         text=True,
     )
     assert run.returncode == 0, run.stderr
-    found = json.loads(run.stdout)
-    print(found)
-    assert found["gb"] < 12
-    assert all(map(math.isfinite, found["losses"]))
+    result = json.loads(run.stdout)
+    print(result)
+    assert result["gb"] < 12
+    assert all(map(math.isfinite, result["losses"]))

@@ -6,8 +6,8 @@ import torch
 from ganpipe.models.pixels import to_float, to_uint8
 
 
-def test_every_grey_level_survives_the_way_there_and_back() -> None:
-    """A lost level would shift the brightness of real against generated images; metrics would see that."""
+def test_every_grey_level_survives_the_round_trip() -> None:
+    """A failure means that generated images are brighter or darker than real ones, which metrics detect."""
     levels = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
     floats = to_float(torch.from_numpy(levels))
     assert floats.shape == (1, 1, 16, 16) and floats.min() == -1 and floats.max() == 1
@@ -15,11 +15,11 @@ def test_every_grey_level_survives_the_way_there_and_back() -> None:
 
 
 def test_values_outside_the_range_are_clipped() -> None:
-    """Without the clip, uint8 wraps round and white turns black."""
+    """A failure means that uint8 overflows, so that white turns black."""
     assert to_uint8(torch.tensor([-1.5, 1.5]).reshape(1, 1, 1, 2)).flatten().tolist() == [0, 255]
 
 
-def test_channels_keep_their_places() -> None:
+def test_axes_and_channels_keep_their_order() -> None:
     """A failure means that colours or axes are swapped between disk and network."""
     image = np.zeros((1, 2, 3, 3), np.uint8)
     image[0, 1, 2, 0] = 255
