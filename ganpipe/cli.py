@@ -262,23 +262,43 @@ def sources() -> None:
 
 @app.command(rich_help_panel=PEOPLE)
 def recipe(
-    name: Annotated[str | None, typer.Argument(help="A recipe; none: list them.")] = None,
+    name: Annotated[str | None, typer.Argument(help="A recipe; without one, all are listed.")] = None,
 ) -> None:
-    """List the papers' settings, or print one for `dvc exp run $(ganpipe recipe NAME)`."""
+    """List the papers' recipes, or print the settings of one; `ganpipe run` starts it."""
     from ganpipe import params
     from ganpipe.experiments import recipes
 
     values = params.load()
     if name is not None:
-        print(recipes.shell_line(recipes.recipe(values, name)))
+        print(*recipes.recipe_settings(values, name), sep="\n")
         return
     from rich.console import Console
     from rich.table import Table
 
     table = Table("recipe", "paper", "px", "pictures")
-    for row in recipes.rows(values):
+    for row in recipes.recipe_rows(values):
         table.add_row(*row)
     Console().print(table)
+
+
+@app.command(rich_help_panel=PEOPLE)
+def run(
+    recipe: Annotated[str, typer.Argument(help="A recipe in params.yaml.")],
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("-S", "--set", metavar="KEY=VALUE", help="Override a value of the recipe; repeat."),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="The experiment's name; DVC makes one up if not given.")
+    ] = None,
+    queue: Annotated[
+        bool, typer.Option("--queue", help="Add it to DVC's queue instead of running it.")
+    ] = False,
+) -> None:
+    """Run a recipe as a DVC experiment, and print the `dvc exp run` command that does it."""
+    from ganpipe.experiments.run import run
+
+    run(ROOT, recipe, settings or [], name, queue)
 
 
 @app.command(rich_help_panel=PEOPLE)
@@ -286,7 +306,8 @@ def grid(
     name: Annotated[str, typer.Argument(help="A grid in params.yaml.")],
     seeds: Annotated[int, typer.Option(min=1, help="Experiments of each cell: train.seed 0, 1, 2 …")] = 3,
     settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A value for all cells; repeat.")
+        list[str] | None,
+        typer.Option("-S", "--set", metavar="KEY=VALUE", help="A value for all cells; repeat."),
     ] = None,
     run: Annotated[bool, typer.Option("--run", help="Run the queue and wait for it.")] = False,
     jobs: Annotated[int, typer.Option(min=1, help="Experiments at a time, with --run.")] = 1,

@@ -67,7 +67,7 @@ def _of_mlflow(address: str, root: Path) -> Iterator[Path]:
 @contextmanager
 def _of_experiment(name: str, root: Path) -> Iterator[Path]:
     """Give a folder with the train stage's results of a DVC experiment, out of DVC's cache."""
-    with revisions.opened(root) as repo:
+    with revisions.open_repo(root) as repo:
         found = revisions.finished(repo).get(name)
     if not found:
         raise UserError(

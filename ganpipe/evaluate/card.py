@@ -7,12 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-NETWORKS = {
-    "dcgan": "DCGAN (Radford, Metz & Chintala 2015)",
-    "celeba64": "celeba64 (Vlad, Face image generation using GANs)",
-    "upsample": "upsampling DCGAN (Stiff, von Keyserlingk & Stuart 2018)",
-    "residual": "residual DCGAN (Xin 2024)",
-}
+from ganpipe.models.papers import architecture_paper
+
 # What each number means, in the order of the table.
 MEANINGS = {
     "kid": "distance of the sets, 0 is perfect",
@@ -77,7 +73,7 @@ def _list(values: Mapping[str, Any]) -> str:
 
 
 def _training(model: Mapping[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = {"network": NETWORKS[model["architecture"]]}
+    found: dict[str, Any] = {"network": architecture_paper(model["architecture"])}
     sizes = (
         "nz",
         "z_distribution",

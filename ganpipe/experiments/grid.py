@@ -1,6 +1,6 @@
-"""A grid's experiments in DVC: which are there, which to queue, and running the queue.
+"""Queue a grid's experiments in DVC, each once, and run the queue.
 
-Nothing here imports mlflow: the runs are mirrored by the stages themselves, in the queue as anywhere.
+Nothing here imports mlflow: the stages mirror their own runs, in the queue as elsewhere.
 """
 
 import os
@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,223 +19,226 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ganpipe import params
 from ganpipe.common.errors import UserError
-from ganpipe.experiments import recipes
-from ganpipe.experiments.revisions import Found, code_of, finished, flat, opened, unpack
-from ganpipe.fetch.catalogue import SOURCES
-from ganpipe.fetch.paths import ADVICE, PLACEHOLDER, travels
+from ganpipe.experiments import recipes, revisions
+from ganpipe.experiments.run import dvc_environment, path_problem
 from ganpipe.params import Params
 
 POLL = 1.0  # seconds between looks at the queue
-PATIENCE = 20.0  # seconds with experiments waiting and none running, before workers are started again
-ATTEMPTS = 3  # starts of workers that may pass without an experiment beginning
-# What tells why a stage failed: an error of ganpipe's or of Python's; DVC's own line only says that it did.
+PATIENCE = 20.0  # seconds without a running experiment after which workers are started again
+ATTEMPTS = 3  # consecutive starts of workers without a running experiment before giving up
+# Lines that tell why a stage failed: an error of ganpipe or of Python. DVC's own line only says that it did.
 REASONS = (re.compile(r"^ganpipe \w+: (?:error: )?.+"), re.compile(r"^[\w.]*(?:Error|Exception|Exit)\b.*"))
 
 
 def grid(
     root: Path, name: str, seeds: int = 1, settings: Iterable[str] = (), run: bool = False, jobs: int = 1
 ) -> None:
-    """Queue what a grid lacks, a DVC experiment for each cell and seed; run it if asked; say what was done.
+    """Queue a DVC experiment for each cell and seed of a grid that has none yet, and report the counts.
 
-    An experiment is left alone where one of its name, params and code is finished, queued or running.
+    An experiment is skipped if one with its name, params and code is finished, queued or running.
 
     Args:
         root: the checkout.
-        name: the grid's, in params.yaml.
+        name: the grid's name in params.yaml.
         seeds: experiments of each cell, with train.seed 0, 1, 2 …
-        settings: words for every cell.
+        settings: settings for every cell.
         run: start workers and wait for the experiments.
-        jobs: experiments at a time.
+        jobs: how many experiments run at a time.
 
     Raises:
-        UserError: before anything is queued, one line for each cell that cannot be; or, after all have ended,
-            one line for each that failed.
+        UserError: before anything is queued, one line for each wrong cell; or, after all have ended, one line
+            for each experiment that failed.
     """
-    wanted = _wanted(params.load(root / params.PARAMS_FILE), root, name, seeds, list(settings))
-    with opened(root) as repo:
-        new, states = _missing(repo, root, wanted)
-        for experiment in new:
-            words = recipes.overrides(wanted[experiment][0].words)
-            repo.experiments.run(queue=True, name=experiment, params=words)
-        counts = [f"{states.count(state)} {state} before" for state in ("finished", "running", "queued")]
-        counts = [text for text in counts if not text.startswith("0 ")]
-        print(f"{name}: {', '.join([f'{len(new)} of {len(wanted)} experiments queued', *counts])}")
+    values = params.load(root / params.PARAMS_FILE)
+    plan = planned(values, root, name, seeds, settings)
+    with revisions.open_repo(root) as repo:
+        missing, states = _missing(repo, root, values, plan)
+        for experiment in missing:
+            overrides = recipes.hydra_overrides(plan[experiment])
+            repo.experiments.run(queue=True, name=experiment, params=overrides)
+        counts = [f"{len(missing)} of {len(plan)} experiments queued"]
+        counts += [
+            f"{states.count(state)} {state} before"
+            for state in ("finished", "running", "queued")
+            if state in states
+        ]
+        print(f"{name}: {', '.join(counts)}")
         if run:
-            _run(repo, root, set(wanted), states.count("finished"), jobs)
-        elif len(wanted) > states.count("finished"):
+            _run(repo, root, set(plan), states.count("finished"), jobs)
+        elif len(plan) > states.count("finished"):
             print(f"Run them with `ganpipe grid {name} --run` or `dvc queue start`")
     print(f"Compare them with `ganpipe compare --grid {name}`")
 
 
-def _wanted(
-    values: Params, root: Path, name: str, seeds: int, settings: list[str]
-) -> dict[str, tuple[recipes.Cell, Params]]:
-    """Return experiment → its cell, with the seed among its words, and its params.
+def planned(
+    values: Params, root: Path, name: str, seeds: int, settings: Iterable[str]
+) -> dict[str, list[str]]:
+    """Return experiment → settings on top of params.yaml, seed included, for each cell and seed of a grid.
 
     Raises:
-        UserError: one line for each cell that the params refuse or whose pictures a queued copy cannot see.
+        UserError: one line for each cell with wrong params, or with pictures that the queue cannot read.
     """
-    wanted: dict[str, tuple[recipes.Cell, Params]] = {}
+    plan: dict[str, list[str]] = {}
     problems: list[str] = []
-    cells: dict[str, str] = {}
-    for cell in recipes.cells(values, name, settings):
+    names: dict[str, str] = {}  # params → the cell that has them
+    for cell in recipes.grid_cells(values, name, settings):
         try:
-            after = recipes.applied(values, cell.words, cell.name)
+            applied = recipes.apply_settings(values, cell.settings, cell.name)
         except UserError as error:
             problems.append(str(error))
             continue
-        twin = cells.setdefault(str(flat(after)), cell.name)
-        if twin != cell.name or f"{cell.name}-s0" in wanted:
+        twin = names.setdefault(str(revisions.flat_params(applied)), cell.name)
+        if twin != cell.name or f"{cell.name}-s0" in plan:
             problems.append(f"{cell.name}: the cell {twin} has the same params, or the same name")
-        if unseen := _unseen(root, after):
-            problems.append(f"{cell.name}: {unseen}")
+        if problem := path_problem(root, applied):
+            problems.append(f"{cell.name}: {problem}")
         for seed in range(seeds):
-            word = f"{recipes.SEED}={seed}"
-            seeded = recipes.Cell(cell.name, (*cell.words, word))
-            wanted[f"{cell.name}-s{seed}"] = seeded, recipes.applied(after, [word], cell.name)
+            plan[f"{cell.name}-s{seed}"] = [*cell.settings, f"{recipes.SEED}={seed}"]
     if problems:
         raise UserError("\n".join(problems))
-    return wanted
-
-
-def _unseen(root: Path, values: Params) -> str:
-    """Return why a queued experiment, which runs in a copy of what git tracks, could not read fetch.path."""
-    path = values.fetch.path
-    if SOURCES[values.fetch.source].needs_path and path == PLACEHOLDER:
-        return "fetch.path: names no pictures; give theirs with --set fetch.path=/a/folder"
-    if not (root / path).exists():
-        return f"fetch.path: {path} is not there"
-    if Path(path).is_absolute() or travels(root / path, root):
-        return ""
-    return f"fetch.path: {path}: {ADVICE.format(path=path)}"
+    return plan
 
 
 def _missing(
-    repo: Any, root: Path, wanted: dict[str, tuple[recipes.Cell, Params]]
+    repo: Any, root: Path, values: Params, plan: dict[str, list[str]]
 ) -> tuple[list[str], list[str]]:
-    """Return the experiments to queue, and the states of the others.
+    """Return the names of the experiments to queue, and the states of the others.
 
     Raises:
-        UserError: one line for each name under which DVC holds something else.
+        UserError: one line for each name that DVC holds with other params or code, or whose worker died.
     """
-    queue, code = repo.experiments.celery_queue, code_of(root)
-    held = {name: found for name, found in finished(repo).items() if name in wanted}
-    waiting = [("queued", entry) for entry in queue.iter_queued()]
+    queue, code = repo.experiments.celery_queue, revisions.code_digest_of(root)
+    held = {name: same for name, same in revisions.finished(repo).items() if name in plan}
+    queued = [("queued", entry) for entry in queue.iter_queued()]
     running = [("running", entry) for entry in queue.iter_active()]
     alive = not running or bool(queue.worker_status())
-    for state, entry in (*waiting, *running):
-        if entry.name in wanted:
-            held.setdefault(entry.name, []).insert(0, Found(state, entry.stash_rev, entry.baseline_rev))
-    new, states, problems = [], [], []
-    for name, (_, values) in wanted.items():
-        here = [each for each in held.get(name, ()) if _holds(root, each, values, code)]
-        state = here[0].state if here else ""
+    for state, entry in (*queued, *running):
+        if entry.name in plan:
+            experiment = revisions.Experiment(state, entry.stash_rev, entry.baseline_rev)
+            held.setdefault(entry.name, []).insert(0, experiment)
+    missing, states, problems = [], [], []
+    for name, settings in plan.items():
+        wanted = revisions.flat_params(recipes.apply_settings(values, settings, name)), code
+        experiments = held.get(name, [])
+        state = next((e.state for e in experiments if _matches(root, e, wanted)), "")
+        clash = next((e for e in experiments if e.baseline == repo.scm.get_rev()), None)
         if state == "running" and not alive:
-            problems.append(f"{name}: its worker is gone; `dvc queue kill {name}`, and run this again")
+            problems.append(f"{name}: its worker died; `dvc queue kill {name}`, then run this command again")
         elif state:
             states.append(state)
-        elif clash := next((e for e in held.get(name, ()) if e.baseline == repo.scm.get_rev()), None):
+        elif clash:
             remove = "dvc exp remove" if clash.state == "finished" else "dvc queue remove"
             problems.append(f"{name}: {clash.state} with other params or code; `{remove} {name}`")
         else:
-            new.append(name)
+            missing.append(name)
     if problems:
         raise UserError("\n".join(problems))
-    return new, states
+    return missing, states
 
 
-def _holds(root: Path, found: Found, values: Params, code: str) -> bool:
-    """Say whether an experiment is whole, or on its way to be, and has these params and this code."""
-    with TemporaryDirectory(prefix="ganpipe-") as place:
+def _matches(root: Path, experiment: revisions.Experiment, wanted: tuple[dict[str, Any], str]) -> bool:
+    """Say whether an experiment has the wanted params and code, and is complete unless it waits or runs."""
+    with TemporaryDirectory(prefix="ganpipe-") as folder:
         try:
-            has, last = unpack(root, found.revision, Path(place))
-            same = flat(has) == flat(values) and code_of(Path(place)) == code
-        except (UserError, KeyError, ValueError, SyntaxError):  # an older version's
+            values, last = revisions.unpack(root, experiment.revision, Path(folder))
+            same = (revisions.flat_params(values), revisions.code_digest_of(Path(folder))) == wanted
+        except revisions.UNREADABLE:
             return False
-    return same and (last == "evaluate" or found.state != "finished")
+    return same and (last == "evaluate" or experiment.state != "finished")
 
 
 def _run(repo: Any, root: Path, names: set[str], done: int, jobs: int) -> None:
-    """Run the queue until none of the named experiments waits or runs, with a bar and a line for each.
+    """Run the queue until none of the named experiments waits or runs, with a bar and a line for each result.
 
     Raises:
         UserError: one line for each experiment that failed.
         SystemExit: Ctrl-C; running experiments keep a checkpoint, the others stay in the queue.
     """
     queue, console = repo.experiments.celery_queue, Console(stderr=True, highlight=False, soft_wrap=True)
-    left = {e.stash_rev: e.name for e in (*queue.iter_active(), *queue.iter_queued()) if e.name in names}
-    total, failed = done + len(left), dict[str, str]()
+    entries = [*queue.iter_active(), *queue.iter_queued()]
+    waiting = {entry.stash_rev: entry.name for entry in entries if entry.name in names}
+    total, failed = done + len(waiting), dict[str, str]()
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.fields[note]}"))
-    attempts, last_active = 0, -PATIENCE
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("grid", total=total, completed=done, note="")
         try:
-            while left:
-                active = list(queue.iter_active())
-                if active:
-                    attempts, last_active = 0, time.monotonic()
-                elif time.monotonic() - last_active > PATIENCE:  # at first, and where a worker has died
-                    if attempts == ATTEMPTS:
-                        raise UserError("DVC's workers end at once; `dvc queue start -v` tells why")
-                    _start(root, jobs)
-                    attempts, last_active = attempts + 1, time.monotonic()
+            for active in _watch(queue, waiting, root, jobs):
                 for entry, result in queue.iter_done():
-                    if name := left.pop(entry.stash_rev, None):
+                    if name := waiting.pop(entry.stash_rev, None):
                         done += 1
                         if not (result and result.ref_info):
-                            failed[name] = reason(_log(queue, entry.stash_rev))
-                        ended = f"failed: {failed[name]}" if name in failed else "finished"
-                        console.print(f"{done}/{total} {name}: {ended}", markup=False)
-                running = next((entry for entry in active if entry.stash_rev in left), None)
-                lines = _log(queue, running.stash_rev).split("\n") if running else [""]
+                            failed[name] = failure_reason(_log(queue, entry.stash_rev))
+                        outcome = f"failed: {failed[name]}" if name in failed else "finished"
+                        console.print(f"{done}/{total} {name}: {outcome}", markup=False)
+                running = [entry.stash_rev for entry in active if entry.stash_rev in waiting]
+                lines = _log(queue, running[0]).split("\n") if running else []
                 note = next((line for line in reversed(lines) if line.strip()), "")
                 bar.update(task, completed=done, note=note[: console.width // 2])
-                time.sleep(POLL if left else 0)
         except KeyboardInterrupt:
             bar.stop()
-            _stop(queue, left)
-            console.print(f"Stopped, {len(left)} experiments left; the same command goes on with them.")
+            _stop(queue, waiting)
+            console.print(f"Stopped, {len(waiting)} experiments left; the same command resumes them.")
             raise SystemExit(130) from None
     if failed:
-        lines = [f"{name}: {why}" for name, why in failed.items()]
-        lines.append(f"{len(failed)} failed: `dvc queue logs NAME` shows all, the same command tries again")
+        lines = [f"{name}: {reason}" for name, reason in failed.items()]
+        lines.append(f"{len(failed)} failed: `dvc queue logs NAME` shows all, the same command retries them")
         raise UserError("\n".join(lines))
 
 
-def _stop(queue: Any, left: dict[str, str]) -> None:
-    """Let workers take nothing more, interrupt these experiments, and wait until they have ended."""
-    from dvc.exceptions import DvcException
+def _watch(queue: Any, waiting: dict[str, str], root: Path, jobs: int) -> Iterator[list[Any]]:
+    """Yield the running entries of the queue every POLL seconds while `waiting` is not empty.
 
-    queue.shutdown()
-    for entry in list(queue.iter_active()):
-        if entry.stash_rev in left:
-            with suppress(DvcException):  # it has ended meanwhile
-                queue.kill([entry.name])
-    while any(entry.stash_rev in left for entry in queue.iter_active()):
-        time.sleep(POLL)
-    for entry, _ in queue.iter_success():
-        left.pop(entry.stash_rev, None)
+    Starts workers at first, and again when one has died.
+
+    Raises:
+        UserError: workers end without running an experiment.
+    """
+    starts, last_active = 0, -PATIENCE
+    while waiting:
+        active = list(queue.iter_active())
+        if active:
+            starts, last_active = 0, time.monotonic()
+        elif time.monotonic() - last_active > PATIENCE:
+            if starts == ATTEMPTS:
+                raise UserError("DVC's workers end at once; `dvc queue start -v` shows the reason")
+            _start_workers(root, jobs)
+            starts, last_active = starts + 1, time.monotonic()
+        yield active
+        time.sleep(POLL if waiting else 0)
 
 
-def _start(root: Path, jobs: int) -> None:
-    """Start DVC's workers, which outlive this process; those that run already count."""
-    # DVC starts workers as `dvc`, and stages run as `python`: both must be the ones that run here.
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-    command = [sys.executable, "-m", "dvc", "queue", "start", "--jobs", str(jobs)]
+def _start_workers(root: Path, jobs: int) -> None:
+    """Start DVC's workers, which outlive this process; workers that run already count."""
+    command = ["dvc", "queue", "start", "--jobs", str(jobs)]
     # No pipes: the workers would keep them open for as long as they live.
     ended = subprocess.run(
-        command,
+        [sys.executable, "-m", *command],
         cwd=root,
-        env=os.environ | {"PATH": path},
+        env=dvc_environment(),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
     if ended.returncode:
-        raise UserError(f"workers do not start; `{' '.join(command[2:])}` tells why")
+        raise UserError(f"workers do not start; `{' '.join(command)}` shows the reason")
+
+
+def _stop(queue: Any, waiting: dict[str, str]) -> None:
+    """Keep workers from taking more experiments, interrupt those in `waiting`, and wait for their end."""
+    from dvc.exceptions import DvcException
+
+    queue.shutdown()
+    for entry in list(queue.iter_active()):
+        if entry.stash_rev in waiting:
+            with suppress(DvcException):  # it has ended in the meantime
+                queue.kill([entry.name])
+    while any(entry.stash_rev in waiting for entry in queue.iter_active()):
+        time.sleep(POLL)
+    for entry, _ in queue.iter_success():
+        waiting.pop(entry.stash_rev, None)
 
 
 def _log(queue: Any, revision: str) -> str:
-    """Return the end of what an experiment has printed; empty where it has not begun."""
+    """Return the last 20 kB of an experiment's output; empty if it has not begun."""
     process = queue.proc.get(revision)
     if process is None or not process.stdout or not Path(process.stdout).exists():
         return ""
@@ -244,11 +247,11 @@ def _log(queue: Any, revision: str) -> str:
         return file.read().decode(errors="replace")
 
 
-def reason(log: str) -> str:
-    """Return the line of a log that tells best why it failed."""
+def failure_reason(log: str) -> str:
+    """Return the line of a failed experiment's log that best tells why it failed."""
     lines = [line.strip() for line in log.splitlines() if line.strip()]
     for pattern in REASONS:
-        if found := [line for line in lines if pattern.match(line)]:
-            return found[-1]
+        if matches := [line for line in lines if pattern.match(line)]:
+            return matches[-1]
     errors = [line for line in lines if line.startswith("ERROR")]
     return (errors or lines or ["it failed before its first stage; see .dvc/tmp/exps/celery/*.out"])[-1]

@@ -1,8 +1,8 @@
-"""Which of two settings is better, how sure that is, and how many seeds it would take to say.
+"""Decide which of two settings is better, with what confidence, and how many seeds a decision needs.
 
-A setting is judged by a number of each of its runs, one for each seed, lower being better. Runs with the same
-seed share what chance decides, so settings are compared seed by seed: by Student's interval of the mean
-difference, which holds for few seeds, and widens fast below five.
+A setting is judged by one number of each of its runs, one run a seed; lower is better. Runs with the same
+seed share their random numbers, so settings are compared seed by seed: with Student's confidence interval of
+the mean difference (a paired t-test). It holds for few seeds, and is wide with fewer than five.
 """
 
 import math
@@ -11,32 +11,44 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# The share of comparisons of equal settings in which a difference may be claimed, either way.
-RISK = 0.05
-# The chance of telling settings apart that differ as these seem to, for which the seeds are counted.
-POWER = 0.8
+RISK = 0.05  # the probability that equal settings are called different
+POWER = 0.8  # the probability of detecting the estimated difference, for which seeds are counted
 MOST_SEEDS = 999
+WITHOUT_VERDICT = "no verdict: fewer than 2 seeds in common"
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What can be said of a setting against another one.
+    """A comparison of a setting with another one.
 
     Attributes:
         word: "better", "worse" or "not distinguishable".
-        difference: its mean number less the other's, over the seeds that both have.
-        low: the interval of that difference; high likewise.
-        pairs: seeds that both have.
-        seeds: how many it would take to tell the two apart in four of five cases, if difference and spread
-            are as they seem; None: more than MOST_SEEDS.
+        difference: mean over the common seeds of the setting's number minus the other's.
+        difference_low: lower end of its confidence interval; difference_high: upper end.
+        paired_seeds: number of common seeds.
+        seeds_to_tell: how many seeds would tell the settings apart with probability POWER, if the difference
+            and its spread are as estimated; None: more than MOST_SEEDS.
     """
 
     word: str
     difference: float
-    low: float
-    high: float
-    pairs: int
-    seeds: int | None
+    difference_low: float
+    difference_high: float
+    paired_seeds: int
+    seeds_to_tell: int | None
+
+    def __str__(self) -> str:
+        width = self.difference_high - self.difference_low
+        decimals = max(0, 1 - math.floor(math.log10(max(width, 1e-9))))
+        mean, low, high = (
+            f"{number:+.{decimals}f}"
+            for number in (self.difference, self.difference_low, self.difference_high)
+        )
+        text = f"{self.word}: {mean} ({low} to {high})"
+        if self.word != "not distinguishable":
+            return text
+        seeds = f"more than {MOST_SEEDS}" if self.seeds_to_tell is None else f"about {self.seeds_to_tell}"
+        return f"{text}; {seeds} seeds would tell"
 
 
 def verdict(
@@ -45,13 +57,12 @@ def verdict(
     """Compare a setting with another one.
 
     Args:
-        numbers: seed → number of the setting, lower being better; NaN where a run has none.
-        others: likewise, of the other setting.
-        comparisons: how many such comparisons are made together; the risk of a false claim is shared among
-            them (Bonferroni).
+        numbers: seed → number of the setting, lower is better; NaN where a run has none.
+        others: the same of the other setting.
+        comparisons: how many such comparisons are made together; they share RISK (Bonferroni).
 
     Returns:
-        None where fewer than two seeds have both numbers: one difference has no spread.
+        None if fewer than two seeds have both numbers, because one difference has no spread.
     """
     from scipy import stats
 
@@ -61,14 +72,15 @@ def verdict(
     n = len(differences)
     if n < 2:
         return None
-    mean, sd, tail = float(differences.mean()), float(differences.std(ddof=1)), 1 - RISK / comparisons / 2
-    reach = float(stats.t.ppf(tail, n - 1)) * sd / math.sqrt(n)
-    low, high = mean - reach, mean + reach
+    mean, sd, quantile = float(differences.mean()), float(differences.std(ddof=1)), 1 - RISK / comparisons / 2
+    half_width = float(stats.t.ppf(quantile, n - 1)) * sd / math.sqrt(n)
+    low, high = mean - half_width, mean + half_width
     word = "better" if high < 0 else "worse" if low > 0 else "not distinguishable"
     counts = np.arange(2, MOST_SEEDS + 1)
     if sd > 0:
-        shift = np.minimum(abs(mean) / sd * np.sqrt(counts), 30)  # far beyond any doubt, where nct gives NaN
-        enough = stats.nct.sf(stats.t.ppf(tail, counts - 1), counts - 1, shift) >= POWER
+        # The power of the t-test at each count; scipy's nct gives NaN far above 30, where the power is 1.
+        noncentrality = np.minimum(abs(mean) / sd * np.sqrt(counts), 30)
+        enough = stats.nct.sf(stats.t.ppf(quantile, counts - 1), counts - 1, noncentrality) >= POWER
     else:
         enough = np.full(len(counts), mean != 0)
     return Verdict(word, mean, low, high, n, int(counts[enough.argmax()]) if enough.any() else None)

@@ -30,7 +30,7 @@ from filelock import FileLock
 from ganpipe import params
 from ganpipe.common import code as closure
 from ganpipe.common import dataset as packed
-from ganpipe.common import files, processes
+from ganpipe.common import files, processes, stages
 from ganpipe.common.errors import Interrupted, UserError
 from ganpipe.experiments import revisions
 from ganpipe.tracking import model as packing
@@ -253,11 +253,11 @@ def sync(root: Path) -> list[str]:
 
 def _sync_workspace(home: Path, repo: Any) -> str:
     changed = {name.rpartition(":")[2] for name in repo.status()}
-    stale = next((i for i, name in enumerate(revisions.PIPELINE) if name in changed), len(revisions.PIPELINE))
-    valid = revisions.PIPELINE[:stale]
+    stale = next((i for i, name in enumerate(stages.STAGES) if name in changed), len(stages.STAGES))
+    valid = stages.STAGES[:stale]
     if "train" not in valid:
-        return f"workspace: nothing to record, {revisions.PIPELINE[stale]} is not up to date; run `dvc repro`"
-    upto = STAGES[len(valid) - revisions.PIPELINE.index("sample")]
+        return f"workspace: nothing to record, {stages.STAGES[stale]} is not up to date; run `dvc repro`"
+    upto = STAGES[len(valid) - stages.STAGES.index("sample")]
     try:
         status: Status | None = "FINISHED" if upto == "evaluate" else None  # the next stage may have failed
         mirrored = _mirror(home, _identify(home), _folders(home, upto), status)

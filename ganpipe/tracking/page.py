@@ -13,6 +13,7 @@ from ganpipe import params
 from ganpipe.common.errors import UserError
 from ganpipe.evaluate.card import brief
 from ganpipe.experiments import recipes, revisions
+from ganpipe.models.papers import architecture_paper, recipe_paper
 from ganpipe.params import Params
 
 if TYPE_CHECKING:
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
 NOTE, GRID, CELL, RECIPE = "mlflow.note.content", "ganpipe.grid", "ganpipe.cell", "ganpipe.recipe"
 MOST_DIFFERENT = 8  # values in which a run may differ from a recipe and still be called after it
 OTHERS = "\n\n**Its grid**: "  # begins the last part of the note
-# Whose network an architecture is.
-NETWORKS = {"dcgan": "dcgan", "celeba64": "celeba64", "upsample": "stiff2018", "residual": "xin2024"}
 
 
 def origin(values: Params, name: str | None) -> dict[str, str]:
@@ -39,11 +38,11 @@ def origin(values: Params, name: str | None) -> dict[str, str]:
 
 def nearest_recipe(values: Params) -> tuple[str, list[str]] | None:
     """Return the recipe from which the params differ the least, and how; None where that is much."""
-    now, best = revisions.flat(values), None
+    now, best = revisions.flat_params(values), None
     for recipe in values.recipes:
         try:
-            words = recipes.recipe(values, recipe)
-            then = revisions.flat(recipes.applied(values, words, recipe))
+            words = recipes.recipe_settings(values, recipe)
+            then = revisions.flat_params(recipes.apply_settings(values, words, recipe))
         except UserError:  # it needs more than its words, such as another resolution
             continue
         differing = [f"{key}={_text(now[key])}" for key in now if now[key] != then[key]]
@@ -101,10 +100,9 @@ def _table(metrics: Mapping[str, Any]) -> str:
 
 def _recipe(values: Mapping[str, Mapping[str, Any]], tags: Mapping[str, str]) -> str:
     if RECIPE in tags:
-        paper = recipes.PAPERS.get(re.split(r"[-,]", tags[RECIPE])[0], "")
+        paper = recipe_paper(tags[RECIPE].partition(",")[0])
         return f"{tags[RECIPE]} ({paper})" if paper else tags[RECIPE]
-    network = values["model"]["architecture"]
-    return f"none; the network is {network} ({recipes.PAPERS[NETWORKS[network]]})"
+    return f"none; the network is {architecture_paper(values['model']['architecture'])}"
 
 
 def repeat(home: Path, values: Mapping[str, Mapping[str, Any]], commit: str | None, clean: bool) -> str:
@@ -139,7 +137,7 @@ def repeat(home: Path, values: Mapping[str, Mapping[str, Any]], commit: str | No
     differing = [*git, "diff", "--quiet", commit, "--", "ganpipe", "dvc.yaml"]
     edited = not clean and subprocess.run(differing).returncode == 1
     lines = ["# and the changes to the code that git diff shows"] if edited else []
-    settings = [f"-S {shlex.quote(word)}" for word in recipes.overrides(words)]
+    settings = [f"-S {shlex.quote(word)}" for word in recipes.hydra_overrides(words)]
     return "\n".join([f"git checkout {commit[:12]}", *lines, " ".join(["dvc exp run", *settings])])
 
 

@@ -51,7 +51,7 @@ def test_the_card_says_what_a_receiver_must_know(root: Path) -> None:
     for words in (
         "# A generator of 32 px images, trained on mnist5k",
         "- licence: CC BY-SA 3.0\n- cite: LeCun 1998\n- files: 5000",
-        "- network: DCGAN (Radford",
+        "- network: dcgan (Radford",
         "- ngf: 32\n- ndf: 32\n",
         "- training images: 4,451, digest dddddddddddddddd",
         "- glr: 0.0004",

@@ -1,4 +1,4 @@
-"""The comparison: what is pooled, what is judged, what is refused, and the files that people pass on."""
+"""The comparison: which runs are pooled, which cells are judged, and the files that people pass on."""
 
 import dataclasses
 import io
@@ -18,7 +18,8 @@ from PIL import Image
 
 from ganpipe.common.errors import UserError
 from ganpipe.experiments import compare, revisions
-from ganpipe.experiments.compare import Run
+from ganpipe.experiments.cells import NUMBERS, Run, cell_table, plus_minus, remarks_on, text_table
+from ganpipe.experiments.compare_page import loss_limits
 
 
 def run(
@@ -53,8 +54,8 @@ def three_cells() -> list[Run]:
 
 
 def test_seeds_are_pooled_and_cells_sorted_by_kid() -> None:
-    """The wrong mean, spread or order is the wrong conclusion."""
-    frame = compare.arrange(three_cells()[::-1])
+    """A failure means a wrong mean, spread or order, and so a wrong conclusion."""
+    frame = cell_table(three_cells()[::-1])
     assert list(frame["cell"]) == ["grid-glr=0.002", "grid-glr=0.001", "grid-glr=0.003"]
     assert list(frame["runs"]) == [2, 2, 2]
     assert list(frame["train.glr"]) == ["0.002", "0.001", "0.003"]
@@ -62,17 +63,17 @@ def test_seeds_are_pooled_and_cells_sorted_by_kid() -> None:
         assert math.isclose(frame["kid_lite0"][cell], statistics.mean(kids))
         assert math.isclose(frame["kid_lite0_sd_over_seeds"][cell], statistics.stdev(kids))
     assert not {"train.flip", "code", "n", "kid_lite0_sd", "train.seed"} & set(frame)
-    header, rows = compare.texts(frame)
+    header, rows = text_table(frame)
     assert header == ["cell", "runs", "train.glr", "kid_lite0", "recall"]
     assert rows[0] == ["grid-glr=0.002"[5:], "2", "0.002", "0.250 ± 0.071", "0.25 ± 0"]
-    floor, *verdicts, how = compare.explained(frame)
-    assert floor == "What as many real images score: kid_lite0 0.001." and "95 % interval" in how
+    floor, *verdicts, how = remarks_on(frame)
+    assert floor == "Floor, the score of as many real images: kid_lite0 0.001." and "95 % interval" in how
     assert verdicts[0] == "glr=0.002: lowest KID." and verdicts[1].startswith("glr=0.001: not distingu")
 
 
 @pytest.mark.parametrize("extractor", ["lite0", "inception", "dinov2_vits14"])
 def test_the_verdict_is_that_of_the_paired_seeds(extractor: str) -> None:
-    """Spread between seeds, which both settings share, would hide a difference, or chance pass for one."""
+    """A failure means that the spread between seeds, which cells share, hides a difference or feigns one."""
     base = np.array([0.2, 0.9, 0.4])
     runs = [
         run(f"{cell}-s{seed}", seed, float(kid), {"train.glr": cell}, extractor=extractor)
@@ -83,36 +84,36 @@ def test_the_verdict_is_that_of_the_paired_seeds(extractor: str) -> None:
         )
         for seed, kid in enumerate(kids)
     ]
-    frame = compare.arrange(runs).set_index("cell")
+    frame = cell_table(runs).set_index("cell")
     assert frame["verdict"]["good"] == "lowest KID"
     # 0.31 ± t(1 - 0.05/2/2, 2) · 0.01/√3, t = 6.205
     assert frame["verdict"]["bad"] == "worse: +0.310 (+0.274 to +0.346)"
     assert (
         "not distinguishable: +0.01 (-0.05 to +0.06); about 53 seeds would tell" == frame["verdict"]["alike"]
     )
-    numbers = [float(frame[name]["bad"]) for name in compare.NUMBERS]
+    numbers = [float(frame[name]["bad"]) for name in NUMBERS]
     assert numbers == pytest.approx([0.31, 0.27418, 0.34582, 3, 3], rel=1e-3)
-    assert "bad: worse: +0.310 (+0.274 to +0.346)." in compare.explained(frame.reset_index())
-    assert f"kid_{extractor}" in compare.texts(frame.reset_index())[0]
-    two = compare.arrange(runs[:6])
+    assert "bad: worse: +0.310 (+0.274 to +0.346)." in remarks_on(frame.reset_index())
+    assert f"kid_{extractor}" in text_table(frame.reset_index())[0]
+    two = cell_table(runs[:6])
     assert list(two["verdict"])[0] == "better than all others"
     assert list(two["verdict"])[1] == "worse: +0.310 (+0.285 to +0.335)"
 
 
 def test_without_two_seeds_in_common_there_is_no_verdict() -> None:
-    """One run each would pass for knowledge of two settings."""
+    """A failure means that one run of each setting is enough for a claim."""
     for seeds in ((0,), (1, 2, 3), (0, 4)):
         other = [run(f"b-s{seed}", seed, 9.0, {"train.glr": 1}) for seed in seeds]
-        frame = compare.arrange([run("a-s0", 0, 0.1), run("a-s4", 4 if len(seeds) == 1 else 9, 0.1), *other])
+        frame = cell_table([run("a-s0", 0, 0.1), run("a-s4", 4 if len(seeds) == 1 else 9, 0.1), *other])
         assert list(frame["verdict"]) == ["lowest KID", "no verdict: fewer than 2 seeds in common"]
         assert frame["difference"].isna().all()
-    assert list(compare.arrange([run("a-s0", 0, 0.1)])["verdict"]) == [""]
+    assert list(cell_table([run("a-s0", 0, 0.1)])["verdict"]) == [""]
 
 
 def test_a_cell_of_one_seed_keeps_no_other_from_its_verdict() -> None:
-    """One lucky run would leave a whole grid without a verdict."""
+    """A failure means that one lucky run leaves a whole grid without a verdict."""
     runs = [run("lucky-s0", 0, 0.01, {"train.glr": 9}), *three_cells()[:4]]
-    frame = compare.arrange(runs).set_index("cell")
+    frame = cell_table(runs).set_index("cell")
     assert list(frame.index) == ["lucky", "grid-glr=0.002", "grid-glr=0.001"]
     assert frame["verdict"]["lucky"] == "no verdict: fewer than 2 seeds in common"
     assert frame["verdict"]["grid-glr=0.002"] == "lowest KID of two seeds and more"
@@ -120,71 +121,70 @@ def test_a_cell_of_one_seed_keeps_no_other_from_its_verdict() -> None:
 
 
 def test_a_runaway_run_flattens_no_other_runs_curves() -> None:
-    """All other plots would look empty; or, with a scale each, runs not compare."""
+    """A failure means that one run that diverged makes the curves of all other runs look flat."""
     usual = [np.array([[0.7, float(top)], [1.0, np.nan]]) for top in (2, 3, 4)]
-    low, high = compare._limits([*usual, np.array([[-1e9, 1e9]]), np.array([[np.nan]])])
+    low, high = loss_limits([*usual, np.array([[-1e9, 1e9]]), np.array([[np.nan]])])
     assert 4 < high < 4.5 and -4.5 < low <= 0
-    assert compare._limits([np.array([[np.nan]])]) == (0, 1.05)
+    assert loss_limits([np.array([[np.nan]])]) == (0, 1.05)
 
 
 def test_runs_that_ended_badly_are_marked() -> None:
-    """A run that was saved from itself, or stopped half-way, would pass for one that trained through."""
+    """A failure means that a run that was rescued, or stopped early, looks like one that completed."""
     runs = [
         run("a-s0", 0, 0.1),
         run("a-s1", 1, 0.2, ended="diverged at step 400", interventions=2),
         run("a-s2", 2, 0.2, interventions=1),
         run("b-s0", 0, 0.3, {"train.glr": 1}),
     ]
-    frame = compare.arrange(runs)
+    frame = cell_table(runs)
     assert list(frame["marks"]) == ["seed 1 diverged at step 400, rescued 2 times; seed 2 rescued once", ""]
-    assert f"a: lowest KID; {frame['marks'][0]}." in compare.explained(frame)
-    assert compare.explained(compare.arrange([runs[2]]))[1] == "a: seed 2 rescued once."
+    assert f"a: lowest KID; {frame['marks'][0]}." in remarks_on(frame)
+    assert remarks_on(cell_table([runs[2]]))[1] == "a: seed 2 rescued once."
 
 
-def test_what_does_not_compare_gets_no_verdict_and_the_difference_is_named() -> None:
-    """A KID of 60 images at 32 px looks better than one of 500 at 128 px, and says nothing."""
+def test_sets_get_no_verdict_and_their_difference_is_named() -> None:
+    """A failure means that KIDs of other images, image counts or extractors are compared."""
     other = [
         run("mnist-s0", 0, 0.01, data="bbbbbbbb"),
         run("celeba-s0", 0, 0.02, protocol="EfficientNet-Lite0, 128 px; n=60 in 3 sets, k=5"),
         run("pixels-s0", 0, 0.02, protocol="pixels; n=60 in 3 sets, k=5", extractor="pixels"),
         run("fid-s0", 0, 0.02, protocol="Inception, 299 px; n=60 in 3 sets, k=5", extractor="inception"),
     ]
-    frame = compare.arrange([*three_cells(), *other])
+    frame = cell_table([*three_cells(), *other])
     assert list(frame["set"]) == [1, 1, 1, 2, 3, 4, 5]
     assert [bool(text) for text in frame["verdict"]] == [True, True, True, False, False, False, False]
-    header, rows = compare.texts(frame)
+    header, rows = text_table(frame)
     assert header[:2] == ["set", "cell"]
     assert [row[0] for row in rows] == ["1", "1", "1", "", "2", "", "3", "", "4", "", "5"]
-    refused = [line for line in compare.explained(frame) if line.startswith("No verdict")]
+    refused = [line for line in remarks_on(frame) if line.startswith("No verdict")]
     for line, difference in zip(
         refused,
         (
-            "training images aaaaaaaa against bbbbbbbb",
+            "training images aaaaaaaa against training images bbbbbbbb",
             "n=100 in 3 sets against n=60 in 3 sets",
-            "EfficientNet-Lite0, 128 px against pixels, n=100 in 3 sets against n=60 in 3 sets",
-            "EfficientNet-Lite0 against Inception, 128 px against 299 px, n=100 in 3 sets against n=60 in "
-            "3 sets",
+            "EfficientNet-Lite0, 128 px, n=100 in 3 sets against pixels, n=60 in 3 sets",
+            "EfficientNet-Lite0, 128 px, n=100 in 3 sets against Inception, 299 px, n=60 in 3 sets",
         ),
         strict=True,
     ):
-        assert line.endswith(f"which do not compare: {difference}."), line
+        assert line.endswith(f": {difference}."), line
 
 
-def test_what_is_not_the_same_is_not_pooled() -> None:
-    """Two versions of the code, or of the pictures, would pass for two seeds."""
+def test_runs_that_differ_are_not_pooled() -> None:
+    """A failure means that runs of two versions of the code, or of the images, count as two seeds."""
     same = run("a-s0", 0, 0.1), run("a-s1", 1, 0.2)
-    assert len(compare.arrange(same)) == 1
-    assert len(compare.arrange([*same, run("b-s2", 2, 0.3, {"code": "def"})])) == 2
-    assert len(compare.arrange([*same, run("b-s2", 2, 0.3, data="cccc")])) == 2
-    assert len(compare.arrange([*same, run("b-s2", 2, 0.3, {"model.z_limit": 1.0})])) == 2
-    assert "code" in compare.arrange([*same, run("b-s2", 2, 0.3, {"code": "def"})])
+    assert len(cell_table(same)) == 1
+    assert len(cell_table([*same, run("b-s2", 2, 0.3, {"code": "def"})])) == 2
+    assert len(cell_table([*same, run("b-s2", 2, 0.3, data="cccc")])) == 2
+    assert len(cell_table([*same, run("b-s2", 2, 0.3, {"model.z_limit": 1.0})])) == 2
+    assert "code" in cell_table([*same, run("b-s2", 2, 0.3, {"code": "def"})])
 
 
 def test_missing_numbers_are_last_and_shown_as_missing() -> None:
-    """A cell without a KID must not win by having none."""
-    frame = compare.arrange([run("x-a-s0", 0, None, {"code": "x"}), run("x-b-s0", 0, 5.0)])
+    """A failure means that a cell without a KID ranks first."""
+    frame = cell_table([run("x-a-s0", 0, None, {"code": "x"}), run("x-b-s0", 0, 5.0)])
     assert list(frame["cell"]) == ["x-b", "x-a"]
-    header, rows = compare.texts(frame)
+    header, rows = text_table(frame)
     assert rows[1][header.index("kid_lite0")] == "–"
 
 
@@ -200,12 +200,12 @@ def test_missing_numbers_are_last_and_shown_as_missing() -> None:
     ],
 )
 def test_decimals_follow_the_spread(mean: float, sd: float, text: str) -> None:
-    """More decimals than the spread bears look like knowledge."""
-    assert compare.plus_minus(mean, sd) == text
+    """A failure means that a mean shows more decimals than its spread supports."""
+    assert plus_minus(mean, sd) == text
 
 
 class Pictures(HTMLParser):
-    """Collects what a page shows and what it would load."""
+    """Collects the texts of a page and the addresses that it loads."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -225,11 +225,13 @@ class Pictures(HTMLParser):
 def test_files_hold_everything_and_load_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A page that is sent on must show images and curves without this machine; names must not become tags."""
+    """A failure means that the page needs other files, or that a name in it becomes a tag."""
     runs = [*three_cells(), run("<b>mnist</b>-s0", 0, 0.01, data="bbbbbbbb")]
     runs[0] = dataclasses.replace(runs[0], ended="diverged at step 5")
     runs[0].history.loc[5:, "g_loss"] = math.nan
-    monkeypatch.setattr(compare, "_read", lambda *_: (runs, ["grid-glr=0.004: no experiment is finished"]))
+    monkeypatch.setattr(
+        compare, "read_runs", lambda *_: (runs, ["grid-glr=0.004: no experiment is finished"])
+    )
     frame = compare.compare(tmp_path, (), "grid", tmp_path / "table.csv", tmp_path / "page.html")
     shown = capsys.readouterr().out
     for words in ("0.250 ± 0.071", "No verdict between sets 1 and 2", "glr=0.004: no exp", "seed 0 diverged"):
@@ -239,17 +241,19 @@ def test_files_hold_everything_and_load_nothing(
     assert math.isclose(table["kid_lite0"][0], 0.25) and table["experiments"][0].count(" ") == 1
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     seen = Pictures(page)
-    assert len(seen.sources) == 8 and all(each.startswith("data:image/png;base64,") for each in seen.sources)
+    assert len(seen.sources) == 8 and all(
+        source.startswith("data:image/png;base64,") for source in seen.sources
+    )
     assert "0.250 ± 0.071" in seen.texts and "seed 0 diverged at step 5" in seen.texts
     assert list(table["marks"].dropna()) == ["seed 0 diverged at step 5"] and "<b>mnist</b>" not in page
     assert not re.search(r"https?://|<script|@import|url\(", page)
 
 
 def test_without_a_finished_experiment_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An empty table looks like a result, and a mistyped name like an unfinished experiment."""
-    none: dict[str, list[revisions.Found]] = {}
-    monkeypatch.setattr(revisions, "finished", lambda repo: none)
-    monkeypatch.setattr(revisions, "opened", lambda root: io.StringIO())
+    """A failure means an empty table, or that a mistyped name looks like an unfinished experiment."""
+    none: dict[str, list[revisions.Experiment]] = {}
+    monkeypatch.setattr(compare, "finished", lambda repo: none)
+    monkeypatch.setattr(compare, "open_repo", lambda root: io.StringIO())
     with pytest.raises(UserError, match="no finished experiment to compare"):
         compare.compare(tmp_path)
     with pytest.raises(UserError, match="rate-1: no such experiment"):

@@ -1,6 +1,7 @@
-"""Grids in DVC's queue: what is queued, what is left alone, what is refused, and what a failure says."""
+"""Grids and single recipes as DVC experiments: queued once, checked before dvc starts, failures explained."""
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -13,8 +14,8 @@ from ruamel.yaml import YAML
 
 from ganpipe import params
 from ganpipe.common.errors import UserError
-from ganpipe.experiments import grid as experiments
-from ganpipe.experiments import revisions
+from ganpipe.experiments import recipes, revisions
+from ganpipe.experiments.grid import failure_reason, grid, planned
 
 GRID = "xin2024-two-rates"
 TINY = [
@@ -42,7 +43,7 @@ def git(checkout: Path, *words: str) -> str:
 
 @pytest.fixture
 def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A git checkout of the project as it is here, committed, and the working directory."""
+    """A git checkout of the project's code and params, committed; it becomes the working directory."""
     folder = tmp_path / "checkout"
     folder.mkdir()
     for name in ("dvc.yaml", "params.yaml", ".gitignore", ".dvcignore"):
@@ -65,32 +66,32 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def queued(checkout: Path) -> dict[str, params.Params]:
-    """Return name → params of what waits in DVC's queue, read from git."""
-    with revisions.opened(checkout) as repo:
+    """Return name → params of the experiments in DVC's queue, read from git."""
+    with revisions.open_repo(checkout) as repo:
         entries = list(repo.experiments.celery_queue.iter_queued())
-    found = {}
+    values = {}
     for entry in entries:
         text = git(checkout, "show", f"{entry.stash_rev}:params.yaml")
-        found[entry.name] = params.parse(YAML(typ="safe", pure=True).load(text), entry.name)
-    assert len(found) == len(entries)
-    return found
+        values[entry.name] = params.parse(YAML(typ="safe", pure=True).load(text), entry.name)
+    assert len(values) == len(entries)
+    return values
 
 
 def test_each_cell_and_seed_is_queued_once(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A cell twice wastes hours, one left out spoils the study, and another's params belie its name."""
-    experiments.grid(checkout, GRID, 1, TINY)
+    """A failure means that a cell is queued twice, left out, or with another cell's params."""
+    grid(checkout, GRID, 1, TINY)
     assert set(queued(checkout)) == set(NAMES[::2])
-    experiments.grid(checkout, GRID, 2, TINY)
-    found = queued(checkout)
-    assert set(found) == set(NAMES)
+    grid(checkout, GRID, 2, TINY)
+    experiments = queued(checkout)
+    assert set(experiments) == set(NAMES)
     assert "3 of 6 experiments queued, 3 queued before" in capsys.readouterr().out
     for i, name in enumerate(NAMES):
-        values = found[name]
+        values = experiments[name]
         rates = (values.train.dlr, values.train.glr, values.train.seed)
         assert rates == (0.0064, (0.0032, 0.00128, 0.00064)[i // 2], i % 2)
         assert values.train.snapshot_epochs == [1] and values.train.ema_halflife_kimg is None
     with pytest.raises(UserError) as refused:
-        experiments.grid(checkout, GRID, 1, [*TINY, "train.epochs=2"])
+        grid(checkout, GRID, 1, [*TINY, "train.epochs=2"])
     lines = str(refused.value).splitlines()
     assert [line.partition(": ")[0] for line in lines] == NAMES[::2]
     assert all("queued with other params or code; `dvc queue remove" in line for line in lines)
@@ -98,44 +99,110 @@ def test_each_cell_and_seed_is_queued_once(checkout: Path, capsys: pytest.Captur
 
 
 def test_bad_cells_are_refused_before_any_is_queued(checkout: Path) -> None:
-    """Half a grid would run for a night before the first bad cell shows."""
+    """A failure means that half a grid runs for a night before the first wrong cell shows."""
     with open(checkout / "params.yaml", "a") as file:
         file.write("  bad:\n  - preprocess.resolution=64,50\n  - train.glr=0.0001,fast\n")
         file.write("  twins:\n  - train.epochs=1,01\n")
     with pytest.raises(UserError) as refused:
-        experiments.grid(checkout, "bad")
+        grid(checkout, "bad")
     assert [line.partition(":")[0] for line in str(refused.value).splitlines()] == [
         "bad-resolution=64-glr=fast",
         "bad-resolution=50-glr=0.0001",
         "bad-resolution=50-glr=fast",
     ]
     with pytest.raises(UserError, match="twins-epochs=01: the cell twins-epochs=1 has the same params"):
-        experiments.grid(checkout, "twins")
+        grid(checkout, "twins")
     with pytest.raises(UserError, match="grids.bda: no such grid"):
-        experiments.grid(checkout, "bda")
+        grid(checkout, "bda")
     assert not queued(checkout)
 
 
 def test_pictures_that_a_queued_copy_lacks_are_refused(checkout: Path, tmp_path: Path) -> None:
-    """Every cell would fail in its first second, in a place where nobody looks."""
+    """A failure means that each cell fails at its start, in a log that nobody reads."""
     (checkout / "pictures").mkdir()
     (checkout / "pictures/1.png").touch()
 
-    def grid(path: str) -> None:
-        words = [*TINY, "fetch.source=folder", f"fetch.path={path}"]
-        experiments._wanted(params.load(), checkout, GRID, 1, words)
+    def plan(path: str) -> None:
+        planned(params.load(), checkout, GRID, 1, [*TINY, "fetch.source=folder", f"fetch.path={path}"])
 
-    with pytest.raises(UserError, match="names no pictures; give theirs with --set fetch.path"):
-        grid("stages/fetch/packaged.txt")
-    with pytest.raises(UserError, match="fetch.path: elsewhere is not there"):
-        grid("elsewhere")
+    with pytest.raises(UserError, match="source folder needs pictures; give -S fetch.path=/a/folder"):
+        plan("stages/fetch/packaged.txt")
+    with pytest.raises(UserError, match="fetch.path: elsewhere does not exist"):
+        plan("elsewhere")
     with pytest.raises(UserError, match=r"only tracked files: give an absolute path, or run `dvc add"):
-        grid("pictures")
-    grid(str(checkout / "pictures"))
+        plan("pictures")
+    plan(str(checkout / "pictures"))
     (checkout / "pictures.dvc").touch()
     git(checkout, "add", "pictures.dvc")
-    grid("pictures")
-    grid("pictures/1.png")
+    plan("pictures")
+    plan("pictures/1.png")
+
+
+def ganpipe(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a command in the working directory."""
+    return subprocess.run(
+        [sys.executable, "-m", "ganpipe", *words],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"} | environment,
+        capture_output=True,
+        text=True,
+    )
+
+
+def options(settings: list[str]) -> list[str]:
+    """Return settings as options of a command."""
+    return [word for setting in settings for word in ("-S", setting)]
+
+
+def test_a_recipe_is_queued_with_exactly_its_params(checkout: Path, tmp_path: Path) -> None:
+    """A failure means that `ganpipe run` starts another experiment than asked, or prints another command."""
+    pictures = tmp_path / """it's "a" (b), c [d]"""
+    pictures.mkdir()
+    settings = [
+        "train.snapshot_epochs=[1, 3]",
+        "train.glr=1e-05",
+        "fetch.source=folder",
+        f"fetch.path={pictures}",
+    ]
+    ended = ganpipe("run", "xin2024-8", *options(settings), "--name", "mine", "--queue")
+    assert ended.returncode == 0, ended.stderr
+    default = params.load()
+    expected = recipes.apply_settings(
+        default, recipes.recipe_settings(default, "xin2024-8", settings), "test"
+    )
+    assert queued(checkout) == {"mine": expected}
+    assert expected.train.snapshot_epochs == [1, 3] and expected.fetch.path == str(pictures)
+    line = ended.stdout.splitlines()[0]
+    assert line.startswith("dvc exp run --queue --name mine -S ") and shlex.split(line)[:3] == [
+        "dvc",
+        "exp",
+        "run",
+    ]
+    (checkout / "train.glr=1e-05").touch()  # a name that a pattern without quotes could match
+    command = f"{shlex.quote(sys.executable)} -m {line.replace('--name mine', '--name pasted')}"
+    subprocess.run(["bash", "-O", "failglob", "-c", command], check=True, stdout=subprocess.DEVNULL)
+    assert queued(checkout) == {"mine": expected, "pasted": expected}
+
+
+def test_a_wrong_recipe_is_refused_before_dvc_starts(checkout: Path) -> None:
+    """A failure means that a mistake shows only after dvc has started, or with a traceback."""
+    ended = ganpipe("run", "dgcan")
+    assert ended.returncode == 2 and "recipes.dgcan: no such recipe" in ended.stderr and not ended.stdout
+    ended = ganpipe("run", "dcgan", "-S", "train.glr=fast", "-S", "train.gglr=1")
+    lines = ended.stderr.splitlines()
+    assert ended.returncode == 2 and not ended.stdout and len(lines) == 2
+    assert all(line.startswith("ganpipe run: error: dcgan: train.g") for line in lines)
+    ended = ganpipe("run", "xin2024-5", "--queue", "-S", "fetch.source=folder")
+    assert ended.returncode == 2 and "needs pictures; give -S fetch.path" in ended.stderr and not ended.stdout
+    assert not queued(checkout) and git(checkout, "status", "--porcelain") == ""
+
+
+def test_a_recipe_runs_with_this_python_and_ends_with_dvcs_exit_code(checkout: Path) -> None:
+    """A failure means that stages run another Python, or that a script takes a failed run for a success."""
+    (checkout / "empty").mkdir()
+    settings = ["fetch.source=folder", "fetch.path=empty"]
+    ended = ganpipe("run", "dcgan", *options(settings), PATH="/usr/bin:/bin")
+    assert "ganpipe fetch: error: fetch" in ended.stderr and "failed to reproduce 'fetch'" in ended.stderr
+    assert ended.returncode == 255
 
 
 @pytest.mark.parametrize(
@@ -154,21 +221,15 @@ def test_pictures_that_a_queued_copy_lacks_are_refused(checkout: Path, tmp_path:
         ("", "it failed before its first stage"),
     ],
 )
-def test_the_reason_is_the_line_that_tells_it(log: str, reason: str) -> None:
-    """`failed to reproduce 'train'` sends every user to the logs."""
-    assert experiments.reason(log).startswith(reason)
+def test_the_reason_is_the_line_that_explains_the_failure(log: str, reason: str) -> None:
+    """A failure means that users see `failed to reproduce 'train'` instead of the reason."""
+    assert failure_reason(log).startswith(reason)
 
 
 @pytest.mark.long
 def test_a_grid_runs_once_survives_a_failure_and_is_compared(checkout: Path) -> None:
-    """The whole promise: six complete runs, none twice, and a ranking; a failed cell stops no other."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}
-
-    def ganpipe(*words: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "ganpipe", *words]
-        return subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True)
-
-    settings = [word for setting in TINY for word in ("--set", setting)]
+    """A failure means an incomplete or repeated run, no ranking, or a failed cell that stops another."""
+    settings = options(TINY)
     ended = ganpipe("grid", GRID, "--seeds", "2", "--run", *settings)
     assert ended.returncode == 0, ended.stderr
     assert ended.stderr.count("finished") == 6

@@ -1,4 +1,4 @@
-"""Recipes and grids: the papers' numbers, and words that arrive where they are sent."""
+"""Recipes and grids: the papers' numbers, and settings that reach params.yaml unchanged."""
 
 import subprocess
 import sys
@@ -15,7 +15,7 @@ from ganpipe.common.errors import UserError
 from ganpipe.experiments import recipes
 from ganpipe.params import Params
 
-# What the papers fix, and how we read what they leave open, taken from the papers and not from params.yaml.
+# The papers' values, and our reading where a paper is ambiguous; from the papers, not from params.yaml.
 PLAIN = {
     "preprocess.held_out": 0,
     "train.ema_halflife_kimg": None,
@@ -76,7 +76,7 @@ PAPERS: dict[str, dict[str, Any]] = {
 }
 SEARCH = (0.000208, 0.000406, 0.000604, 0.000802, 0.001, 0.0028, 0.0046, 0.0064, 0.0082, 0.01)
 EXTRA = [(side, every) for side in (192, 256, 512, 1024) for every in (50, None)]
-# Grid → the names that vary, and their values in each cell.
+# Grid → the params that vary, and their values in each cell.
 GRIDS: dict[str, tuple[tuple[str, ...], list[tuple[Any, ...]]]] = {
     "xin2024-lr-search": (("train.dlr", "train.glr"), [(rate, rate) for rate in SEARCH]),
     "xin2024-two-rates": (
@@ -119,27 +119,27 @@ def values_of(applied: Params) -> dict[str, Any]:
 
 
 def test_the_papers_are_all_here(default_params: Params) -> None:
-    """A recipe or grid that nobody compares with its paper could hold anything."""
+    """A failure means that a recipe or grid is not compared with its paper here."""
     assert list(default_params.recipes) == list(PAPERS) and list(default_params.grids) == list(GRIDS)
 
 
 @pytest.mark.parametrize("name", PAPERS)
 def test_recipes_are_the_papers(default_params: Params, name: str) -> None:
-    """A study would be of another setting than the paper's."""
-    applied = recipes.applied(default_params, recipes.recipe(default_params, name), name)
-    found = values_of(applied)
-    assert {key: found[key] for key in PAPERS[name]} == PAPERS[name]
+    """A failure means that the recipe repeats another setting than its paper's."""
+    applied = recipes.apply_settings(default_params, recipes.recipe_settings(default_params, name), name)
+    values = values_of(applied)
+    assert {key: values[key] for key in PAPERS[name]} == PAPERS[name]
 
 
 def test_snapshots_show_the_papers_figures(default_params: Params) -> None:
-    """Xin compares epochs 1, 5, 10 and 20; Stiff's cats are lost between 55 and 60."""
+    """A failure means that a paper's figure cannot be repeated, such as Xin's of epochs 1, 5, 10 and 20."""
     for name, epochs in {"xin2024-7": {1, 5, 10, 20}, "stiff2018-cat": {55, 60}, "celeba64": {20}}.items():
-        applied = recipes.applied(default_params, recipes.recipe(default_params, name), name)
+        applied = recipes.apply_settings(default_params, recipes.recipe_settings(default_params, name), name)
         assert epochs <= set(applied.train.snapshot_epochs)
 
 
 def test_batch_table_is_marchesis(default_params: Params) -> None:
-    """128 at 192 px and 6 at 1024 px are the paper's, the others the power law through them."""
+    """A failure means other batches than the paper's at 192 and 1024 px, or the power law through them."""
     table = default_params.train.batch_per_resolution
     assert {int(side): size for side, size in table.items() if int(side) >= 192} == {
         192: 128,
@@ -153,84 +153,69 @@ def test_batch_table_is_marchesis(default_params: Params) -> None:
 
 @pytest.mark.parametrize("name", GRIDS)
 def test_grids_are_the_papers(default_params: Params, name: str) -> None:
-    """A cell too few or a value off makes another study; a name that git refuses stops it midway."""
-    cells = recipes.cells(default_params, name)
-    found = [values_of(recipes.applied(default_params, cell.words, cell.name)) for cell in cells]
+    """A failure means a missing cell or a wrong value, or a name that git refuses midway through the grid."""
+    cells = recipes.grid_cells(default_params, name)
+    cell_values = [
+        values_of(recipes.apply_settings(default_params, cell.settings, cell.name)) for cell in cells
+    ]
     keys, expected = GRIDS[name]
-    assert [tuple(values[key] for key in keys) for values in found] == expected
+    assert [tuple(values[key] for key in keys) for values in cell_values] == expected
     names = [f"{cell.name}-s0" for cell in cells]
     assert len(set(names)) == len(names) and all(each.startswith(f"{name}-") for each in names)
-    for each in names:
-        refused = subprocess.run(["git", "check-ref-format", f"refs/exps/ab/cd/{each}"]).returncode
-        assert not refused and "/" not in each
-
-
-@pytest.mark.parametrize("options", ["", "-O nullglob", "-O failglob"])
-def test_the_line_survives_a_shell_with_files_that_look_like_it(
-    default_params: Params, tmp_path: Path, options: str
-) -> None:
-    """`$(ganpipe recipe NAME)` would lose or change words, and other params be trained without a message."""
-    for name in ("train.snapshot_epochs=1", "train.snapshot_epochs=[1,5,10,20]", "-S", "1", "$", "oc.decode"):
-        (tmp_path / name).touch()
-    line = recipes.shell_line(recipes.recipe(default_params, "xin2024-8"))
-    (tmp_path / "line").write_text(line)
-    assert "\n" not in line and not set("'\"") & set(line)
-    script = r"printf '%s\n' $(cat line)"
-    printed = subprocess.run(
-        ["bash", *options.split(), "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True
-    )
-    assert printed.stdout.splitlines() == line.split(" ")
+    for experiment in names:
+        command = ["git", "check-ref-format", f"refs/exps/ab/cd/{experiment}"]
+        assert "/" not in experiment and subprocess.run(command).returncode == 0
 
 
 @pytest.mark.parametrize("name", ["celeba64", "xin2024-8", "marchesi2017-256", "stiff2018-mnist"])
-def test_dvc_reads_the_line_as_we_do(default_params: Params, tmp_path: Path, name: str) -> None:
-    """DVC reads words through Hydra: null, lists and 1e-05 could arrive as texts; a later word must win."""
-    words = recipes.recipe(default_params, name)
-    arguments = [*recipes.shell_line(words).split(" "), "-S", "train.glr=1e-05"]
-    assert arguments[::2] == ["-S"] * (len(words) + 1)
-    by_line, by_list = tmp_path / "line.yaml", tmp_path / "list.yaml"
-    for path, overrides in (
-        (by_line, to_path_overrides(arguments[1::2])["params.yaml"]),
-        (by_list, recipes.overrides([*words, "train.glr=1e-05"])),
-    ):
-        path.write_text((ROOT / "params.yaml").read_text())
-        apply_overrides(path, overrides)
-        expected = recipes.applied(default_params, [*words, "train.glr=1e-05"], "test")
-        assert params.load(path) == expected
-    kept = [line for line in (ROOT / "params.yaml").read_text().splitlines() if line.strip().startswith("#")]
-    recipe_comments = kept[kept.index(next(line for line in kept if line.startswith("# The papers'"))) :]
-    assert set(recipe_comments) <= set(by_line.read_text().splitlines()), "DVC deleted comments"
+def test_dvc_reads_a_recipe_as_we_do(default_params: Params, tmp_path: Path, name: str) -> None:
+    """A failure means that Hydra reads null, a list or 1e-05 as text, or that an earlier setting wins."""
+    settings = recipes.recipe_settings(default_params, name, ["train.glr=1e-05"])
+    assert settings[-1] == "train.glr=1e-05"
+    path = tmp_path / "params.yaml"
+    path.write_text((ROOT / "params.yaml").read_text())
+    overrides = recipes.hydra_overrides(settings)
+    assert to_path_overrides(overrides) == {"params.yaml": overrides}
+    apply_overrides(path, overrides)
+    assert params.load(path) == recipes.apply_settings(default_params, settings, "test")
+    comments = [
+        line for line in (ROOT / "params.yaml").read_text().splitlines() if line.strip().startswith("#")
+    ]
+    first = next(i for i, line in enumerate(comments) if line.startswith("# The papers'"))
+    assert set(comments[first:]) <= set(path.read_text().splitlines()), "DVC deleted comments"
 
 
-def test_texts_arrive_as_they_are(default_params: Params, tmp_path: Path) -> None:
-    """A folder named 2024, or with a space, a comma or quotes, would be another one or stop the queue."""
-    for text in ("'2024'", "/a b/c, d", '/it\'s "x"', "/äöü:1=2", "/with#hash"):
+def test_texts_reach_params_yaml_unchanged(default_params: Params, tmp_path: Path) -> None:
+    """A failure means that a folder named 2024, or with spaces, commas or quotes, becomes another one."""
+    for text in ("'2024'", "/a b/c, d", '/it\'s "x"', "/äöü:1=2", "/with#hash", "/a(b)/[c],d"):
         (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text())
-        words = [f"fetch.path={text}"]
-        apply_overrides(tmp_path / "params.yaml", recipes.overrides(words))
-        here = recipes.applied(default_params, words, "test").fetch.path
-        assert params.load(tmp_path / "params.yaml").fetch.path == here == text.strip("'")
+        settings = [f"fetch.path={text}"]
+        apply_overrides(tmp_path / "params.yaml", recipes.hydra_overrides(settings))
+        applied = recipes.apply_settings(default_params, settings, "test")
+        assert params.load(tmp_path / "params.yaml").fetch.path == applied.fetch.path == text.strip("'")
 
 
-def test_later_words_win_and_recipes_build_on_recipes(default_params: Params) -> None:
-    """A recipe would undo the words after it, or leave those before it in place."""
+def test_later_settings_win_and_recipes_build_on_recipes(default_params: Params) -> None:
+    """A failure means that a recipe overrides the settings after it, or not those before it."""
     values = default_params.model_copy(
         update={"recipes": {"a": ["train.glr=1e-3", "train.dlr=1e-3"], "b": ["recipe=a", "train.glr=2e-3"]}}
     )
-    assert sorted(recipes.recipe(values, "b")) == ["train.dlr=1e-3", "train.glr=2e-3"]
+    assert sorted(recipes.recipe_settings(values, "b")) == ["train.dlr=1e-3", "train.glr=2e-3"]
     grid = {"g": ["train.epochs=1,2", "train.glr=9e-3", "recipe=b", "train.seed,train.dlr=3:4e-3,5"]}
-    cells = recipes.cells(values.model_copy(update={"grids": grid}), "g", ["train.epochs=7"])
+    cells = recipes.grid_cells(values.model_copy(update={"grids": grid}), "g", ["train.epochs=7"])
     assert [cell.name for cell in cells] == [
         f"g-epochs={epochs}-{rest}" for epochs in (1, 2) for rest in ("seed=3-dlr=4e-3", "seed=5-dlr=5")
     ]
-    assert set(cells[0].words) == {"train.epochs=7", "train.glr=2e-3", "train.seed=3", "train.dlr=4e-3"}
+    assert set(cells[0].settings) == {"train.epochs=7", "train.glr=2e-3", "train.seed=3", "train.dlr=4e-3"}
 
 
 def test_a_list_is_one_value(default_params: Params) -> None:
-    """A comma in brackets would cut a list into cells."""
+    """A failure means that a list is split at its commas into several cells."""
     grid = {"g": ["train.snapshot_epochs=[1,2],[3]"]}
-    cells = recipes.cells(default_params.model_copy(update={"grids": grid}), "g")
-    epochs = [recipes.applied(default_params, cell.words, "g").train.snapshot_epochs for cell in cells]
+    cells = recipes.grid_cells(default_params.model_copy(update={"grids": grid}), "g")
+    epochs = [
+        recipes.apply_settings(default_params, cell.settings, "g").train.snapshot_epochs for cell in cells
+    ]
     assert epochs == [[1, 2], [3]] and cells[0].name == "g-snapshot_epochs=_1,2_"
 
 
@@ -246,14 +231,14 @@ def test_a_list_is_one_value(default_params: Params) -> None:
 def test_what_cannot_be_read_is_named(
     default_params: Params, recipe: list[str], grid: list[str], message: str
 ) -> None:
-    """A slip in a recipe of one's own must not end in a traceback, nor go round for ever."""
+    """A failure means that a mistake in a user's recipe ends in a traceback or an endless loop."""
     values = default_params.model_copy(update={"recipes": {"a": recipe}, "grids": {"g": grid}})
     with pytest.raises(UserError, match=message):
-        recipes.cells(values, "g") if grid else recipes.recipe(values, "a")
+        recipes.grid_cells(values, "g") if grid else recipes.recipe_settings(values, "a")
 
 
 @pytest.mark.parametrize(
-    ("word", "message"),
+    ("setting", "message"),
     [
         ("train.gglr=1", "train.gglr: unknown key; did you mean train.glr"),
         ("train.glr=fast", "train.glr: found 'fast'"),
@@ -263,26 +248,28 @@ def test_what_cannot_be_read_is_named(
         ("preprocess.resolution=50", "50"),
     ],
 )
-def test_wrong_words_are_refused_by_name(default_params: Params, word: str, message: str) -> None:
-    """A wrong word would fail hours later, in the queue."""
+def test_wrong_settings_are_refused_by_name(default_params: Params, setting: str, message: str) -> None:
+    """A failure means that a wrong setting fails hours later, in the queue."""
     with pytest.raises(UserError, match=f"cell.*{message}"):
-        recipes.applied(default_params, [word], "cell")
+        recipes.apply_settings(default_params, [setting], "cell")
 
 
-def test_a_side_without_a_batch_size_is_refused(default_params: Params) -> None:
-    """The table is looked up at the start of the training, after the images were made."""
+def test_a_resolution_without_a_batch_size_is_refused(default_params: Params) -> None:
+    """A failure means that the missing entry shows only when training starts, after preprocessing."""
     values = updated(default_params, train__batch_size=None, train__batch_per_resolution={"16": 8})
     with pytest.raises(UserError, match="cell: train.batch_size: null"):
-        recipes.applied(values, [], "cell")
+        recipes.apply_settings(values, [], "cell")
 
 
-def test_commands_list_and_print() -> None:
-    """People find recipes by the list, and `dvc exp run` takes the line as it is."""
+def test_the_command_lists_recipes_and_prints_one() -> None:
+    """A failure means that recipes are not listed, or not printed one setting a line without escapes."""
 
     def printed(*words: str) -> str:
         command = [sys.executable, "-m", "ganpipe", "recipe", *words]
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
 
-    listed, line = printed(), printed("celeba64")
+    listed, lines = printed(), printed("celeba64").splitlines()
     assert all(name in listed for name in PAPERS) and "celeba" in listed and "your own" in listed
-    assert line.count("\n") == 1 and line.startswith("-S ")
+    assert "Xin 2024, experiment 5" in listed
+    assert lines == recipes.recipe_settings(params.load(ROOT / "params.yaml"), "celeba64")
+    assert "train.snapshot_epochs=[1,5,10,20]" in lines and "train.glr=0.0002" in lines

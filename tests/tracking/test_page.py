@@ -47,7 +47,7 @@ def test_the_command_makes_the_very_params_again(checkout: Path, default_params:
     words = shlex.split(lines[1])
     assert words[:3] == ["dvc", "exp", "run"]
     settings = [word for word in words[3:] if word != "-S"]
-    assert recipes.applied(default_params, settings, "command") == changed
+    assert recipes.apply_settings(default_params, settings, "command") == changed
     assert page.repeat(checkout, default_params.experiment, head, clean=False).endswith("\ndvc exp run")
     (checkout / "ganpipe/train.py").write_text("print(1)\n")
     assert "changes to the code" in page.repeat(checkout, changed.experiment, head, clean=False)
@@ -59,8 +59,8 @@ def test_the_command_makes_the_very_params_again(checkout: Path, default_params:
 def test_a_run_is_called_after_its_recipe(default_params: Params) -> None:
     """A paper's run would go by another paper's name."""
     for name in ("stiff2018-mnist", "xin2024-5"):
-        words = [*recipes.recipe(default_params, name), "fetch.path=/x"]
-        values = recipes.applied(default_params, [*words, "train.epochs=7"], "test")
+        words = [*recipes.recipe_settings(default_params, name), "fetch.path=/x"]
+        values = recipes.apply_settings(default_params, [*words, "train.epochs=7"], "test")
         found = page.nearest_recipe(values)
         assert found is not None and found[0] == name and "train.epochs=7" in found[1]
     assert page.nearest_recipe(default_params) is None

@@ -1,0 +1,196 @@
+"""Finished runs pooled into cells, cells into sets that can be compared, and the verdicts within each set.
+
+A cell holds the runs that differ only in train.seed. Cells with the same training images and protocol of the
+metrics form a set. In a set, the cell with the lowest mean KID over two seeds or more is compared with
+every other cell, seed by seed (verdict.py). Between sets there is no verdict: their metrics do not compare.
+"""
+
+import json
+import math
+import os
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import pandas as pd
+
+from ganpipe.evaluate.card import brief
+from ganpipe.experiments.verdict import WITHOUT_VERDICT, Verdict, verdict
+
+SD = "_sd_over_seeds"
+# The columns of the CSV that hold a verdict's numbers.
+NUMBERS = tuple(field.name for field in fields(Verdict) if field.name != "word")
+KID = re.compile("kid_(lite0|inception|dinov2_vits14|pixels)")
+# Metrics that fit a screen; the CSV has all of them.
+MAIN = re.compile(
+    f"{KID.pattern}|{KID.pattern.replace('kid', 'fd')}|fid|precision|recall|coverage|c2st_auc|nn_ratio"
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished experiment.
+
+    Attributes:
+        name: DVC's name of the experiment.
+        seed: train.seed.
+        values: dotted name → value of the other params, and `code`: the digest of the stages' code.
+        metrics: the content of metrics.json.
+        data: digest of the training images.
+        history: the content of history.csv, with columns nimg, d_loss and g_loss among others.
+        grid: PNG file of generated images.
+        ended: how the training ended, such as "diverged at step 400"; "finished" if it completed.
+        interventions: how often the training was rescued.
+    """
+
+    name: str
+    seed: int
+    values: dict[str, Any]
+    metrics: dict[str, Any]
+    data: str
+    history: pd.DataFrame
+    grid: bytes
+    ended: str = "finished"
+    interventions: int = 0
+
+    @property
+    def kid(self) -> float:
+        """The KID of any extractor; lower is better, NaN if there is none."""
+        values = [value for name, value in self.metrics.items() if KID.fullmatch(name)]
+        return math.nan if not values or values[0] is None else float(values[0])
+
+    @property
+    def mark(self) -> str:
+        """A warning that the training stopped early or was rescued; empty if it did neither."""
+        times = "once" if self.interventions == 1 else f"{self.interventions} times"
+        parts = [self.ended] * (self.ended != "finished") + [f"rescued {times}"] * (self.interventions > 0)
+        return f"seed {self.seed} {', '.join(parts)}" if parts else ""
+
+
+def cell_name(experiment: str) -> str:
+    """Return an experiment's name without its seed."""
+    return re.sub(r"-s\d+$", "", experiment)
+
+
+def cell_table(runs: Sequence[Run]) -> pd.DataFrame:
+    """Pool runs into cells and sets, and judge each set by KID.
+
+    Returns:
+        A row a cell, set by set, the lowest KID first. Columns: set, cell, runs, each param that differs,
+        verdict, NUMBERS, marks of runs that ended badly, each metric with its sd, experiments, data and
+        protocol.
+    """
+    sets: dict[tuple[str, Any], dict[str, list[Run]]] = defaultdict(lambda: defaultdict(list))
+    for run in sorted(runs, key=lambda run: run.seed):
+        key = run.data, run.metrics.get("protocol")
+        sets[key][json.dumps(run.values, sort_keys=True)].append(run)
+    params = dict.fromkeys(name for run in runs for name in run.values)
+    differing = [name for name in params if len({_text(run.values.get(name)) for run in runs}) > 1]
+    # Without texts, floors that are null, and each _sd, which is over subsets of images and not over seeds.
+    metrics = dict.fromkeys(
+        name
+        for run in runs
+        for name, value in run.metrics.items()
+        if isinstance(value, int | float) and name != "n" and not name.endswith("_sd")
+    )
+    rows = []
+    for number, ((data, protocol), cells) in enumerate(sets.items(), 1):
+        for cell, judgement in _judged(list(cells.values())):
+            row: dict[str, Any] = {"set": number, "cell": cell_name(cell[0].name), "runs": len(cell)}
+            row |= {name: _text(cell[0].values.get(name)) for name in differing} | judgement
+            row["marks"] = "; ".join(filter(None, (run.mark for run in cell)))
+            for name in metrics:
+                numbers = pd.Series([run.metrics.get(name) for run in cell], dtype=float)
+                row |= {name: numbers.mean(), name + SD: numbers.std()}
+            row |= {"experiments": " ".join(run.name for run in cell), "data": data, "protocol": protocol}
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _judged(cells: list[list[Run]]) -> list[tuple[list[Run], dict[str, Any]]]:
+    """Return a set's cells, the lowest mean KID first, each with its verdict and NUMBERS.
+
+    Each is compared with the lowest of two seeds or more: one of a single seed would leave all undecided.
+    """
+    scored = [({run.seed: run.kid for run in cell}, cell) for cell in cells]
+    scored.sort(key=lambda pair: pd.Series(pair[0]).fillna(math.inf).mean())
+    several = (i for i, (kids, _) in enumerate(scored) if sum(map(math.isfinite, kids.values())) > 1)
+    best = next(several, 0)
+    others = [i for i in range(len(scored)) if i != best]
+    verdicts = {i: verdict(scored[i][0], scored[best][0], len(others)) for i in others}
+    words = {i: str(verdicts[i] or WITHOUT_VERDICT) for i in others}
+    words[best] = "lowest KID of two seeds and more" if best else "lowest KID"
+    if all(compared and compared.word == "worse" for compared in verdicts.values()):
+        words[best] = "better than all others" if others else ""
+    return [
+        (cell, {"verdict": words[i]} | {name: getattr(verdicts.get(i), name, None) for name in NUMBERS})
+        for i, (_, cell) in enumerate(scored)
+    ]
+
+
+def remarks_on(frame: pd.DataFrame) -> list[str]:
+    """Return the sentences below a table of cells: floors, verdicts, and why sets are not compared."""
+    remarks = []
+    first, *others = frame.drop_duplicates("set").to_dict("records")
+    for row in (first, *others):
+        floors = {name: row.get(f"{name}_floor", math.nan) for name in filter(MAIN.fullmatch, map(str, row))}
+        scores = ", ".join(f"{name} {floor:.3g}" for name, floor in floors.items() if not math.isnan(floor))
+        where = f" in set {row['set']}" if others else ""
+        remarks += [f"Floor, the score of as many real images{where}: {scores}."] if scores else []
+    for row in _without_shared_prefix(frame).to_dict("records"):
+        words = "; ".join(filter(None, (row["verdict"], row["marks"])))
+        remarks += [f"{row['cell']}: {words}."] if words else []
+    if frame["verdict"].any():
+        remarks.append(
+            "Verdicts are against the lowest KID of two seeds and more: the difference in KID, lower being "
+            "better, and its 95 % interval over the common seeds, for all comparisons of the set together."
+        )
+    for row in others:
+        remarks.append(f"No verdict between sets {first['set']} and {row['set']}: {_difference(first, row)}.")
+    return remarks
+
+
+def _difference(one: dict[Any, Any], other: dict[Any, Any]) -> str:
+    """Name what makes the metrics of two cells incomparable: training images, or parts of the protocol."""
+    facts = [
+        [f"training images {row['data'][:8]}", *re.split("[;,] ", str(row["protocol"]))]
+        for row in (one, other)
+    ]
+    sides = [[fact for fact in a if fact not in b] for a, b in (facts, facts[::-1])]
+    return " against ".join(", ".join(side) or "nothing" for side in sides)
+
+
+def text_table(frame: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
+    """Return header and rows as text: mean ± sd, an empty row between sets, without what all cells share."""
+    header = ["cell", "runs"] if frame["set"].nunique() == 1 else ["set", "cell", "runs"]
+    header += [name for name in map(str, frame) if "." in name or name == "code" or MAIN.fullmatch(name)]
+    rows: list[list[str]] = []
+    for _, cells in _without_shared_prefix(frame).groupby("set"):
+        rows += [[""] * len(header)] if rows else []
+        for row in cells.to_dict("records"):
+            plain = {name: "–" if pd.isna(row[name]) else str(row[name]) for name in header}
+            means = {name: plus_minus(row[name], row[name + SD]) for name in header if name + SD in row}
+            rows.append(list((plain | means).values()))
+    return header, rows
+
+
+def _without_shared_prefix(frame: pd.DataFrame) -> pd.DataFrame:
+    """Remove the words that the names of all cells begin with."""
+    shared = os.path.commonprefix(list(frame["cell"])).rpartition("-")[0] if len(frame) > 1 else ""
+    return frame.assign(cell=frame["cell"].str.removeprefix(f"{shared}-"))
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def plus_minus(mean: float, sd: float) -> str:
+    """Return "mean ± sd" with two digits of the sd; "–" if the mean, the mean alone if the sd is NaN."""
+    if math.isnan(mean) or math.isnan(sd):
+        return "–" if math.isnan(mean) else brief(mean)
+    if sd == 0:
+        return f"{brief(mean)} ± 0"
+    decimals = min(6, max(0, 1 - math.floor(math.log10(sd))))
+    return f"{mean:.{decimals}f} ± {sd:.{decimals}f}"

@@ -1,0 +1,64 @@
+"""Start a recipe as one DVC experiment; the checks and the environment that queued grids share with it."""
+
+import os
+import shlex
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NoReturn
+
+from ganpipe import params
+from ganpipe.common.errors import UserError
+from ganpipe.experiments.recipes import apply_settings, hydra_overrides, recipe_settings
+from ganpipe.fetch.catalogue import SOURCES
+from ganpipe.fetch.paths import ADVICE, PLACEHOLDER, travels
+from ganpipe.params import Params
+
+
+def run(
+    root: Path, recipe: str, settings: Iterable[str] = (), name: str | None = None, queue: bool = False
+) -> NoReturn:
+    """Print the `dvc exp run` command of a recipe, and replace this process by it.
+
+    The printed command can be pasted into a shell. The exit code is dvc's.
+
+    Args:
+        root: the checkout.
+        recipe: a recipe of params.yaml.
+        settings: `key=value` that override the recipe's.
+        name: the experiment's name; None: DVC makes one up.
+        queue: add it to DVC's queue instead of running it now.
+
+    Raises:
+        UserError: before dvc starts: the recipe is unknown, or one line for each wrong setting.
+    """
+    values = params.load(root / params.PARAMS_FILE)
+    expanded = recipe_settings(values, recipe, settings)
+    applied = apply_settings(values, expanded, recipe)
+    if queue and (problem := path_problem(root, applied)):
+        raise UserError(f"{recipe}: {problem}")
+    command = ["dvc", "exp", "run"] + ["--queue"] * queue + (["--name", name] if name else [])
+    for override in hydra_overrides(expanded):
+        command += ["-S", override]
+    print(shlex.join(command), flush=True)
+    os.chdir(root)
+    # Not a child process: Ctrl-C and SIGTERM must reach dvc, and wait until the stage has saved a checkpoint.
+    os.execve(sys.executable, [sys.executable, "-m", *command], dvc_environment())
+
+
+def dvc_environment() -> dict[str, str]:
+    """Return the environment in which DVC's workers (`dvc`) and the stages (`python`) use this Python."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    return os.environ | {"PATH": path}
+
+
+def path_problem(root: Path, values: Params) -> str:
+    """Return why a queued experiment, which runs in a copy of tracked files, could not read fetch.path."""
+    path = values.fetch.path
+    if SOURCES[values.fetch.source].needs_path and path == PLACEHOLDER:
+        return f"fetch.path: source {values.fetch.source} needs pictures; give -S fetch.path=/a/folder"
+    if not (root / path).exists():
+        return f"fetch.path: {path} does not exist"
+    if Path(path).is_absolute() or travels(root / path, root):
+        return ""
+    return f"fetch.path: {path}: {ADVICE.format(path=path)}"
