@@ -1,40 +1,40 @@
-"""The package's files that a module needs, and their digest, so that edited code never resumes old work."""
+"""The package files that a module imports, and their digest, so that edited code never resumes old work."""
 
 import ast
 import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
-# How params.yaml is parsed decides no result: the values in it do, and they are compared by themselves.
+# How params.yaml is parsed changes no result; the values are compared on their own.
 NOT_COUNTED = {"ganpipe/params.py"}
 
 
 def import_closure(module: str, root: Path) -> list[str]:
-    """List the package's files that importing a module executes.
+    """List the files of the package that importing a module executes, directly or through other modules.
 
     Args:
         module: dotted name, such as "ganpipe.train.stage".
         root: the checkout, the folder that holds `ganpipe/`.
 
     Returns:
-        Paths relative to root, sorted, without NOT_COUNTED and without files that hold only a docstring.
+        Sorted paths relative to root, without NOT_COUNTED and without packages that hold only a docstring.
     """
-    found: set[str] = set()
-    todo = [module]
-    while todo:
-        name = todo.pop()
+    paths: set[str] = set()
+    pending = [module]
+    while pending:
+        name = pending.pop()
         path = _file_of(name, root)
-        if path is None or path in found:
+        if path is None or path in paths:
             continue
-        found.add(path)
-        todo += [name.rpartition(".")[0]] if "." in name else []
+        paths.add(path)
+        pending += [name.rpartition(".")[0]] if "." in name else []
         if path not in NOT_COUNTED:
-            todo += imports(root / path)
-    return sorted(path for path in found - NOT_COUNTED if not _is_docstring(root / path))
+            pending += imports(root / path)
+    return sorted(path for path in paths - NOT_COUNTED if not _is_empty(root / path))
 
 
 def code_digest(paths: Iterable[str], root: Path) -> str:
-    """Return the hexadecimal sha256 over the names and bytes of files of a checkout."""
+    """Return the hexadecimal sha256 of the names and contents of files in a checkout."""
     digest = hashlib.sha256()
     for path in sorted(paths):
         digest.update(f"{path}\0{hashlib.sha256((root / path).read_bytes()).hexdigest()}\n".encode())
@@ -42,7 +42,7 @@ def code_digest(paths: Iterable[str], root: Path) -> str:
 
 
 def imports(path: Path) -> list[str]:
-    """List the dotted names that a file imports from ganpipe: modules, and attributes of modules."""
+    """List the dotted names that a file imports from ganpipe: modules, and names inside modules."""
     names = []
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -57,6 +57,6 @@ def _file_of(module: str, root: Path) -> str | None:
     return next((path for path in (f"{stem}.py", f"{stem}/__init__.py") if (root / path).is_file()), None)
 
 
-def _is_docstring(path: Path) -> bool:
-    """Say whether a package's file holds nothing but its docstring, so that no change of it matters."""
+def _is_empty(path: Path) -> bool:
+    """Say whether a file is a package's `__init__.py` with only a docstring, which changes no result."""
     return path.name == "__init__.py" and len(ast.parse(path.read_text(encoding="utf-8")).body) <= 1
