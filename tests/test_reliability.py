@@ -31,6 +31,7 @@ from ganpipe.train import checkpoint
 from ganpipe.train.options import TrainOptions
 from ganpipe.train.plan import plan_training
 from ganpipe.train.stage import train
+from ganpipe.train.state import state_of
 
 EXACT = [name for name in OUTPUTS["train"] if name != "perf.csv"]  # that one holds times
 
@@ -137,7 +138,7 @@ def saved(tmp_path: Path, small_params: Params) -> tuple[Path, list[dict[str, to
         models.build_generator(NetworkSpec(small_params.model, 16, 1)),
         models.build_discriminator(NetworkSpec(small_params.model, 16, 1)),
     )
-    states = [checkpoint.state_of({"G": G, "D": D}, {"Adam": torch.optim.Adam(G.parameters())})]
+    states = [state_of({"G": G, "D": D}, {"Adam": torch.optim.Adam(G.parameters())})]
     states += [{name: tensor + n for name, tensor in states[0].items()} for n in (1, 2)]
     for step in (1, 2):
         checkpoint.save(tmp_path / "saved", step, states[step - 1], {"torch": "x"})

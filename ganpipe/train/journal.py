@@ -20,11 +20,13 @@ from ganpipe.models import generator as snapshot
 from ganpipe.train import alarms as health
 from ganpipe.train import checkpoint
 from ganpipe.train import rescue as interventions
+from ganpipe.train.environment import describe, differences, hardware_of
 from ganpipe.train.options import TrainOptions
 from ganpipe.train.plan import Plan
 from ganpipe.train.players import Players
 from ganpipe.train.probe import Probe
 from ganpipe.train.rescue import Course, Event, Trouble
+from ganpipe.train.state import restore_state, state_of
 from ganpipe.train.table import Table
 
 NUMBERS = ("d_loss", "g_loss", "d_real", "d_fake", "d_grad_norm", "g_grad_norm")
@@ -52,7 +54,7 @@ class Journal:
         self.sampled, self.best = players.sampled, players.G_best
         self.folder = interventions.attempt_folder(plan.folder, course.attempt)
         self.healthy = interventions.healthy_folder(plan.folder, course.attempt)
-        self.environment = checkpoint.environment(options.device, options.graph)
+        self.environment = describe(options.device, options.graph)
         self.start = self._restored()
         self.events = self._events_until(self.start)
         self._describe({})
@@ -136,14 +138,14 @@ class Journal:
         steps, best = self.course.steps, self._best_step() if self.best else None
         chosen = self.best if self.best and best else self.sampled
         ending = {"ended": self.course.ended, "interventions": self.course.attempt}
-        ending |= {"device": checkpoint.device_of(self.environment)}
+        ending |= {"device": hardware_of(self.environment)}
         ending |= {"kept_step": best or steps, "steps": steps, "nimg": steps * self.plan.batch_size}
         self._describe(ending)
         snapshot.save_generator(chosen, self.plan.spec, self.plan.folder / "generator.safetensors")
         self._save_snapshot(self.plan.epoch_of(steps))
 
     def _state(self) -> dict[str, torch.Tensor]:
-        return checkpoint.state_of(self.networks, self.optimizers)
+        return state_of(self.networks, self.optimizers)
 
     def _restored(self) -> int:
         """Put back the last checkpoint of this attempt, else the one that it starts from; return its step."""
@@ -151,10 +153,10 @@ class Journal:
         found = checkpoint.load(self.folder, like) or checkpoint.load(self.healthy, like)
         if found is None:
             return 0
-        checkpoint.restore(found.tensors, self.networks, self.optimizers)
+        restore_state(found.tensors, self.networks, self.optimizers)
         where = f"going on after step {found.step} of {self.course.steps}"
         print(f"train: {where} (GANPIPE_FRESH=1 starts anew)", file=sys.stderr)
-        if why := checkpoint.differences(found.environment, self.environment):
+        if why := differences(found.environment, self.environment):
             print(f"train: not bit-exact, because {why}", file=sys.stderr)
         return found.step
 

@@ -16,7 +16,7 @@ from ganpipe.common import seeds as rng
 from ganpipe.common.errors import Interrupted, UserError
 from ganpipe.models import generator as snapshot
 from ganpipe.train import alarms as health
-from ganpipe.train import checkpoint, graph, ranks
+from ganpipe.train import graph, ranks
 from ganpipe.train import plan as schedule
 from ganpipe.train import rescue as interventions
 from ganpipe.train import resume as unfinished
@@ -27,6 +27,7 @@ from ganpipe.train.plan import Plan
 from ganpipe.train.players import build_players
 from ganpipe.train.ranks import Ranks
 from ganpipe.train.rescue import Course, Trouble
+from ganpipe.train.state import share_state
 from ganpipe.train.step import update_d, update_g
 
 FOLDER = Path("stages/train")
@@ -93,7 +94,7 @@ def _loop(plan: Plan, course: Course, place: Ranks, options: TrainOptions) -> No
 
     # Go on from the last checkpoint of an interrupted run of this very training, if there is one.
     journal = Journal(plan, course, players, options) if place.first else None
-    start = checkpoint.share(place, journal.start if journal else 0, players.networks, players.optimizers)
+    start = share_state(place, journal.start if journal else 0, players.networks, players.optimizers)
     own, part, labels = place.part(B), params.micro_batch_size or B, (params.real_label, params.fake_label)
     _check_shares(plan, place, part)
     feed = Feed(plan.data.images, device, options.data_memory_gb)

@@ -1,9 +1,11 @@
-"""Checkpoints: exact, whole or absent, never of damaged bytes."""
+"""Checkpoints: exact, whole or absent, damage never loaded."""
 
 import errno
+import hashlib
 import io
 import multiprocessing
 import os
+import pickle
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +17,7 @@ from torch import nn
 
 from ganpipe.common import files
 from ganpipe.train import checkpoint
+from ganpipe.train.state import restore_state, state_of
 
 
 def trained(steps: int) -> tuple[dict[str, nn.Module], dict[str, torch.optim.Optimizer]]:
@@ -27,7 +30,7 @@ def trained(steps: int) -> tuple[dict[str, nn.Module], dict[str, torch.optim.Opt
 
 
 def step(net: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> None:
-    """Train on images that depend on nothing."""
+    """Train on images that are always the same."""
     images = torch.linspace(-1, 1, 2 * 3 * 8 * 8).reshape(2, 3, 8, 8)
     for _ in range(steps):
         optimizer.zero_grad()
@@ -36,18 +39,18 @@ def step(net: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> None:
 
 
 def test_a_restored_training_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
-    """Anything left out of the state makes a resumed run another run."""
+    """The state lacks something, so that a resumed run differs from an uninterrupted one."""
     networks, optimizers = trained(7)
-    expected = checkpoint.state_of(networks, optimizers)
+    expected = state_of(networks, optimizers)
 
     networks, optimizers = trained(3)
-    checkpoint.save(tmp_path, 3, checkpoint.state_of(networks, optimizers), {})
+    checkpoint.save(tmp_path, 3, state_of(networks, optimizers), {})
     networks, optimizers = trained(0)
-    found = checkpoint.load(tmp_path, checkpoint.state_of(networks, optimizers))
-    assert found is not None and found.step == 3
-    checkpoint.restore(found.tensors, networks, optimizers)
+    loaded = checkpoint.load(tmp_path, state_of(networks, optimizers))
+    assert loaded is not None and loaded.step == 3
+    restore_state(loaded.tensors, networks, optimizers)
     step(networks["net"], optimizers["optimizer"], 4)
-    state = checkpoint.state_of(networks, optimizers)
+    state = state_of(networks, optimizers)
     assert state.keys() == expected.keys() and "optimizer/0/exp_avg_sq" in state
     for name, tensor in state.items():
         assert torch.equal(tensor, expected[name]), name
@@ -67,44 +70,57 @@ def steps(folder: Path) -> list[int]:
     return sorted(int(path.stem) for path in folder.glob("*.checkpoint"))
 
 
-@pytest.mark.parametrize("damage", ["flip", "cut", "empty", "longer", "header", "length"])
+class Code:
+    """What a hostile file holds: it creates a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Return the call that pickle makes."""
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "empty", "longer", "digest", "garbage", "code"])
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(
     tmp_path: Path, damage: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The safetensors library loads flipped bits in silence; the network would be another one."""
+    """Other weights than were saved, or code from a file, would be loaded without a word."""
     for number in (1, 2, 3):
         checkpoint.save(tmp_path, number, full(number), {"torch": "x"})
     newest = tmp_path / "000000003.checkpoint"
     whole = newest.read_bytes()
+    code = pickle.dumps(Code(tmp_path / "ran"), protocol=2)
     newest.write_bytes(
         {
             "flip": whole[:-7] + bytes([whole[-7] ^ 1]) + whole[-6:],
             "cut": whole[:-1],
             "empty": b"",
             "longer": whole + b"x",
-            "header": whole[:41] + b"?" + whole[42:],
-            "length": whole[:32] + b"\xff" * 8 + whole[40:],
+            "digest": b"?" + whole[1:],
+            "garbage": hashlib.sha256(b"garbage").digest() + b"garbage",
+            "code": hashlib.sha256(code).digest() + code,
         }[damage]
     )
-    found = checkpoint.load(tmp_path, A)
-    assert found is not None and found.step == 2 and found.tensors["a"][0] == 2
-    assert found.environment == {"torch": "x"}
+    loaded = checkpoint.load(tmp_path, A)
+    assert loaded is not None and loaded.step == 2 and loaded.tensors["a"][0] == 2
+    assert loaded.environment == {"torch": "x"} and not (tmp_path / "ran").exists()
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1 and f"{newest} is damaged" in lines[0]
     checkpoint.save(tmp_path, 3, full(3), {})
     assert steps(tmp_path) == [2, 3]
 
 
-def test_every_flipped_bit_and_every_length_is_noticed(tmp_path: Path) -> None:
-    """One unnoticed bit is another network. All single bits of a small file, and all its truncations."""
+def test_damage_anywhere_is_noticed(tmp_path: Path) -> None:
+    """Weights with a wrong bit would be loaded. A bit in each byte of a small file, and all truncations."""
     checkpoint.save(tmp_path, 1, {"a": torch.ones(3)}, {"torch": "x"})
     path = tmp_path / "000000001.checkpoint"
     whole = path.read_bytes()
-    for place in range(8 * len(whole)):
+    for i in range(len(whole)):
         content = bytearray(whole)
-        content[place // 8] ^= 1 << place % 8
+        content[i] ^= 1 << i % 8
         path.write_bytes(content)
-        assert checkpoint.load(tmp_path, {"a": torch.ones(3)}) is None, place
+        assert checkpoint.load(tmp_path, {"a": torch.ones(3)}) is None, i
     for length in range(len(whole)):
         path.write_bytes(whole[:length])
         assert checkpoint.load(tmp_path, {"a": torch.ones(3)}) is None, length
@@ -122,15 +138,46 @@ def test_every_flipped_bit_and_every_length_is_noticed(tmp_path: Path) -> None:
         {"a": torch.zeros(99), "b": torch.zeros(1)},
     ],
 )
-def test_another_layout_is_refused_unread(
-    tmp_path: Path, like: dict[str, torch.Tensor], capsys: pytest.CaptureFixture[str], monkeypatch: Any
+def test_another_layout_is_refused(
+    tmp_path: Path, like: dict[str, torch.Tensor], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A file of another training, or a huge one, would fill the memory or the wrong tensors."""
+    """The state of another training would be loaded into the wrong tensors."""
     checkpoint.save(tmp_path, 1, full(1), {})
-    # A failure of the sha256 would come too late: the file has been read by then.
-    monkeypatch.setattr(checkpoint.hashlib, "sha256", None)
     assert checkpoint.load(tmp_path, like) is None
-    assert "is damaged" in capsys.readouterr().err
+    assert "its tensors differ" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["000000001.damaged"]
+
+
+def test_a_huge_file_is_refused_unread(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A damaged file of many gigabytes would fill the memory."""
+    checkpoint.save(tmp_path, 1, full(1), {})
+    with open(tmp_path / "000000002.checkpoint", "wb") as file:
+        file.truncate(10**12)
+    loaded = checkpoint.load(tmp_path, A)
+    assert loaded is not None and loaded.step == 1
+    assert "found 1,000,000,000,000 bytes, expected at most" in capsys.readouterr().err
+
+
+def test_a_file_that_the_disk_cannot_read_gives_way_to_the_one_before(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One bad sector would end the training; a file without permission would be taken for a bad sector."""
+    for number in (1, 2):
+        checkpoint.save(tmp_path, number, full(number), {})
+    read_bytes = Path.read_bytes
+
+    def unreadable(path: Path, error: int) -> bytes:
+        if path.stem == "000000002":
+            raise OSError(error, os.strerror(error), str(path))
+        return read_bytes(path)
+
+    monkeypatch.setattr(Path, "read_bytes", lambda path: unreadable(path, errno.EACCES))
+    with pytest.raises(PermissionError):
+        checkpoint.load(tmp_path, A)
+    monkeypatch.setattr(Path, "read_bytes", lambda path: unreadable(path, errno.EIO))
+    loaded = checkpoint.load(tmp_path, A)
+    assert loaded is not None and loaded.step == 1
+    assert "the disk cannot read it" in capsys.readouterr().err
 
 
 def test_only_the_newest_are_kept(tmp_path: Path) -> None:
@@ -142,45 +189,34 @@ def test_only_the_newest_are_kept(tmp_path: Path) -> None:
 
 
 def test_going_back_drops_the_later(tmp_path: Path) -> None:
-    """After a return to an earlier step the next start would go on from the abandoned future."""
+    """After a return to an earlier step, the next start would resume from a later one that was abandoned."""
     for number in (1, 2, 3, 4):
         checkpoint.save(tmp_path, number, A, {}, keep=4)
-    checkpoint.drop_after(tmp_path, 3)
-    checkpoint.drop_after(tmp_path, 3)
+    checkpoint.prune(tmp_path, 3, keep=4)
+    checkpoint.prune(tmp_path, 3, keep=4)
     assert steps(tmp_path) == [1, 2, 3]
     checkpoint.save(tmp_path, 2, full(7), {})
-    found = checkpoint.load(tmp_path, A)
-    assert steps(tmp_path) == [1, 2] and found is not None and found.tensors["a"][0] == 7
+    loaded = checkpoint.load(tmp_path, A)
+    assert steps(tmp_path) == [1, 2] and loaded is not None and loaded.tensors["a"][0] == 7
 
 
 def test_a_fresh_training_has_the_layout_of_a_running_one() -> None:
-    """Else no checkpoint would be accepted; and Adam goes on from those zeros as from nothing."""
-    fresh, running = checkpoint.state_of(*trained(0)), checkpoint.state_of(*trained(2))
+    """No checkpoint would be accepted, or Adam would start otherwise from listed zeros than from no state."""
+    fresh, running = state_of(*trained(0)), state_of(*trained(2))
     assert {k: (v.shape, v.dtype) for k, v in fresh.items()} == {
         k: (v.shape, v.dtype) for k, v in running.items()
     }
     networks, optimizers = trained(0)
-    checkpoint.restore(fresh, networks, optimizers)
+    restore_state(fresh, networks, optimizers)
     step(networks["net"], optimizers["optimizer"], 2)
-    assert all(torch.equal(v, running[k]) for k, v in checkpoint.state_of(networks, optimizers).items())
-
-
-def test_environments_are_compared_in_words() -> None:
-    """A run that cannot be exact must say why, and one that can must not cry wolf."""
-    now = checkpoint.environment("cpu")
-    assert now["the thread count"] == str(torch.get_num_threads()) and now["torch"] == torch.__version__
-    assert checkpoint.differences(now, dict(now)) == ""
-    before = now | {"the thread count": "64", "torch": "2.0"}
-    assert checkpoint.differences(before, now) == (
-        f"torch was 2.0 and is {torch.__version__}; the thread count was 64 and is {torch.get_num_threads()}"
-    )
+    assert all(torch.equal(v, running[k]) for k, v in state_of(networks, optimizers).items())
 
 
 FAILPOINTS = ["before write", "mid write", "before fsync", "before rename", "after rename", "before prune"]
 
 
 def save_until(folder: Path, where: str, fail: Callable[[], None]) -> None:
-    """Save step 3 beside 1 and 2, and let `fail` happen at a place within."""
+    """Save step 3 beside 1 and 2, and call `fail` at a point within."""
 
     def before(original: Any) -> Any:
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -216,7 +252,7 @@ def save_until(folder: Path, where: str, fail: Callable[[], None]) -> None:
     elif where == "after rename":
         patch.setattr(files.os, "replace", after(os.replace))
     elif where == "before prune":
-        patch.setattr(checkpoint, "drop_after", before(checkpoint.drop_after))
+        patch.setattr(checkpoint, "prune", before(checkpoint.prune))
     try:
         checkpoint.save(folder, 3, full(3), {})
     finally:
@@ -225,15 +261,15 @@ def save_until(folder: Path, where: str, fail: Callable[[], None]) -> None:
 
 def survivor(folder: Path) -> int:
     """The step of the checkpoint that would be loaded, its content checked."""
-    found = checkpoint.load(folder, A)
-    assert found is not None and torch.equal(found.tensors["a"], full(found.step)["a"])
-    return found.step
+    loaded = checkpoint.load(folder, A)
+    assert loaded is not None and torch.equal(loaded.tensors["a"], full(loaded.step)["a"])
+    return loaded.step
 
 
 @pytest.mark.parametrize("where", FAILPOINTS)
 @pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO, errno.EROFS])
 def test_an_error_in_a_save_leaves_a_whole_checkpoint(tmp_path: Path, where: str, error: int) -> None:
-    """A full disk would cost the training that it interrupts."""
+    """A full disk would cost the whole training."""
 
     def fail() -> None:
         raise OSError(error, os.strerror(error), str(tmp_path) if where == "before prune" else None)
@@ -264,11 +300,3 @@ def test_kill_9_in_a_save_leaves_a_whole_checkpoint(tmp_path: Path, where: str) 
 
 def _save_and_die(folder: Path, where: str) -> None:
     save_until(folder, where, lambda: os.kill(os.getpid(), signal.SIGKILL))
-
-
-def test_the_hardware_is_named() -> None:
-    """The model card would say how long a training took, but not on what."""
-    found = {"the processor": "EPYC", "the thread count": "2", "the number of ranks": "1"}
-    assert checkpoint.device_of(found) == "EPYC, 2 threads"
-    assert checkpoint.device_of(found | {"the thread count": "1"}) == "EPYC, 1 thread"
-    assert checkpoint.device_of(found | {"the GPU": "H200", "the number of ranks": "4"}) == "4 × H200"
