@@ -29,14 +29,9 @@ def compare(
     csv: Path | None = None,
     page: Path | None = None,
 ) -> pd.DataFrame:
-    """Print the comparison of finished experiments, and write it to files.
+    """Print the comparison of finished experiments: those named, those of a grid, or all.
 
-    Args:
-        root: the checkout.
-        names: the experiments; empty: those of the grid, or without a grid all.
-        grid: a grid of params.yaml.
-        csv: write the table to this CSV file.
-        page: write an HTML page with images and loss curves to this file.
+    With `csv`, write the table to that file; with `page`, write an HTML page with images and loss curves.
 
     Returns:
         The table of `cell_table`.
@@ -104,7 +99,7 @@ def _read_run(root: Path, name: str, revision: str) -> Run:
 
     with TemporaryDirectory(prefix="ganpipe-") as folder:
         values, last = unpack(root, revision, Path(folder))
-        code = code_digest_of(Path(folder))[:7]
+        flat = flat_params(values) | {"code": code_digest_of(Path(folder))[:7]}
     if last != "evaluate":
         raise UserError("its stages did not all run with its params and code")
     system = DVCFileSystem(str(root), rev=revision)
@@ -118,14 +113,5 @@ def _read_run(root: Path, name: str, revision: str) -> Run:
         history, grid = pd.read_csv(io.BytesIO(read("history.csv"))), read("grid.png")
     except OSError:
         raise UserError(f"not in the cache; `dvc exp apply {name}` and `dvc repro` restore it") from None
-    return Run(
-        name,
-        values.train.seed,
-        {key: value for key, value in flat_params(values).items() if key != SEED} | {"code": code},
-        metrics,
-        model["data_digest"],
-        history,
-        grid,
-        model.get("ended", "finished"),
-        model.get("interventions", 0),
-    )
+    ending = model.get("ended", "finished"), model.get("interventions", 0)
+    return Run(name, flat.pop(SEED), flat, metrics, model["data_digest"], history, grid, *ending)

@@ -2,7 +2,6 @@
 
 import base64
 import io
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import pandas as pd
 from jinja2 import Template
 from matplotlib.figure import Figure
 
-from ganpipe.experiments.cells import KID, SD, Run, plus_minus, text_table
+from ganpipe.experiments.cells import Run, plus_minus, text_table
 
 COLOURS = {"d_loss": "tab:blue", "g_loss": "tab:orange"}
 
@@ -25,9 +24,9 @@ def comparison_page(frame: pd.DataFrame, runs: Sequence[Run], remarks: Sequence[
     sets: dict[int, list[dict[Any, Any]]] = {}
     for row in frame.to_dict("records"):
         cell = [by_name[name] for name in row["experiments"].split()]
-        name = next((name for name in row if KID.fullmatch(str(name)) and not pd.isna(row[name])), "")
+        kids = pd.Series([run.kid for run in cell])
         images: dict[Any, Any] = {
-            "kid": plus_minus(row.get(name, math.nan), row.get(f"{name}{SD}", math.nan)),
+            "kid": plus_minus(kids.mean(), kids.std()),
             "seed": cell[0].seed,
             "grid": base64.b64encode(cell[0].grid).decode(),
             "losses": base64.b64encode(_loss_curves(cell, limits)).decode(),

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -26,24 +27,17 @@ from ganpipe.params import Params
 POLL = 1.0  # seconds between looks at the queue
 PATIENCE = 20.0  # seconds without a running experiment after which workers are started again
 ATTEMPTS = 3  # consecutive starts of workers without a running experiment before giving up
-# Lines that tell why a stage failed: an error of ganpipe or of Python. DVC's own line only says that it did.
-REASONS = (re.compile(r"^ganpipe \w+: (?:error: )?.+"), re.compile(r"^[\w.]*(?:Error|Exception|Exit)\b.*"))
+# How the line begins that tells why a stage failed: best is an error of ganpipe, then of Python, then of DVC.
+REASONS = (r"ganpipe \w+: .", r"[\w.]*(Error|Exception|Exit)\b", "ERROR", "")
 
 
 def grid(
     root: Path, name: str, seeds: int = 1, settings: Iterable[str] = (), run: bool = False, jobs: int = 1
 ) -> None:
-    """Queue a DVC experiment for each cell and seed of a grid that has none yet, and report the counts.
+    """Queue a DVC experiment for each cell and seed (train.seed 0, 1, 2 …) of a grid that has none yet.
 
-    An experiment is skipped if one with its name, params and code is finished, queued or running.
-
-    Args:
-        root: the checkout.
-        name: the grid's name in params.yaml.
-        seeds: experiments of each cell, with train.seed 0, 1, 2 …
-        settings: settings for every cell.
-        run: start workers and wait for the experiments.
-        jobs: how many experiments run at a time.
+    An experiment is skipped if one with its name, params and code is finished, queued or running. Settings
+    `key=value` override those of every cell. With `run`, run the queue, `jobs` at a time, and wait for its end.
 
     Raises:
         UserError: before anything is queued, one line for each wrong cell; or, after all have ended, one line
@@ -57,15 +51,11 @@ def grid(
             overrides = recipes.hydra_overrides(plan[experiment])
             repo.experiments.run(queue=True, name=experiment, params=overrides)
         counts = [f"{len(missing)} of {len(plan)} experiments queued"]
-        counts += [
-            f"{states.count(state)} {state} before"
-            for state in ("finished", "running", "queued")
-            if state in states
-        ]
+        counts += [f"{count} {state} before" for state, count in states.items()]
         print(f"{name}: {', '.join(counts)}")
         if run:
-            _run(repo, root, set(plan), states.count("finished"), jobs)
-        elif len(plan) > states.count("finished"):
+            _run(repo, root, set(plan), states["finished"], jobs)
+        elif len(plan) > states["finished"]:
             print(f"Run them with `ganpipe grid {name} --run` or `dvc queue start`")
     print(f"Compare them with `ganpipe compare --grid {name}`")
 
@@ -101,8 +91,8 @@ def planned(
 
 def _missing(
     repo: Any, root: Path, values: Params, plan: dict[str, list[str]]
-) -> tuple[list[str], list[str]]:
-    """Return the names of the experiments to queue, and the states of the others.
+) -> tuple[list[str], Counter[str]]:
+    """Return the names of the experiments to queue, and how many others are finished, running or queued.
 
     Raises:
         UserError: one line for each name that DVC holds with other params or code, or whose worker died.
@@ -116,7 +106,7 @@ def _missing(
         if entry.name in plan:
             experiment = revisions.Experiment(state, entry.stash_rev, entry.baseline_rev)
             held.setdefault(entry.name, []).insert(0, experiment)
-    missing, states, problems = [], [], []
+    missing, problems, states = [], [], Counter[str]()
     for name, settings in plan.items():
         wanted = revisions.flat_params(recipes.apply_settings(values, settings, name)), code
         experiments = held.get(name, [])
@@ -125,7 +115,7 @@ def _missing(
         if state == "running" and not alive:
             problems.append(f"{name}: its worker died; `dvc queue kill {name}`, then run this command again")
         elif state:
-            states.append(state)
+            states[state] += 1
         elif clash:
             remove = "dvc exp remove" if clash.state == "finished" else "dvc queue remove"
             problems.append(f"{name}: {clash.state} with other params or code; `{remove} {name}`")
@@ -251,7 +241,6 @@ def failure_reason(log: str) -> str:
     """Return the line of a failed experiment's log that best tells why it failed."""
     lines = [line.strip() for line in log.splitlines() if line.strip()]
     for pattern in REASONS:
-        if matches := [line for line in lines if pattern.match(line)]:
+        if matches := [line for line in lines if re.match(pattern, line)]:
             return matches[-1]
-    errors = [line for line in lines if line.startswith("ERROR")]
-    return (errors or lines or ["it failed before its first stage; see .dvc/tmp/exps/celery/*.out"])[-1]
+    return "it failed before its first stage; see .dvc/tmp/exps/celery/*.out"

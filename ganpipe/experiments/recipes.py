@@ -36,12 +36,7 @@ class Cell:
 
 
 def recipe_settings(values: Params, name: str, changes: Iterable[str] = ()) -> list[str]:
-    """Return a recipe's settings, each key once; the settings of recipes that it builds on come first.
-
-    Args:
-        values: the params with the recipes.
-        name: the recipe's.
-        changes: settings that override the recipe's.
+    """Return a recipe's settings, each key once, overridden by changes; those that it builds on come first.
 
     Raises:
         UserError: the recipe is unknown or builds on itself, or a setting is not key=value.
@@ -50,25 +45,24 @@ def recipe_settings(values: Params, name: str, changes: Iterable[str] = ()) -> l
 
 
 def apply_settings(values: Params, settings: Iterable[str], origin: str) -> Params:
-    """Return the params after some settings.
-
-    Args:
-        values: the params before.
-        settings: `section.name=value`, of which later ones win; recipes must be expanded.
-        origin: where the settings come from, for errors.
+    """Return params changed by settings `section.name=value`, recipes expanded; later ones win.
 
     Raises:
-        UserError: one line for each wrong value or unknown key.
+        UserError: one line for each wrong value or unknown key, each beginning with the origin.
     """
     sections = values.experiment
     plain = values.model_dump()
+    problems = []
     for setting in settings:
         key, text = _split(setting)
         section, _, name = key.partition(".")
-        if section not in sections or not name:
+        if section in sections and name:
+            plain[section][name] = _parse(text)
+        else:
             known = ", ".join(sections)
-            raise UserError(f"{origin}: {setting}: expected section.name=value with a section of {known}")
-        plain[section][name] = _parse(text)
+            problems.append(f"{origin}: {setting}: expected section.name=value with a section of {known}")
+    if problems:
+        raise UserError("\n".join(problems))
     applied = params.parse(plain, origin)
     try:
         applied.train.batch_size_for(applied.preprocess.resolution)
@@ -84,12 +78,7 @@ def hydra_overrides(settings: Iterable[str]) -> list[str]:
 
 
 def grid_cells(values: Params, grid: str, settings: Iterable[str] = ()) -> list[Cell]:
-    """Return a grid's cells; the last axis varies fastest.
-
-    Args:
-        values: the params with the grids and recipes.
-        grid: the grid's name.
-        settings: settings for every cell, which override the grid's.
+    """Return a grid's cells, overridden by settings for every cell; the last axis varies fastest.
 
     Raises:
         UserError: the grid is unknown, or a setting cannot be read.

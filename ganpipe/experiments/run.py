@@ -20,14 +20,8 @@ def run(
 ) -> NoReturn:
     """Print the `dvc exp run` command of a recipe, and replace this process by it.
 
-    The printed command can be pasted into a shell. The exit code is dvc's.
-
-    Args:
-        root: the checkout.
-        recipe: a recipe of params.yaml.
-        settings: `key=value` that override the recipe's.
-        name: the experiment's name; None: DVC makes one up.
-        queue: add it to DVC's queue instead of running it now.
+    The printed command can be pasted into a shell. The exit code is dvc's. Settings `key=value` override the
+    recipe's. Without a name DVC makes one up. With `queue`, the experiment is only added to DVC's queue.
 
     Raises:
         UserError: before dvc starts: the recipe is unknown, or one line for each wrong setting.

@@ -38,17 +38,12 @@ class Verdict:
     seeds_to_tell: int | None
 
     def __str__(self) -> str:
-        width = self.difference_high - self.difference_low
-        decimals = max(0, 1 - math.floor(math.log10(max(width, 1e-9))))
-        mean, low, high = (
-            f"{number:+.{decimals}f}"
-            for number in (self.difference, self.difference_low, self.difference_high)
-        )
+        numbers = self.difference, self.difference_low, self.difference_high
+        decimals = max(0, 1 - math.floor(math.log10(max(numbers[2] - numbers[1], 1e-9))))
+        mean, low, high = (f"{number:+.{decimals}f}" for number in numbers)
         text = f"{self.word}: {mean} ({low} to {high})"
-        if self.word != "not distinguishable":
-            return text
-        seeds = f"more than {MOST_SEEDS}" if self.seeds_to_tell is None else f"about {self.seeds_to_tell}"
-        return f"{text}; {seeds} seeds would tell"
+        seeds = f"about {self.seeds_to_tell}" if self.seeds_to_tell else f"more than {MOST_SEEDS}"
+        return text + (f"; {seeds} seeds would tell" if self.word == "not distinguishable" else "")
 
 
 def verdict(
