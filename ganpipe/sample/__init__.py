@@ -1,1 +1,1 @@
-"""Stage sample: the generator → images."""
+"""Stage sample: a trained generator → images."""

@@ -1,7 +1,7 @@
-"""The sample stage: a generator in, images out, and pictures of what its training and z do to them."""
+"""The sample stage: images of a trained generator, and pictures of what training and z do to them."""
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -9,184 +9,163 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ganpipe.common import files
-from ganpipe.common import sheets as pictures
 from ganpipe.common.errors import UserError
+from ganpipe.common.files import whole
 from ganpipe.common.progress import Progress
-from ganpipe.models import generator as snapshot
+from ganpipe.common.sheets import cells, columns_for, labelled, sheet
+from ganpipe.common.stages import stage_file
+from ganpipe.models.generator import images_of, load_generator, z_of_seeds
+from ganpipe.models.layers import NetworkSpec
 from ganpipe.params import Model, Sample
-from ganpipe.sample import latent
+from ganpipe.sample.images import Generate, images_of_seeds, write_images
+from ganpipe.sample.latent import influence, most_influential, slerp, traversal
 
-FOLDER = Path("stages/sample")
-TRAINED = Path("stages/train")
-# Images in a row of traversal.png.
-STEPS = 9
-# Rows of traversal.png where no elements of z are named, and the z around which their influence is measured.
-ELEMENTS, POINTS = 8, 4
-# How far an element goes in traversal.png where z is normal: 95 % of the training's lie within.
-NORMAL_REACH = 2.0
-# z that the interpolation passes, and frames of the animation from one to the next, each shown so long.
+# traversal.png: images per row, rows if params name no elements, and the z at which influence is measured.
+STEPS, ELEMENTS, POINTS = 9, 8, 4
+NORMAL_REACH = 2.0  # how far normal z without a limit is varied; 95 % of them lie within
+# Interpolation: number of z, frames of the animation from one z to the next, and milliseconds per frame.
 STOPS, FRAMES, FRAME_MS = 8, 16, 60
-# Every second frame is also in interpolation.png, whose rows end with the next row's first image.
-EVERY = 2
-# The animation's least side in pixels, and how many of its images would make a row.
+EVERY = 2  # interpolation.png has every second frame
+# The animation's least side in pixels; images that would fill a row, which limits the side.
 ANIMATION_SIDE, ANIMATION_COLUMNS = 128, 4
-# Images in a row of epochs.png, as far as the training's grids hold so many.
-EPOCH_COLUMNS = 8
-
-ImagesOf = Callable[[torch.Tensor], np.ndarray]
+EPOCH_COLUMNS = 8  # images per row of epochs.png, fewer if the training's grids hold fewer
 
 
 def sample(params: Sample, root: Path = Path(), device: str = "cpu") -> None:
-    """Generate `params.count` images, one seed each, and make the papers' pictures of the generator.
+    """Generate `params.count` images, one seed each, and the papers' pictures of the generator.
 
-    Writes samples.npy (uint8 N×H×W×C), grid.png, intervals.npy (uint8 K×N×H×W×C, K = 0 without intervals),
-    intervals.json, traversal.png, interpolation.png, interpolation.webp and epochs.png.
+    Writes samples.npy (uint8 N×H×W×C in [0, 255]), intervals.npy (uint8 K×N×H×W×C, K = 0 without intervals),
+    intervals.json, grid.png, traversal.png, interpolation.png, interpolation.webp and epochs.png.
 
     Raises:
-        UserError: there is no trained generator, its files are damaged, or z has no such element.
+        UserError: the generator or the training's grids are missing or damaged, or z lacks a named element.
     """
-    generator = snapshot.load_generator(root / TRAINED / "generator.safetensors")
-    spec, G = generator.spec, generator.network.to(device)
-    model, resolution, channels = spec.params, spec.resolution, spec.channels
-    named = params.traversal_elements
-    if named is not None and (not named or max(named) >= model.nz):
+    generator = load_generator(stage_file(root, "generator.safetensors"))
+    spec, model, G = generator.spec, generator.spec.params, generator.network.to(device)
+    elements = params.traversal_elements
+    if elements is not None and (not elements or max(elements) >= model.nz):
         raise UserError(
-            f"sample.traversal_elements: found {named or 'an empty list'}, but the elements of z are 0 to "
-            f"{model.nz - 1} (model.nz is {model.nz}); name some of them, or null for the most-changing ones"
+            f"sample.traversal_elements: found {elements or 'an empty list'}, but the elements of z are 0 to "
+            f"{model.nz - 1} (model.nz is {model.nz}); name some of them, or null for the most influential"
         )
-    epochs = _epochs(root / TRAINED / "grids", resolution, channels)
+    # Before the images, so that a missing grid is reported at once.
+    pictures = {"epochs.png": _epochs(stage_file(root, "grids"), spec)}
 
-    measured = 2 * POINTS * model.nz if named is None else 0
-    rows = min(ELEMENTS, model.nz) if named is None else len(named)
-    total = params.count * (1 + len(params.intervals)) + measured + rows * STEPS + STOPS * FRAMES
-    folder, shape = root / FOLDER, (params.count, resolution, resolution, channels)
-    with Progress("sample", total) as progress:
+    shape = (params.count, spec.resolution, spec.resolution, spec.channels)
+    seeds = range(params.seed, params.seed + params.count)
+    with Progress("sample", _image_count(params, model.nz)) as progress:
 
-        def images_of(z: torch.Tensor) -> np.ndarray:
-            images = snapshot.images_of(G, z)
+        def generate(z: torch.Tensor) -> np.ndarray:
+            images = images_of(G, z)
             progress.advance(len(images))
             return images
 
-        _write_array(folder / "samples.npy", shape, _images(images_of, model, params, [params.z_scale]))
-        several = _images(images_of, model, params, params.intervals)
-        _write_array(folder / "intervals.npy", (len(params.intervals), *shape), several)
-        z = snapshot.z_of_seeds(model, params.seed, STOPS, params.z_scale)
-        traversal = _traversal(images_of, model, z[:POINTS], named)
-        interpolation, frames = _interpolation(images_of, model, params, z)
+        samples, *intervals = (
+            images_of_seeds(generate, model, seeds, factor) for factor in (params.z_scale, *params.intervals)
+        )
+        write_images(stage_file(root, "samples.npy"), shape, samples)
+        all_intervals = chain.from_iterable(intervals)
+        write_images(stage_file(root, "intervals.npy"), (len(intervals), *shape), all_intervals)
+        z = z_of_seeds(model, params.seed, STOPS, params.z_scale)
+        pictures["traversal.png"] = _traversal(generate, model, z[:POINTS], elements)
+        pictures["interpolation.png"], frames = _interpolation(generate, model, params, z)
 
-    columns = pictures.columns_for(resolution)
-    first = np.load(folder / "samples.npy", mmap_mode="r")[: columns * columns]
-    for name, picture in (
-        ("grid.png", pictures.sheet(first, columns)),
-        ("traversal.png", traversal),
-        ("interpolation.png", interpolation),
-        ("epochs.png", epochs),
-    ):
-        with files.whole(folder / name) as path:
+    columns = columns_for(spec.resolution)
+    first = np.load(stage_file(root, "samples.npy"), mmap_mode="r")[: columns * columns]
+    pictures["grid.png"] = sheet(first, columns)
+    for name, picture in pictures.items():
+        with whole(stage_file(root, name)) as path:
             picture.save(path, "PNG")
-    with files.whole(folder / "interpolation.webp") as path:
-        # Every frame whole (kmax): the encoder drops small differences, and the way would stutter.
+    with whole(stage_file(root, "interpolation.webp")) as path:
+        # kmax 1 stores each frame whole: the encoder drops small differences, and the motion would stutter.
         options: dict[str, Any] = {"duration": FRAME_MS, "loop": 0, "quality": 80, "kmax": 1}
         frames[0].save(path, "WEBP", save_all=True, append_images=frames[1:], **options)
-    intervals = [{"factor": factor, "z": _distribution(model, factor)} for factor in params.intervals]
-    with files.whole(folder / "intervals.json") as path:
-        path.write_text(json.dumps(intervals, indent=2) + "\n")
+    with whole(stage_file(root, "intervals.json")) as path:
+        rows = [{"factor": factor, "z": _distribution(model, factor)} for factor in params.intervals]
+        path.write_text(json.dumps(rows, indent=2) + "\n")
 
 
-def _images(
-    images_of: ImagesOf, model: Model, params: Sample, scales: Sequence[float]
-) -> Iterator[np.ndarray]:
-    """Yield the images of all seeds, some at a time, for each factor on the same z in turn."""
-    for scale in scales:
-        for first in range(0, params.count, snapshot.BATCH):
-            count = min(snapshot.BATCH, params.count - first)
-            yield images_of(snapshot.z_of_seeds(model, params.seed + first, count, scale))
-
-
-def _write_array(path: Path, shape: tuple[int, ...], parts: Iterable[np.ndarray]) -> None:
-    """Write uint8 images as one .npy of a shape, without ever holding more than a part of them."""
-    with files.whole(path) as temporary, open(temporary, "wb") as file:
-        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
-        for part in parts:
-            file.write(part.tobytes())
+def _image_count(params: Sample, nz: int) -> int:
+    """Return how many images the stage generates in all."""
+    elements = params.traversal_elements
+    traversals = 2 * POINTS * nz + STEPS * min(ELEMENTS, nz) if elements is None else STEPS * len(elements)
+    return params.count * (1 + len(params.intervals)) + traversals + STOPS * FRAMES
 
 
 def _distribution(model: Model, factor: float) -> str:
-    """Say how z is distributed after a factor: an interval where z is uniform."""
-    limit = None if model.z_limit is None else f"{factor * model.z_limit:g}"
+    """Describe the distribution of z times a factor; an interval if z is uniform."""
+    interval = None if model.z_limit is None else f"[-{factor * model.z_limit:g}, {factor * model.z_limit:g}]"
     if model.z_distribution == "uniform":
-        return f"[-{limit}, {limit}]"
-    return f"normal, sd {factor:g}" + (f", within [-{limit}, {limit}]" if limit else "")
+        return f"{interval}"
+    return f"normal, sd {factor:g}" + (f", within {interval}" if interval else "")
 
 
-def _traversal(images_of: ImagesOf, model: Model, z: torch.Tensor, named: list[int] | None) -> Image.Image:
-    """Show in each row what one element of the first z does (Stiff et al. 2018, their last figure).
+def _traversal(generate: Generate, model: Model, z: torch.Tensor, elements: list[int] | None) -> Image.Image:
+    """Draw a row of images for each element, which varies while the rest of z[0] is fixed.
+
+    This is the last figure of Stiff et al. 2018.
 
     Args:
-        images_of: makes images of z.
-        model: says how far an element goes.
-        z: float32 B×nz; all of them decide which elements change the images most, where none are named.
-        named: elements, a row each.
+        generate: computes images from latent vectors.
+        model: its z_limit is how far an element is varied.
+        z: float32 B×nz, the points around which influence is measured.
+        elements: indices into z; None: the most influential ones.
     """
     reach = model.z_limit or NORMAL_REACH
-    order = ""
-    if named is None:
-        change = latent.influence(images_of, z, (-reach, reach))
-        named, order = latent.most_changing(change, ELEMENTS), ": those that change the images most"
+    caption = f"Each row varies one element of z from {-reach:g} to {reach:g}"
+    if elements is None:
+        elements = most_influential(influence(generate, z, (-reach, reach)), ELEMENTS)
+        caption += "; the most influential elements first"
     values = torch.linspace(-reach, reach, STEPS)
-    rows = [pictures.cells(images_of(latent.traversal(z[0], e, values)), STEPS) for e in named]
-    return pictures.labelled(
-        np.concatenate(rows),
-        STEPS,
-        [f"z[{element}]" for element in named],
-        f"One element of z from {-reach:g} to {reach:g} along each row{order}",
-    )
+    rows = [cells(generate(traversal(z[0], element, values)), STEPS) for element in elements]
+    return labelled(np.concatenate(rows), STEPS, [f"z[{element}]" for element in elements], caption)
 
 
 def _interpolation(
-    images_of: ImagesOf, model: Model, params: Sample, z: torch.Tensor
+    generate: Generate, model: Model, params: Sample, z: torch.Tensor
 ) -> tuple[Image.Image, list[Image.Image]]:
-    """Go on spheres from each z to the next and back to the first: rows of images, and frames of them."""
+    """Interpolate from each z to the next and from the last to the first.
+
+    Returns:
+        A picture with a row for each pair, whose last image is the next row's first; the animation's frames.
+    """
     limit = None if model.z_limit is None else params.z_scale * model.z_limit
     t = torch.arange(FRAMES) / FRAMES
-    frames, small = [], []
+    frames, paths = [], []
     columns = FRAMES // EVERY + 1
     for start, end in zip(z, z.roll(-1, 0), strict=True):
-        images = images_of(latent.slerp(start, end, t, limit))
-        small.append(pictures.cells(images[::EVERY], columns))
-        large = pictures.cells(images, ANIMATION_COLUMNS, ANIMATION_SIDE)
-        frames += [pictures.sheet(image[None], 1) for image in large]
-    rows = [np.concatenate([row, small[(i + 1) % len(z)][:1]]) for i, row in enumerate(small)]
-    names = [str(params.seed + i) for i in range(len(z))]
-    picture = pictures.labelled(
-        np.concatenate(rows),
-        columns,
-        [f"seed {start} to {end}" for start, end in zip(names, names[1:] + names[:1], strict=True)],
-        "From the z of one seed to that of the next along each row, on a sphere",
-    )
-    return picture, frames
+        images = generate(slerp(start, end, t, limit))
+        paths.append(cells(images[::EVERY], columns))
+        frames += [sheet(image[None], 1) for image in cells(images, ANIMATION_COLUMNS, ANIMATION_SIDE)]
+    rows = [np.concatenate([path, paths[(i + 1) % len(paths)][:1]]) for i, path in enumerate(paths)]
+    seeds = [params.seed + i for i in range(len(z))]
+    labels = [f"seed {start} to {end}" for start, end in zip(seeds, seeds[1:] + seeds[:1], strict=True)]
+    caption = "Each row interpolates between the z of two seeds along a great circle"
+    return labelled(np.concatenate(rows), columns, labels, caption), frames
 
 
-def _epochs(folder: Path, resolution: int, channels: int) -> Image.Image:
-    """Show the first images of the training's grids, a row for each, the same z in each column."""
+def _epochs(folder: Path, spec: NetworkSpec) -> Image.Image:
+    """Draw the first images of each of the training's grids as a row; all grids show the same z.
+
+    Raises:
+        UserError: there is no grid, or one is damaged.
+    """
     epochs, rows = sorted(int(path.stem) for path in folder.glob("*.png")), []
-    try:
-        for epoch in epochs:
+    if not epochs:
+        raise UserError(f"{folder}: found no grids from training; run the train stage")
+    side, channels = spec.resolution, spec.channels
+    for epoch in epochs:
+        try:
             grid = np.asarray(Image.open(folder / f"{epoch}.png"))
-            images = grid.reshape(-1, resolution, grid.shape[1] // resolution, resolution, channels)
-            images = images.swapaxes(1, 2).reshape(-1, resolution, resolution, channels)
-            rows.append(images[:EPOCH_COLUMNS])
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{folder}/{epoch}.png: no readable grid ({error}); run the train stage again"
-        ) from None
-    if not rows:
-        raise UserError(f"{folder}: no grids of the training; run the train stage")
+            images = grid.reshape(-1, side, grid.shape[1] // side, side, channels).swapaxes(1, 2)
+            rows.append(images.reshape(-1, side, side, channels)[:EPOCH_COLUMNS])
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"{folder}/{epoch}.png: not a readable grid of {side} px images ({error}); run the train "
+                f"stage again"
+            ) from None
     columns = len(rows[0])
-    return pictures.labelled(
-        pictures.cells(np.concatenate(rows), columns),
-        columns,
-        [f"epoch {epoch}" for epoch in epochs],
-        "The same z in each column after these epochs of training",
+    images, labels = cells(np.concatenate(rows), columns), [f"epoch {epoch}" for epoch in epochs]
+    return labelled(
+        images, columns, labels, "Images of the same z in each column, after these training epochs"
     )
