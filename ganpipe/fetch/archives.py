@@ -63,19 +63,19 @@ NamedFiles = list[tuple[str, Opener]]
 
 
 @contextmanager
-def listing(*places: Path) -> Iterator[NamedFiles]:
+def listing(*paths: Path) -> Iterator[NamedFiles]:
     """List the visible files in folders, zips or tars, at any depth, while the context is open.
 
-    Names are clean and unique within each place; each comes with a function that opens the file for reading.
+    Names are clean and unique within each path; each comes with a function that opens the file for reading.
     Links to files are followed wherever they point, because `dvc add` and people who pick a subset make such
     links; links to folders are not. Of an archive only regular files are read; none is unpacked to a path.
 
     Raises:
-        UserError: a place cannot be read; also from an opener.
+        UserError: a path cannot be read; also from an opener.
     """
     with ExitStack() as stack:
         files: NamedFiles = []
-        for path in places:
+        for path in paths:
             if path.is_dir():
                 kind = _folder
             elif path.is_file():
@@ -86,7 +86,7 @@ def listing(*places: Path) -> Iterator[NamedFiles]:
             files += _cleaned(stack.enter_context(kind(path)))
         if nested := sum(name.lower().endswith(NESTED) for name, _ in files):
             advice = "which are not opened; unpack them and set fetch.path to the folder"
-            print(f"fetch: {places[0]}: {nested:,} files are archives, {advice}", file=sys.stderr)
+            print(f"fetch: {paths[0]}: {nested:,} files are archives, {advice}", file=sys.stderr)
         yield files
 
 
@@ -241,15 +241,15 @@ def _member(path: Path, open_it: Callable[[], IO[bytes]]) -> Iterator[IO[bytes]]
 
 
 @contextmanager
-def refuse_damage(place: object) -> Iterator[None]:
-    """Turn the exceptions that a damaged archive raises into a UserError about the place."""
+def refuse_damage(path: object) -> Iterator[None]:
+    """Turn the exceptions that a damaged archive raises into a UserError about the path."""
     try:
         yield
     except DAMAGE as error:
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             raise
         raise UserError(
-            f"{place}: damaged, or not a folder, zip or tar "
+            f"{path}: damaged, or not a folder, zip or tar "
             f"({type(error).__name__}: {textwrap.shorten(str(error), 200)}); "
             "get a new copy, or set fetch.path to a folder of pictures"
         ) from None

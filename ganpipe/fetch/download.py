@@ -72,7 +72,6 @@ def cached(source: str, remotes: Sequence[Remote], remedy: str, offline: bool) -
 
     Raises:
         UserError: a file cannot be downloaded, or is missing while the network is disabled.
-        OSError: the disk is full, or the like.
     """
     folder = cache() / source
 

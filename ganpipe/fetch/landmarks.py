@@ -42,8 +42,7 @@ def read_table(name: str, opener: Opener) -> Points:
             if not points and row < HEADINGS:
                 continue
             raise UserError(
-                f"{name}: line {number}: found {line[:80]!r}, expected a picture's name, then x and y of "
-                "each of at least two points"
+                f"{name}: line {number}: found {line[:80]!r}, expected a name and x, y of two or more points"
             )
         points["/".join(clean_name(cells[0].strip()))] = values
     return points

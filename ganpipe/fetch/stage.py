@@ -48,12 +48,12 @@ def fetch(params: Fetch, root: Path, offline: bool = False) -> None:
         UserError: the path does not fit the source, is missing, damaged or empty; a set cannot be downloaded.
     """
     source = SOURCES[params.source]
-    places = _places(params, source, root, offline)
-    read = [_file_facts(path, params.sha256) for path in places if path.is_file()]
-    with source.layout(places) as (pictures, points):
+    paths = _source_paths(params, source, root, offline)
+    read = [_file_facts(path, params.sha256) for path in paths if path.is_file()]
+    with source.layout(paths) as (pictures, points):
         if not pictures:
-            place = params.url or params.path
-            raise UserError(f"fetch.source={source.name}: {place} contains no files, except hidden ones")
+            origin = params.url or params.path
+            raise UserError(f"fetch.source={source.name}: {origin} contains no files, except hidden ones")
         if source.published not in (None, len(pictures)):  # no error: a part of a set is often used
             counts = f"{len(pictures):,} of {source.published:,}"
             print(f"fetch: {source.name}: {counts} published pictures", file=sys.stderr)
@@ -61,7 +61,7 @@ def fetch(params: Fetch, root: Path, offline: bool = False) -> None:
             manifest = _pack(sorted(pictures, key=lambda pair: pair[0]), temporary)
     _write_csv(manifest, stage_file(root, "manifest.csv"))
     _write_csv(_landmarks(points, manifest["name"]), stage_file(root, "landmarks.csv"))
-    name = places[0].name if places else source.package
+    name = paths[0].name if paths else source.package
     sha256 = files.sha256(stage_file(root, "manifest.csv"))
     whole = {"name": name, "bytes": int(manifest["bytes"].sum()), "sha256": sha256}
     facts = {
@@ -139,7 +139,7 @@ def _header(stream: IO[bytes]) -> tuple[int | None, int | None, str]:
     return image.width, image.height, image.mode
 
 
-def _places(params: Fetch, source: Source, root: Path, offline: bool) -> tuple[Path, ...]:
+def _source_paths(params: Fetch, source: Source, root: Path, offline: bool) -> tuple[Path, ...]:
     """Return the folders and files to read, downloaded if necessary; empty if a package has the pictures."""
     if params.path != PLACEHOLDER:
         if source.package or source.name == "url":

@@ -1,4 +1,4 @@
-"""Folders and archives are listed whole, under clean names, and no archive can do harm."""
+"""Listing folders and archives: completely, under clean names, and without harm from an archive."""
 
 import gzip
 import os
@@ -17,18 +17,18 @@ from ganpipe.fetch.archives import clean_name, listing
 
 
 def listed(path: Path) -> dict[str, bytes]:
-    """All files of a place, read to their end."""
-    with listing(path) as found:
+    """Read all files of a folder or archive."""
+    with listing(path) as files:
         content = {}
-        for name, opener in found:
+        for name, opener in files:
             with opener() as stream:
                 content[name] = stream.read()
-        assert len(content) == len(found)
+        assert len(content) == len(files)
     return content
 
 
 def refusal(path: Path) -> str:
-    """The one line with which a path is refused."""
+    """Return the one-line error about a path."""
     with pytest.raises(UserError) as caught:
         listed(path)
     assert "\n" not in str(caught.value) and str(path) in str(caught.value)
@@ -37,7 +37,7 @@ def refusal(path: Path) -> str:
 
 @pytest.mark.parametrize("kind", ["folder", "zip", "", "gz", "bz2", "xz"])
 def test_folder_and_archives_give_the_same_files(tmp_path: Path, kind: str) -> None:
-    """What people pack and what they unpack would be two data sets."""
+    """A folder and the archive packed from it would be different data sets."""
     path = tmp_path / "pictures"
     if kind == "folder":
         make_folder(path)
@@ -49,7 +49,7 @@ def test_folder_and_archives_give_the_same_files(tmp_path: Path, kind: str) -> N
 
 
 def test_links_in_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """DVC's link caches and subset folders are links to files; a link to a folder can be a loop."""
+    """DVC's link caches and subset folders contain links to files; a link to a folder can be a loop."""
     folder = make_folder(tmp_path / "pictures")
     (tmp_path / "outside.png").write_bytes(b"outside")
     (folder / "link.png").symlink_to(tmp_path / "outside.png")
@@ -61,7 +61,7 @@ def test_links_in_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 
 
 def test_a_name_that_is_no_text_is_still_a_file(tmp_path: Path) -> None:
-    """Old archives unpack to names in old encodings; the stage would end in a traceback."""
+    """Old archives contain names in old encodings; the stage would end in a traceback."""
     Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.png")).write_bytes(b"1")
     assert list(listed(tmp_path)) == ["caf\N{REPLACEMENT CHARACTER}.png"]
 
@@ -79,13 +79,13 @@ def test_a_name_that_is_no_text_is_still_a_file(tmp_path: Path) -> None:
     ],
 )
 def test_names_are_cleaned(name: str, expected: str) -> None:
-    """A name that climbs out would be written elsewhere by whoever unpacks images.zip."""
+    """A user who unpacks images.zip would write a file outside of the folder."""
     assert "/".join(clean_name(name)) == expected
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 def test_equal_names_all_stay(tmp_path: Path) -> None:
-    """One of two pictures would vanish without being in either table."""
+    """One of two pictures with the same name would be lost without a message."""
     path = make_zip(
         tmp_path / "a.zip", [("a.png", b"1"), ("x/../a.png", b"2"), ("a-2.png", b"3"), ("a.png", b"4")]
     )
@@ -93,7 +93,7 @@ def test_equal_names_all_stay(tmp_path: Path) -> None:
 
 
 def test_many_equal_names_take_no_time() -> None:
-    """A small archive of a million equal names would take a day to list."""
+    """Listing a small archive with a million equal names would take a day."""
     named = archives._cleaned([("a.png", make_folder)] * 50_000)  # type: ignore[list-item]
     assert [name for name, _ in named[:3]] == ["a.png", "a-2.png", "a-3.png"]
     assert len({name for name, _ in named}) == 50_000
@@ -118,7 +118,7 @@ def test_links_and_devices_in_archives_are_not_read(
 
 
 def damaged_archives(folder: Path) -> Iterator[Path]:
-    """Archives with one fault each."""
+    """Yield archives with one fault each."""
     noise = np.random.default_rng(0).bytes(20_000)
     for mode in ("", "gz", "bz2", "xz"):
         whole = make_tar(folder / f"whole.tar.{mode}", mode).read_bytes()
@@ -142,13 +142,13 @@ def damaged_archives(folder: Path) -> Iterator[Path]:
 
 
 def test_a_damaged_archive_is_one_clear_line(tmp_path: Path) -> None:
-    """Half a download would give half a data set in silence, or a traceback."""
+    """Half a download would become half a data set without a message, or end in a traceback."""
     for path in damaged_archives(tmp_path):
         assert "damaged" in refusal(path), path
 
 
 def test_an_encrypted_zip_is_refused(tmp_path: Path) -> None:
-    """Every picture of it would be rejected as damaged."""
+    """Every picture in it would be rejected as damaged."""
     data = bytearray(make_zip(tmp_path / "a.zip", [("a.png", b"secret")]).read_bytes())
     data[6] |= 1
     data[data.index(b"PK\1\2") + 8] |= 1
@@ -157,7 +157,7 @@ def test_an_encrypted_zip_is_refused(tmp_path: Path) -> None:
 
 
 def test_bombs_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A small download would fill the disk."""
+    """A small archive would fill the disk."""
     monkeypatch.setattr(archives, "RATIO_FROM", 10**6)
     zeros = b"\0" * 3_000_000
     make_zip(tmp_path / "a.zip", [("a.png", zeros)])
@@ -172,7 +172,7 @@ def test_bombs_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
-    """A file that goes away while the folder is read would end in a traceback."""
+    """A file deleted while the folder is read would cause a traceback."""
     (tmp_path / "pictures").mkdir()
     (tmp_path / "pictures" / "a.png").write_bytes(b"1")
     with listing(tmp_path / "pictures") as ((_, opener),):

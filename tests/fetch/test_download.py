@@ -1,4 +1,4 @@
-"""Downloads against a real server that cuts, stalls, lies, changes its mind and serves other bytes."""
+"""Downloads from a real server that breaks off, stalls, sends wrong lengths or changes its file."""
 
 import dataclasses
 import functools
@@ -28,17 +28,17 @@ DATA = np.random.default_rng(0).bytes(3_000_000)
 
 
 class Site:
-    """What a server does with one file, under any name.
+    """The behaviour of a server, which offers one file under every path.
 
     Attributes:
-        data, etag: the file and what is said of its version.
-        later: (data, etag) that take their place after the first request.
-        cuts: places in the file at which a connection ends, once each, ascending.
-        answers: codes to answer with first.
-        ranges: whether Range is heeded. conditions: whether If-Range is.
-        lie: what the length that is told is off by. chunked: none is told. endless: more follows for ever.
-        stall: once, nothing more comes at the first cut. patience: an event that ends a stall.
-        asked: the Range of each request. sent: bytes of files that went out.
+        data, etag: the file and its version.
+        later: (data, etag) that replace them after the first request.
+        cuts: offsets in the file at which connections end, one after the other.
+        answers: status codes of the first answers.
+        ranges, conditions: whether the server obeys Range and If-Range.
+        lie: error of the Content-Length. chunked: it is left out. endless: the answer never ends.
+        stall: once, the first cut leaves the connection open without bytes. patience: an event that ends it.
+        requests: the Range of each request. paths: their paths. sent: bytes of the file that were sent.
     """
 
     def __init__(self, data: bytes = DATA) -> None:
@@ -49,25 +49,25 @@ class Site:
         self.ranges = self.conditions = True
         self.lie, self.chunked, self.endless, self.stall = 0, False, False, False
         self.patience = threading.Event()
-        self.asked: list[str | None] = []
+        self.requests: list[str | None] = []
         self.paths: list[str] = []
         self.sent = 0
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """Serves a Site."""
+    """Serve a Site."""
 
     def __init__(self, site: Site, *args: Any) -> None:
         self.site = site
         super().__init__(*args)
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Say nothing."""
+        """Print nothing."""
 
     def do_GET(self) -> None:
-        """Answer as the site says."""
+        """Answer as the site describes."""
         site, span = self.site, self.headers.get("Range")
-        site.asked.append(span)
+        site.requests.append(span)
         site.paths.append(self.path)
         if site.answers and (code := site.answers.pop(0)) != 200:
             self.send_error(code)
@@ -105,14 +105,14 @@ class Handler(http.server.BaseHTTPRequestHandler):
         try:
             self.wfile.write(block)
         except OSError:
-            return False  # the other side is gone
+            return False  # the client closed the connection
         self.site.sent += len(block)
         return True
 
 
 @pytest.fixture
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The waits between tries, which take no time."""
+    """Replace waiting between attempts; return the list of the waits in seconds."""
     waited: list[float] = []
     monkeypatch.setattr(download, "sleep", waited.append)
     return waited
@@ -122,7 +122,7 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 def serve(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, waits: list[float]
 ) -> Iterator[Callable[..., str]]:
-    """A function that serves a site and returns its address; the cache is a folder of the test's own."""
+    """Return a function that serves a site and returns its address; use a cache of the test's own."""
     monkeypatch.setenv("GANPIPE_DATA", str(tmp_path / "cache"))
     monkeypatch.setenv("no_proxy", "*")
     servers = []
@@ -142,7 +142,7 @@ def serve(
 
 
 def get(*addresses: str, data: bytes = DATA, sha256: bool = True, size: bool = True) -> bytes:
-    """Download a file whose bytes, digest and size are known or not; return what is in the cache then."""
+    """Download a file of known or unknown sha256 and size; return its bytes in the cache."""
     digest = hashlib.sha256(data).hexdigest() if sha256 else None
     remote = Remote("a.zip", len(data) if size else None, digest, addresses)
     (path,) = cached("some", [remote], "get it by hand", offline=False)
@@ -151,7 +151,7 @@ def get(*addresses: str, data: bytes = DATA, sha256: bool = True, size: bool = T
 
 
 def refusal(*addresses: str, **known: bool) -> str:
-    """The one line that says why a file cannot be had; nothing has its name then."""
+    """Return the one-line error of a download; check that the cache has no such file."""
     with pytest.raises(UserError) as caught:
         get(*addresses, **known)  # type: ignore[arg-type]
     line = str(caught.value)
@@ -161,7 +161,7 @@ def refusal(*addresses: str, **known: bool) -> str:
 
 
 def closed_port() -> str:
-    """A loopback address that nobody listens at."""
+    """Return a local address on which no server listens."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         return f"http://127.0.0.1:{taken.getsockname()[1]}/a.zip"
@@ -171,30 +171,44 @@ def closed_port() -> str:
 def test_twenty_cuts_at_random_places(
     serve: Callable[..., str], waits: list[float], capsys: pytest.CaptureFixture[str], known: bool
 ) -> None:
-    """1.4 GB over a bad line would never arrive, or arrive with a byte lost or twice."""
+    """1.4 GB over a bad connection would never arrive, or with lost or repeated bytes."""
     site = Site()
-    places = sorted(random.Random(0).sample(range(1, len(DATA)), 20))
-    site.cuts = [*places]
+    offsets = sorted(random.Random(0).sample(range(1, len(DATA)), 20))
+    site.cuts = [*offsets]
     assert get(serve(site), sha256=known, size=known) == DATA
-    assert site.asked == [None, *(f"bytes={place}-" for place in places)]
+    assert site.requests == [None, *(f"bytes={offset}-" for offset in offsets)]
     assert site.sent == len(DATA) and waits == [1] * 20
-    shown = capsys.readouterr().err
-    assert "fetch some: 3/3 MB (100%)" in shown and shown.count("trying again in 1 s") == 20
+    output = capsys.readouterr().err
+    assert "fetch some: 3/3 MB (100%)" in output and output.count("trying again in 1 s") == 20
 
 
-def test_a_later_run_goes_on(serve: Callable[..., str]) -> None:
-    """A killed download would begin anew each time."""
+@pytest.mark.parametrize("known", [True, False])
+def test_a_later_run_resumes(serve: Callable[..., str], known: bool) -> None:
+    """A killed download would start again from the beginning each time."""
     site = Site()
     site.cuts, site.answers = [1_234_567], [200, 404]
     address = serve(site)
-    assert "404" in refusal(address)
+    assert "404" in refusal(address, sha256=known, size=known)
     part = download.cache() / "some/a.zip.part"
     assert part.read_bytes() == DATA[:1_234_567]
-    assert get(address) == DATA and site.asked[-1] == "bytes=1234567-"
+    assert get(address, sha256=known, size=known) == DATA and site.requests[-1] == "bytes=1234567-"
+
+
+def test_a_part_from_another_address_or_without_a_version(serve: Callable[..., str]) -> None:
+    """Without a known sha256, parts of different files would be joined unnoticed."""
+    for note in (b"", b'http://other/a.zip\n"1"', b"\xff\0", None):
+        site = Site()
+        address = serve(site)
+        folder = download.cache() / "some"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "a.zip").unlink(missing_ok=True)
+        (folder / "a.zip.part").write_bytes(b"of another file")
+        (folder / "a.zip.part.version").write_bytes(f"{address}\n".encode() if note is None else note)
+        assert get(address, sha256=False, size=False) == DATA and site.requests == [None]
 
 
 def test_a_whole_part_needs_no_download(serve: Callable[..., str]) -> None:
-    """A run killed between the last byte and the rename would download all of it again."""
+    """A run killed between the last byte and the rename would download everything again."""
     site = Site()
     folder = download.cache() / "some"
     folder.mkdir(parents=True)
@@ -203,18 +217,20 @@ def test_a_whole_part_needs_no_download(serve: Callable[..., str]) -> None:
         (folder / "a.zip").unlink(missing_ok=True)
         (folder / "a.zip.part").write_bytes(DATA)
         assert get(address, size=size) == DATA
-    assert site.asked == [f"bytes={len(DATA)}-"] and site.sent == 0
+    assert site.requests == [f"bytes={len(DATA)}-"] and site.sent == 0
 
 
 def test_a_server_that_ignores_ranges(serve: Callable[..., str], waits: list[float]) -> None:
-    """The start of the file would stand in its middle; or the same cut would be tried for ever."""
+    """The start of the file would be written into its middle, or the same cut be retried endlessly."""
     site = Site()
     site.ranges, site.cuts = False, [500_000, 2_000_000, 1_000_000]
-    assert get(serve(site)) == DATA and len(site.asked) == 4 and waits == [1, 1, 2]
+    assert get(serve(site)) == DATA and len(site.requests) == 4 and waits == [1, 1, 2]
     stubborn = Site()
     stubborn.ranges, stubborn.cuts = False, [500_000] * 99
     (download.cache() / "some/a.zip").unlink()
-    assert "500000" in refusal(serve(stubborn)).replace(",", "") and len(stubborn.asked) == download.ATTEMPTS
+    assert (
+        "500000" in refusal(serve(stubborn)).replace(",", "") and len(stubborn.requests) == download.ATTEMPTS
+    )
 
 
 @pytest.mark.parametrize("conditions", [True, False])
@@ -223,32 +239,32 @@ def test_a_server_that_ignores_ranges(serve: Callable[..., str], waits: list[flo
 def test_a_file_that_changes_between_parts(
     serve: Callable[..., str], conditions: bool, etags: tuple[str, str], known: bool
 ) -> None:
-    """Half of the old and half of the new file would be glued together."""
+    """Half of the old and half of the new file would be joined."""
     site = Site(bytes(reversed(DATA)))
     site.etag, site.later, site.conditions = etags[0], (DATA, etags[1]), conditions
     site.cuts = [1_000_000]
     assert get(serve(site), sha256=known, size=known) == DATA
     if conditions and etags[0].startswith('"'):
-        assert site.asked == [None, "bytes=1000000-"]  # the whole file came in answer
+        assert site.requests == [None, "bytes=1000000-"]  # answered with the whole file
     if not known and not etags[0].startswith('"'):
-        assert site.asked == [None, None]  # nothing would tell
+        assert site.requests == [None, None]  # a wrong join would not be noticed
 
 
 def test_wrong_bytes_never_arrive(serve: Callable[..., str], waits: list[float]) -> None:
-    """A captive portal's page, or a changed file, would pass for the data set."""
+    """A login page or a changed file would be taken for the data set."""
     wrong = Site(DATA[:-1] + b"x")
     line = refusal(serve(wrong))
-    assert "its bytes are not those with the sha256" in line and len(wrong.asked) == 1 and not waits
+    assert "its bytes are not those with the sha256" in line and len(wrong.requests) == 1 and not waits
     wrong.cuts = [10]
     refusal(serve(wrong))
-    assert len(wrong.asked) == 4, "a glued file was not tried once more from its start"
+    assert len(wrong.requests) == 4, "a joined file was not downloaded once more from the start"
     portal = Site(b"please log in")
     assert "has 13 bytes, not 3,000,000" in refusal(serve(portal))
     assert get(serve(wrong), serve(portal), serve(Site())) == DATA
 
 
 def test_errors_of_the_server(serve: Callable[..., str], waits: list[float]) -> None:
-    """A busy server would end a night's queue; a missing file would be asked for over and over."""
+    """A busy server would end a queue; a missing file would be requested again and again."""
     busy = Site()
     busy.answers = [503, 429, 204]
     assert get(serve(busy)) == DATA and waits == [1, 2, 4]
@@ -257,14 +273,14 @@ def test_errors_of_the_server(serve: Callable[..., str], waits: list[float]) -> 
     broken, gone = Site(), Site()
     broken.answers, gone.answers = [502] * 99, [404] * 99
     assert get(serve(broken), serve(gone), closed_port(), serve(Site())) == DATA
-    assert waits == [1, 2, 4, 8] * 2 and len(gone.asked) == 1
+    assert waits == [1, 2, 4, 8] * 2 and len(gone.requests) == 1
     (download.cache() / "some/a.zip").unlink()
     assert "502" in (line := refusal(serve(broken), serve(gone), closed_port()))
     assert "404" in line and "refused" in line
 
 
 def test_lies_about_the_length(serve: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file that is too short or too long would pass, or fill the disk."""
+    """A file that is too short or too long would be accepted, or fill the disk."""
     longer, shorter, endless = Site(), Site(), Site()
     longer.lie, shorter.lie, endless.endless, endless.chunked = 10, -10, True, True
     assert "bytes, not 3,000,000" in refusal(serve(longer))
@@ -275,16 +291,16 @@ def test_lies_about_the_length(serve: Callable[..., str], monkeypatch: pytest.Mo
     assert "goes on after 5,000,000 bytes" in refusal(serve(endless), size=False)
     assert not list((download.cache() / "some").glob("a.zip*"))
     plain = Site()
-    plain.chunked, plain.cuts = True, [700_000]  # nothing but the size tells that bytes are missing
-    assert get(serve(plain)) == DATA and plain.asked == [None, "bytes=700000-"]
+    plain.chunked, plain.cuts = True, [700_000]  # only the known size reveals that bytes are missing
+    assert get(serve(plain)) == DATA and plain.requests == [None, "bytes=700000-"]
 
 
 def test_a_server_that_says_nothing(serve: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stalled server would stop a queue for ever."""
+    """A stalled server would stop a queue forever."""
     monkeypatch.setattr(download, "TIMEOUT", 1.0)
     site = Site()
     site.cuts, site.stall = [900_000], True
-    assert get(serve(site)) == DATA and site.asked == [None, "bytes=900000-"]
+    assert get(serve(site)) == DATA and site.requests == [None, "bytes=900000-"]
     monkeypatch.setattr(download, "ATTEMPTS", 1)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         (download.cache() / "some/a.zip").unlink()
@@ -292,13 +308,13 @@ def test_a_server_that_says_nothing(serve: Callable[..., str], monkeypatch: pyte
 
 
 def test_a_small_file_has_no_bar(serve: Callable[..., str], capsys: pytest.CaptureFixture[str]) -> None:
-    """The labels of MNIST would show as 0 of 0 MB."""
+    """The progress of MNIST's labels would be output as 0 of 0 MB."""
     assert get(serve(Site(b"tiny")), data=b"tiny") == b"tiny"
-    assert "downloading a.zip (4 bytes) to" in (shown := capsys.readouterr().err) and "MB" not in shown
+    assert "downloading a.zip (4 bytes) to" in (output := capsys.readouterr().err) and "MB" not in output
 
 
-def test_a_proxy_is_asked(serve: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Clusters that reach the web through a proxy only could download nothing."""
+def test_a_proxy_is_used(serve: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clusters that reach the web only through a proxy could not download."""
     site = Site()
     monkeypatch.delenv("no_proxy")
     monkeypatch.setenv("http_proxy", serve(site).removesuffix("/a.zip"))
@@ -309,7 +325,7 @@ def test_a_proxy_is_asked(serve: Callable[..., str], monkeypatch: pytest.MonkeyP
 def test_a_full_disk_is_no_fault_of_the_server(
     serve: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It would be tried again and again, and blamed on the address."""
+    """The download would be retried, and the error blamed on the address."""
     site = Site()
 
     def full(descriptor: int) -> None:
@@ -318,15 +334,15 @@ def test_a_full_disk_is_no_fault_of_the_server(
     monkeypatch.setattr(download.os, "fsync", full)
     with pytest.raises(OSError, match="No space"):
         get(serve(site))
-    assert len(site.asked) == 1
+    assert len(site.requests) == 1
 
 
 def test_side_by_side_one_downloads(serve: Callable[..., str], capsys: pytest.CaptureFixture[str]) -> None:
-    """Experiments of a queue would write into one file at once."""
+    """Parallel experiments would write into the same file."""
     site = Site()
     site.cuts, site.stall = [1_500_000], True
-    address, found = serve(site), []
-    threads = [threading.Thread(target=lambda: found.append(get(address))) for _ in range(2)]
+    address, downloads = serve(site), []
+    threads = [threading.Thread(target=lambda: downloads.append(get(address))) for _ in range(2)]
     for thread in threads:
         thread.start()
     for _ in range(3000):
@@ -337,11 +353,11 @@ def test_side_by_side_one_downloads(serve: Callable[..., str], capsys: pytest.Ca
     site.patience.set()
     for thread in threads:
         thread.join()
-    assert found == [DATA, DATA] and site.sent == len(DATA)
+    assert downloads == [DATA, DATA] and site.sent == len(DATA)
 
 
-def test_offline_takes_what_is_there(serve: Callable[..., str], tmp_path: Path) -> None:
-    """A machine without network would wait for time-outs, and one that must not use it would."""
+def test_offline_uses_files_in_the_cache(serve: Callable[..., str], tmp_path: Path) -> None:
+    """A machine without network would wait for timeouts; one that must not use the network would use it."""
     site = Site()
     remote = Remote("a.zip", len(DATA), hashlib.sha256(DATA).hexdigest(), (serve(site),))
     with pytest.raises(
@@ -355,7 +371,7 @@ def test_offline_takes_what_is_there(serve: Callable[..., str], tmp_path: Path) 
     path.write_bytes(DATA[1:])
     with pytest.raises(UserError, match="lacks a.zip"):
         cached("some", [remote], "x", offline=True)
-    assert not site.asked
+    assert not site.requests
 
 
 def stage(root: Path, source: str, **more: str) -> Path:
@@ -366,7 +382,7 @@ def stage(root: Path, source: str, **more: str) -> Path:
 
 
 def test_a_wrong_checksum_never_reaches_the_stage(serve: Callable[..., str], tmp_path: Path) -> None:
-    """A poisoned mirror would choose what people train on."""
+    """A manipulated mirror would decide what people train on."""
     good = make_zip(tmp_path / "good.zip", [("1.png", b"one")]).read_bytes()
     digest = hashlib.sha256(good).hexdigest()
     address = serve(Site(good))
@@ -386,7 +402,7 @@ def test_a_wrong_checksum_never_reaches_the_stage(serve: Callable[..., str], tmp
 def test_sets_of_one_file_and_of_two(
     serve: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """CAT comes in two archives: half of its pictures would be missing."""
+    """Half of CAT's pictures would be missing, because it has two archives."""
     archives = {
         "CAT_DATASET_01.zip": [
             ("CAT_00/00000001_000.jpg", b"1"),
@@ -416,14 +432,14 @@ def test_sets_of_one_file_and_of_two(
     stage(tmp_path, "celeba")
     assert "000001.jpg" in (out / "manifest.csv").read_text()
     stage(tmp_path, "celeba")
-    assert [len(site.asked) for site in sites.values()] == [1, 1, 1], "downloaded more than once"
+    assert [len(site.requests) for site in sites.values()] == [1, 1, 1], "downloaded more than once"
 
 
 @pytest.mark.parametrize("source", [name for name, source in SOURCES.items() if source.remotes])
 def test_a_machine_without_network_is_told_what_to_do(
     serve: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str
 ) -> None:
-    """Offline clusters are common; a traceback from urllib3 says nothing of fetch.path."""
+    """A user of an offline cluster would see a traceback that does not mention fetch.path."""
     declared = SOURCES[source]
     remotes = tuple(dataclasses.replace(remote, addresses=(closed_port(),)) for remote in declared.remotes)
     monkeypatch.setitem(SOURCES, source, dataclasses.replace(declared, remotes=remotes))
@@ -436,7 +452,7 @@ def test_a_machine_without_network_is_told_what_to_do(
 
 
 def test_addresses_are_torchvisions() -> None:
-    """A mistyped address or name makes a set unreachable; no test downloads one."""
+    """A mistyped address or name would make a set unreachable; no other test would notice."""
     from torchvision import datasets  # type: ignore[import-untyped]
 
     for source, kind in (("mnist", datasets.MNIST), ("fashion_mnist", datasets.FashionMNIST)):
@@ -453,7 +469,7 @@ def test_addresses_are_torchvisions() -> None:
 
 
 def test_the_cache_is_where_people_expect_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A cache inside the checkout would be downloaded again by each queued experiment."""
+    """Each queued experiment would download into its own copy of the checkout."""
     monkeypatch.setenv("HOME", str(tmp_path))
     for name in ("GANPIPE_DATA", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)

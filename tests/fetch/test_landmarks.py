@@ -1,4 +1,4 @@
-"""Landmarks as people have them."""
+"""Landmarks in the formats that are in use."""
 
 import io
 from collections.abc import Callable
@@ -19,18 +19,18 @@ lefteye_x lefteye_y righteye_x righteye_y nose_x nose_y leftmouth_x leftmouth_y 
 
 
 def opener(data: bytes) -> Callable[[], IO[bytes]]:
-    """Give bytes as a file that can be opened."""
+    """Return a function that opens bytes as a file."""
     return lambda: io.BytesIO(data)
 
 
 def points(source: str, path: Path) -> Points:
-    """The landmarks that a source gives."""
-    with SOURCES[source].layout((path,)) as found:
-        return found.points
+    """Return the landmarks that a source reads."""
+    with SOURCES[source].layout((path,)) as contents:
+        return contents.points
 
 
 def test_tables_in_the_forms_that_people_have() -> None:
-    """A heading read as a point, or a row lost, would leave pictures without crop."""
+    """A heading would be read as a point, or a picture without its row could not be cropped."""
     expected = {"a b.png": (1.0, 2.5, -3.0, 4.0), "sub/b.png": (5.0, 6.0, 7.0, 8.0)}
     for text in (
         'name,x1,y1,x2,y2\n"a b.png",1,2.5,-3,4\nsub\\\\b.png,5,6,7,8\n',
@@ -53,29 +53,29 @@ def test_tables_in_the_forms_that_people_have() -> None:
     ],
 )
 def test_a_bad_table_is_one_line(text: str, expected: str) -> None:
-    """Half a table would drop half the pictures without a word."""
+    """A damaged table would leave out pictures without a message."""
     with pytest.raises(UserError, match=expected) as caught:
         read_table("t.csv", opener(text.encode()))
     assert str(caught.value).startswith("t.csv: ") and "\n" not in str(caught.value)
 
 
 def test_cats_files() -> None:
-    """A file with another count than it says is damaged; its cat would be turned by noise."""
+    """Wrong points from a damaged file would turn its cat by a random angle."""
     assert read_cat(opener(b"2 1 2 3 -4 ")) == (1.0, 2.0, 3.0, -4.0)
     for bad in (b"", b"3 1 2 3 4", b"2 1 2 3 x", b"1 1 2", b"\xff\x00", b"2 1 2 3 inf"):
         assert read_cat(opener(bad)) is None
 
 
 def test_a_cat_whose_eyes_are_swapped_is_not_turned_upside_down() -> None:
-    """Its head would train the networks standing on its ears."""
+    """The networks would be trained with a head that is upside down."""
     assert read_cat(opener(b"3 1 1 9 2 5 7")) == (1, 1, 9, 2, 5, 7)
     assert read_cat(opener(b"3 9 2 1 1 5 7")) == (1, 1, 9, 2, 5, 7)
-    # Upside down in the picture, eyes in order: right as they are.
+    # The head is upside down in the picture, with the eyes in order: nothing to swap.
     assert read_cat(opener(b"3 9 7 1 7 5 1")) == (9, 7, 1, 7, 5, 1)
 
 
 def test_each_source_finds_its_own(tmp_path: Path) -> None:
-    """Points under names that no picture has are worth nothing."""
+    """Landmarks would be stored under names that no picture has."""
     for name in ("CAT_00/00000001_000.jpg", "CAT_00/00000001_001.jpg", "faces/000001.jpg", "own/a/b.png"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"1")
