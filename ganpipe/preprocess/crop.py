@@ -1,48 +1,25 @@
-"""Where in a picture the training image is: boxes by rule, and squares turned upright by landmarks."""
+"""The part of a picture that becomes the training image: boxes by rule, or turned squares by landmarks."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
+from ganpipe.params import Preprocess
+
 Box = tuple[int, int, int, int]
-# A turned square may reach past the picture, which is mirrored there; more than half of it may not.
+# Landmarks of a picture in pixels: x, y, x, y …
+Points = tuple[float, ...]
+# A turned square may reach outside the picture, where it is mirrored; at least this share must be inside.
 LEAST_INSIDE = 0.5
-# Crop "smart": shorter side in pixels, about, of the copy that is looked at, and the share of detail that the
-# middle is preferred by.
+# Crop "smart": approximate shorter side in pixels of the copy whose detail is measured, and the share of
+# detail by which a square in the middle is preferred.
 SMALL, CENTRED = 48, 0.1
 
 
 class Rejected(Exception):
     """A file that cannot become a training image. Its text is the reason: short, the same in every run."""
-
-
-@dataclass(frozen=True)
-class Target:
-    """What a training image is to be.
-
-    Attributes:
-        crop: "none", "square", "smart", "centre", "box", "landmarks" or "pad", as preprocess.crop.
-        crop_size: pixels a side of crop "centre", else None.
-        crop_box: left, top, right, bottom of crop "box", else None.
-        margin: of crop "landmarks", as preprocess.margin.
-        min_side: pixels that the shorter side of a picture must have.
-        resolution: pixels a side of the result.
-        channels: 1 (grey) or 3 (RGB).
-        background: what is transparent or padded, RGB in [0, 255].
-    """
-
-    crop: str
-    crop_size: int | None
-    crop_box: Sequence[int] | None
-    margin: float
-    min_side: int
-    resolution: int
-    channels: int
-    background: tuple[int, int, int]
 
 
 class Crop(NamedTuple):
@@ -62,48 +39,50 @@ class Crop(NamedTuple):
         return self.box[2] - self.box[0], self.box[3] - self.box[1]
 
 
-def crop_for(width: int, height: int, target: Target, points: tuple[float, ...] | None = None) -> Crop:
-    """Choose the crop of a picture of `width` × `height` pixels.
+def crop_for(width: int, height: int, params: Preprocess, points: Points | None = None) -> Crop:
+    """Choose the crop of a picture by any rule but "smart".
 
     Args:
         width: pixels, after the EXIF rotation.
         height: likewise.
-        target: the rule.
-        points: x, y, x, y … of its landmarks in pixels, for crop "landmarks".
+        params: the rule.
+        points: landmarks, for crop "landmarks".
 
     Raises:
-        Rejected: the picture does not hold the crop, or has no landmarks that make one.
+        Rejected: the picture is too small for the crop, or its landmarks are missing or unusable.
     """
-    if target.crop == "none":
+    if params.crop == "none":
         return Crop((0, 0, width, height))
-    if target.crop == "pad":
-        side = max(width, height)
-        left, top = (width - side) // 2, (height - side) // 2
-        return Crop((left, top, left + side, top + side))
-    if target.crop_box is not None:
-        left, top, right, bottom = target.crop_box
+    if params.crop == "pad":
+        return _middle(width, height, max(width, height))
+    if params.crop_box is not None:
+        left, top, right, bottom = params.crop_box
         if right > width or bottom > height:
             raise Rejected("does not hold preprocess.crop_box")
         return Crop((left, top, right, bottom))
-    if target.crop == "landmarks":
+    if params.crop == "landmarks":
         if points is None:
             raise Rejected("no landmarks")
-        return _head(width, height, points, target.margin)
-    side = target.crop_size or min(width, height)
+        return _around(points, width, height, params.margin)
+    side = params.crop_size or min(width, height)
     if side > min(width, height):
         raise Rejected(f"smaller than preprocess.crop_size ({side} px) in a side")
+    return _middle(width, height, side)
+
+
+def _middle(width: int, height: int, side: int) -> Crop:
     left, top = (width - side) // 2, (height - side) // 2
     return Crop((left, top, left + side, top + side))
 
 
 def smart(image: Image.Image, width: int, height: int) -> Crop:
-    """Choose the square with the most detail of the largest ones, which of all squares are enlarged least.
+    """Choose, among the squares as wide as the shorter side, the one with the most detail.
 
-    One at an end of the longer side must have a tenth more detail than one in the middle.
+    A square at an end of the longer side must have a tenth more detail than one in the middle.
 
     Args:
-        image: the picture, of 8 bits and in any size.
-        width: pixels of the picture in which the crop is given.
+        image: the picture, of 8 bits and at any size.
+        width: of the picture in whose pixels the crop is returned; height likewise.
         height: likewise.
     """
     side, free = min(width, height), abs(width - height)
@@ -115,21 +94,21 @@ def smart(image: Image.Image, width: int, height: int) -> Crop:
     window = min(len(detail), round(len(detail) * side / max(width, height)))
     sums = np.convolve(detail, np.ones(window), "valid")
     sums *= 1 - CENTRED * np.abs(np.linspace(-1, 1, len(sums)))
-    # Of equals the one nearest to the middle.
+    # Of equal ones the one nearest to the middle.
     best = min(np.flatnonzero(sums >= sums.max()), key=lambda i: abs(i - (len(sums) - 1) / 2))
     start = round(best / max(1, len(sums) - 1) * free) if len(sums) > 1 else free // 2
     left, top = (start, 0) if width > height else (0, start)
     return Crop((left, top, left + side, top + side))
 
 
-def _head(width: int, height: int, points: tuple[float, ...], margin: float) -> Crop:
-    """Lay a square around landmarks: its top parallel to the eyes, its middle theirs, `margin` beside them.
+def _around(points: Points, width: int, height: int, margin: float) -> Crop:
+    """Lay a square around landmarks, concentric with them, whose top is parallel to the first two.
 
     Its side is 1 + 2·margin times the longer side of the upright rectangle that just holds the points.
     """
     xy = np.array(points).reshape(-1, 2)
     across = xy[1] - xy[0]
-    # Rounded as index.csv shows it, so that the crop can be made again from there.
+    # Rounded as in index.csv, so that the crop can be reproduced from there.
     angle = round(math.degrees(math.atan2(across[1], across[0])), 2)
     turn = _rotation(angle)
     upright = xy @ turn  # turned back by the angle
@@ -137,7 +116,7 @@ def _head(width: int, height: int, points: tuple[float, ...], margin: float) -> 
     side = max(1, round(float((high - low).max()) * (1 + 2 * margin)))
     left, top = (round(float(value)) for value in turn @ ((low + high) / 2) - side / 2)
     crop = Crop((left, top, left + side, top + side), angle)
-    # A grid over the square says how much of it lies in the picture.
+    # The share of a grid over the square that lies in the picture.
     steps = (np.arange(32) + 0.5) / 32 * side - side / 2
     grid = np.stack(np.meshgrid(steps, steps), axis=-1) @ turn.T + (left + side / 2, top + side / 2)
     inside = ((grid >= 0) & (grid < (width, height))).all(axis=-1).mean()
@@ -153,12 +132,12 @@ def _rotation(angle: float) -> np.ndarray:
 
 
 def cut(image: Image.Image, crop: Crop) -> Image.Image:
-    """Cut a crop out of a picture of 8 bits; turned ones are resampled with bicubic, at their size."""
+    """Cut a crop out of a picture of 8 bits; a turned one is resampled with bicubic, at its size."""
     if not crop.angle and crop.box[0] >= 0 <= crop.box[1] and crop.box[2:] <= image.size:
         return image if crop.box == (0, 0, *image.size) else image.crop(crop.box)
     (left, top, right, bottom), (width, height) = crop.box, crop.size
     turn, middle = _rotation(crop.angle), np.array([(left + right) / 2, (top + bottom) / 2])
-    # The upright rectangle around the turned square, and what bicubic reads beside it.
+    # The upright rectangle around the turned square, with the pixels that bicubic reads beside it.
     reach = np.abs(turn) @ (width / 2, height / 2) + 2
     low, high = np.floor(middle - reach).astype(int), np.ceil(middle + reach).astype(int)
     inner = np.maximum(low, 0), np.minimum(high, image.size)

@@ -5,13 +5,13 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 
-# Copies differ in at most so many of the 64 bits of their difference hashes, which choose the pairs, and
-# correlate at least so much pixel by pixel, which decides: docs/data.md says what these find.
+# Pairs whose difference hashes differ in at most MOST_BITS of 64 bits are compared pixel by pixel; those that
+# correlate at least this much are copies. docs/data.md says what these values find.
 MOST_BITS, LEAST_CORRELATION = 4, 0.98
-# Two hashes that differ in MOST_BITS agree in one of MOST_BITS + 1 parts. Of those that agree in one, each is
-# compared with so many neighbours: in a set of thousands that are alike all would take hours.
+# Two hashes that differ in MOST_BITS agree in one of MOST_BITS + 1 parts. Of the hashes that agree in a part,
+# each is compared with this many neighbours: among thousands of similar pictures all would take hours.
 NEIGHBOURS = 32
-# Pairs whose pixels are compared at a time, and pixels a side that suffice for it.
+# Pairs whose pixels are compared at a time, and the pixels a side that are compared.
 PAIRS, SIDE = 256, 128
 
 
@@ -24,40 +24,36 @@ def originals(sha256: list[str], hashes: np.ndarray, images: np.ndarray) -> np.n
         images: uint8 N×H×W×C in [0, 255].
 
     Returns:
-        int64 N: the row of the original, which is an image's own row where it is none's copy.
+        int64 N: the row of the original; of an image that is not a copy, its own row.
     """
     codes = pd.factorize(np.array(sha256, dtype=object))[0]
     first = np.full(codes.max(initial=-1) + 1, len(codes), np.int64)
     np.minimum.at(first, codes, np.arange(len(codes)))
-    found = first[codes]
-    for a, b in _candidates(hashes, np.flatnonzero(found == np.arange(len(found)))):
-        open_ = found[a] != found[b]
-        a, b = a[open_], b[open_]
-        alike = np.concatenate(
-            [
-                _correlations(images, a[i : i + PAIRS], b[i : i + PAIRS]) >= LEAST_CORRELATION
-                for i in range(0, len(a), PAIRS)
-            ]
-            or [np.zeros(0, bool)]
-        )
+    original = first[codes]
+    for a, b in _candidates(hashes, np.flatnonzero(original == np.arange(len(original)))):
+        unknown = original[a] != original[b]
+        a, b = a[unknown], b[unknown]
+        starts = range(0, len(a), PAIRS)
+        correlations = [_correlations(images, a[i : i + PAIRS], b[i : i + PAIRS]) for i in starts]
+        alike = np.concatenate([np.zeros(0, np.float32), *correlations]) >= LEAST_CORRELATION
         for pair in zip(a[alike].tolist(), b[alike].tolist(), strict=True):
-            low, high = sorted(_root(found, row) for row in pair)
-            found[high] = low
-        while (found != found[found]).any():
-            found = found[found]
-    return found
+            low, high = sorted(_root(original, row) for row in pair)
+            original[high] = low
+        while (original != original[original]).any():
+            original = original[original]
+    return original
 
 
-def _root(found: np.ndarray, row: int) -> int:
-    while found[row] != row:
-        row = int(found[row])
+def _root(original: np.ndarray, row: int) -> int:
+    while original[row] != row:
+        row = int(original[row])
     return row
 
 
 def _candidates(hashes: np.ndarray, rows: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield pairs of rows whose hashes differ in few bits, as two arrays each time."""
     for shift in range(0, 64, -(-64 // (MOST_BITS + 1))):
-        # Sorted from this part's first bit on, round the end: the longer they agree, the nearer they stand.
+        # Sorted by their bits rotated to this part: the longer two hashes agree, the nearer they are.
         turned = (hashes[rows] << np.uint64(shift)) | (hashes[rows] >> np.uint64((64 - shift) % 64))
         order = np.argsort(turned, kind="stable")
         parts, ordered = turned[order] >> np.uint64(64 - 64 // (MOST_BITS + 1)), rows[order]

@@ -1,8 +1,8 @@
-"""What the stage preprocess finds of changed copies, and what decoding JPEG files smaller changes.
+"""The share of changed copies that preprocess finds, and the error of decoding JPEG files at a smaller size.
 
-Each archive's first pictures are prepared as the stage does, at 64 px; then changed and prepared again; and
-JPEG files large enough for it are decoded at a half, quarter or eighth of their size, then resized to what
-leaves so many times the resolution, 16 px or more.
+The first pictures of each archive are prepared at 64 px as the stage does, then changed and prepared again.
+Large JPEG files are decoded at a half, quarter or eighth of their size, and resized to the resolution (16 px or
+more) of which the decoded size is a given multiple.
 
     python tests/benchmarks/preprocess_quality.py ../shared/data/{celeba5k,anime6k,flowers1k,cat450}.zip
 """
@@ -10,20 +10,22 @@ leaves so many times the resolution, 16 px or more.
 import argparse
 import zipfile
 from collections.abc import Callable
-from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageEnhance
 
-from ganpipe.preprocess import decode as images
-from ganpipe.preprocess.crop import Target
-from ganpipe.preprocess.decode import DRAFT, difference_hash, prepare
+from ganpipe import params
+from ganpipe.preprocess import decode
 from ganpipe.preprocess.duplicates import _correlations, originals
+from ganpipe.preprocess.prepare import difference_hash, prepare
 
-CHANGED, DIFFERENT, LARGE, SMALLEST, LEFT = 200, 1000, 192, 16, (1.5, 2.0, 2.5, 3.0)
-TARGET = Target("square", None, None, 0.0, 8, 64, 3, (255, 255, 255))
+CHANGED, DIFFERENT, LARGE, SMALLEST, MULTIPLES = 200, 1000, 192, 16, (1.5, 2.0, 2.5, 3.0)
+DRAFT = decode.DRAFT
+PARAMS = params.load(Path(__file__).resolve().parents[2] / "params.yaml").preprocess.model_copy(
+    update={"crop": "square", "crop_size": None, "crop_box": None, "resolution": 64, "channels": 3}
+)
 
 
 def saved(image: Image.Image, kind: str = "PNG", **options: int) -> bytes:
@@ -44,24 +46,24 @@ CHANGES: dict[str, Callable[[Image.Image], bytes]] = {
 }
 
 
-def packed(files: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
+def prepared(files: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
     """Return the difference hashes and the training images."""
-    made = [prepare(data, TARGET) for data in files]
-    hashes = np.array([difference_hash(each.image) for each in made], np.uint64)
-    return hashes, np.stack([each.pixels for each in made])
+    images = [prepare(data, PARAMS).image for data in files]
+    hashes = np.array([difference_hash(image) for image in images], np.uint64)
+    return hashes, np.stack([np.asarray(image) for image in images])
 
 
-def found_of(files: list[bytes], change: Callable[[Image.Image], bytes]) -> float:
-    """Return the share of changed copies that are found to be the pictures that they were made of."""
+def share_found(files: list[bytes], change: Callable[[Image.Image], bytes]) -> float:
+    """Return the share of changed copies whose originals are found."""
     copies = [change(Image.open(BytesIO(data)).convert("RGB")) for data in files]
-    hashes, pixels = packed(files + copies)
+    hashes, pixels = prepared(files + copies)
     first = originals([str(row) for row in range(len(hashes))], hashes, pixels)
     return float((first[len(files) :] == np.arange(len(files))).mean())
 
 
 def nearest(files: list[bytes]) -> tuple[int, float]:
-    """Return how many different pictures are taken for copies, and the largest correlation of any two."""
-    hashes, pixels = packed(files)
+    """Return how many different pictures are mistaken for copies, and the largest correlation of two."""
+    hashes, pixels = prepared(files)
     copies = originals([str(row) for row in range(len(hashes))], hashes, pixels)
     rows = np.arange(len(pixels))
     most = max(
@@ -70,19 +72,19 @@ def nearest(files: list[bytes]) -> tuple[int, float]:
     return int((copies != rows).sum()), most
 
 
-def draft(files: list[bytes], factor: int, left: float) -> list[float]:
-    """Return each picture's mean change in grey levels if 1/factor is decoded, `left` times the result."""
+def draft(files: list[bytes], factor: int, multiple: float) -> list[float]:
+    """Return each picture's mean change in grey levels if it is decoded at 1/factor, `multiple` of the result."""
     changes = []
     for data in files:
         side = min(Image.open(BytesIO(data)).size)
-        target = replace(TARGET, resolution=int(side / factor / left))
+        target = PARAMS.model_copy(update={"resolution": int(side / factor / multiple)})
         if target.resolution < SMALLEST:
             continue
-        images.DRAFT = left
-        small = prepare(data, target).pixels.astype(int)
-        images.DRAFT = 1e9
-        changes.append(float(np.abs(small - prepare(data, target).pixels).mean()))
-    images.DRAFT = DRAFT
+        decode.DRAFT = multiple
+        small = np.asarray(prepare(data, target).image).astype(int)
+        decode.DRAFT = 1e9
+        changes.append(float(np.abs(small - np.asarray(prepare(data, target).image)).mean()))
+    decode.DRAFT = DRAFT
     return changes
 
 
@@ -98,14 +100,16 @@ def main() -> None:
         large += [data for data in files if min(Image.open(BytesIO(data)).size) >= LARGE][:40]
         print(path.name)
         for name, change in CHANGES.items():
-            print(f"  {name:25} {found_of(files[:CHANGED], change):6.1%} found", flush=True)
+            print(f"  {name:25} {share_found(files[:CHANGED], change):6.1%} found", flush=True)
         taken, most = nearest(files)
-        print(f"  of {len(files)} different ones {taken} taken for copies; largest correlation {most:.2f}")
+        print(f"  of {len(files)} different ones {taken} mistaken for copies; largest correlation {most:.2f}")
     print(f"decoded smaller: {len(large)} pictures of {LARGE} px and more, grey levels")
-    for left in LEFT:
-        changes = {factor: draft(large, factor, left) for factor in (2, 4, 8)}
-        parts = [f"1/{f} {np.mean(each):.2f} (largest {np.max(each):.2f})" for f, each in changes.items()]
-        print(f"  {left:g} times the resolution left: {', '.join(parts)}", flush=True)
+    for multiple in MULTIPLES:
+        changes = {factor: draft(large, factor, multiple) for factor in (2, 4, 8)}
+        parts = [
+            f"1/{f} {np.mean(change):.2f} (largest {np.max(change):.2f})" for f, change in changes.items()
+        ]
+        print(f"  {multiple:g} times the resolution: {', '.join(parts)}", flush=True)
 
 
 if __name__ == "__main__":

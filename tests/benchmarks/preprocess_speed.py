@@ -1,10 +1,9 @@
-"""Speed and memory of the stage preprocess, against nothing but Pillow's decoder and resize on every core.
+"""Speed and memory of preprocess, compared with a bare loop of Pillow's decoder and resize on every core.
 
-Two sets of JPEG files made here, 178×218 to 64 px and 1,024×1,024 to 192 px, go through the real stage and
-through a bare loop in as many processes, by turns of half a second, because what else the machine does
-changes all the time; medians of a few runs, and their ends. The figures are those of the time while the stage
-reads, without its start and its report, and with everything. CPU time is of all processes together. With
---memory, 200,000 small files instead.
+Two sets of generated JPEG files, 178×218 to 64 px and 1,024×1,024 to 192 px, go through the stage and through a
+bare loop in as many processes. The two alternate every half second, because the machine's load varies. The
+figures are medians and extremes of a few runs, of the time in which the stage reads, without its start and
+report, and of the whole stage; CPU time is that of all processes. --memory uses 200,000 small files instead.
 
     python tests/benchmarks/preprocess_speed.py
     python tests/benchmarks/preprocess_speed.py --memory
@@ -53,7 +52,7 @@ def pictures(count: int, width: int, height: int, seed: int) -> list[bytes]:
         small = Image.fromarray(cells.clip(0, 255).astype(np.uint8))
         return np.asarray(small.resize(size, Image.Resampling.BILINEAR)).astype(np.int16) - 128
 
-    # Small ones are each their own noise, or thousands would be alike and the search for copies long.
+    # Each small file has its own noise: thousands of similar ones would make the search for copies long.
     octaves, own = (range(3, 8), 2) if width > 100 else (range(0), 4)
     fine = [128 + sum((noise(octave) for octave in octaves), np.int16(0)) for _ in range(4)]
     files = []
@@ -66,7 +65,7 @@ def pictures(count: int, width: int, height: int, seed: int) -> list[bytes]:
 
 
 def write(root: Path, count: int, width: int, height: int, workers: int) -> None:
-    """Write what fetch would have: an archive of distinct pictures, and its manifest."""
+    """Write what fetch would: an archive of distinct pictures, and its manifest."""
     (root / "stages/fetch").mkdir(parents=True)
     part = 250
     with multiprocessing.Pool(workers) as pool:
@@ -85,7 +84,7 @@ def write(root: Path, count: int, width: int, height: int, workers: int) -> None
 
 
 def bare(archive: str, first: int, step: int, resolution: int, done: Any) -> None:
-    """Decode and resize every step-th picture and nothing else, again and again; count them in `done`."""
+    """Decode and resize every step-th picture for ever, and count them in `done`."""
     with zipfile.ZipFile(archive) as opened:
         files = [opened.read(name) for name in opened.namelist()[first::step]]
     for data in itertools.cycle(files):
@@ -99,7 +98,7 @@ def bare(archive: str, first: int, step: int, resolution: int, done: Any) -> Non
 
 @dataclass
 class Run:
-    """A run of the stage and the loop beside it: images a second, CPU seconds an image, GB, seconds."""
+    """A run of the stage and the bare loop: images a second, CPU seconds an image, GB, seconds."""
 
     rate: float
     cpu: float
@@ -110,7 +109,7 @@ class Run:
 
 
 def stage(root: Path, resolution: int, workers: int, count: int) -> Run:
-    """Run the stage and the bare loop by turns, each TURN seconds while all processes of the other stand."""
+    """Run the stage and the bare loop alternately, TURN seconds each while the other is stopped."""
     archive = str(root / "stages/fetch/images.zip")
     counts = [multiprocessing.Value("L", 0, lock=False) for _ in range(workers)]
     loops = [
@@ -122,12 +121,12 @@ def stage(root: Path, resolution: int, workers: int, count: int) -> Run:
     while not all(own.value for own in counts):
         time.sleep(0.01)
     beside = [psutil.Process(loop.pid) for loop in loops]
-    still(beside)
+    stop(beside)
     command = [sys.executable, *map(str, (root / "stage.py", ROOT, root, resolution, workers))]
     (root / "stage.py").write_text(STAGE)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    said = root / "said.txt"
-    with open(said, "wb") as file:
+    log = root / "log.txt"
+    with open(log, "wb") as file:
         parent = psutil.Popen(command, stderr=file, env=environment)
     took, bare_took, memory, samples = 0.0, 0.0, 0.0, []
     while parent.poll() is None:
@@ -137,28 +136,28 @@ def stage(root: Path, resolution: int, workers: int, count: int) -> Run:
         took += time.monotonic() - started
         with suppress(psutil.Error):
             family = [parent, *parent.children(recursive=True)]
-            still(family)
-            done = sum(each.io_counters().write_chars for each in family[1:]) // (3 * resolution**2)
+            stop(family)
+            done = sum(process.io_counters().write_chars for process in family[1:]) // (3 * resolution**2)
             samples.append(
                 (done, took, used(family), sum(own.value for own in counts), bare_took, used(beside))
             )
-            if not len(samples) % 8:  # Seldom: the kernel walks through all of a process's memory for it.
-                memory = max(memory, sum(each.memory_full_info().pss for each in family) / 1e9)
+            if not len(samples) % 8:  # Rarely: the kernel walks through all of the processes' memory.
+                memory = max(memory, sum(process.memory_full_info().pss for process in family) / 1e9)
             started = time.monotonic()
-            on(beside)
+            resume(beside)
             time.sleep(TURN)
-            still(beside)
+            stop(beside)
             bare_took += time.monotonic() - started
-            on(family)
+            resume(family)
     for loop in loops:
         loop.kill()
     if parent.returncode:
-        sys.exit(said.read_text())
-    # From the first turn with all workers at work to the last one before a worker had nothing to do.
+        sys.exit(log.read_text())
+    # While all workers have work: without the first and the last files.
     edge = min(256 * workers, count // 10)
     reading = np.array([sample for sample in samples if edge < sample[0] < count - edge])
     if len(reading) < 3:
-        sys.exit(f"{count:,} images are read within {len(samples)} turns; take more of them (--images)")
+        sys.exit(f"{count:,} images are read within {len(samples)} turns; use more (--images)")
     done, seconds, cpu, bare_done, bare_seconds, bare_cpu = reading[-1] - reading[0]
     return Run(done / seconds, cpu / done, bare_done / bare_seconds, bare_cpu / bare_done, memory, took)
 
@@ -168,25 +167,25 @@ def used(processes: list[Any]) -> float:
     return float(sum(sum(process.cpu_times()[:2]) for process in processes))
 
 
-def still(processes: list[Any]) -> None:
-    """Make processes stand."""
+def stop(processes: list[Any]) -> None:
+    """Stop processes with SIGSTOP."""
     for process in processes:
         process.suspend()
 
 
-def on(processes: list[Any]) -> None:
-    """Let processes go on."""
+def resume(processes: list[Any]) -> None:
+    """Resume stopped processes."""
     for process in processes:
         process.resume()
 
 
 def spread(ratios: np.ndarray) -> str:
-    """Write the median and the ends."""
+    """Format the median and the extremes."""
     return f"{np.median(ratios):.2f} ({ratios.min():.2f} to {ratios.max():.2f})"
 
 
 def main() -> None:
-    """Make the pictures, run both in turn, print the figures."""
+    """Make the pictures, run the stage beside the bare loop, print the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--memory", action="store_true", help="200,000 files of 64×64 to 64 px, once")
     parser.add_argument("--rounds", type=int, default=3)
@@ -197,12 +196,12 @@ def main() -> None:
     if given.memory:
         settings, given.rounds = [(200_000, 64, 64, 64)], 1
     for count, width, height, side in settings:
-        with tempfile.TemporaryDirectory(prefix="ganpipe-") as place:
-            root = Path(place)
+        with tempfile.TemporaryDirectory(prefix="ganpipe-") as folder:
+            root = Path(folder)
             write(root, count, width, height, given.workers)
             runs = [stage(root, side, given.workers, count) for _ in range(given.rounds)]
         rate, cpu, bare_rate, bare_cpu, memory, whole = np.array([astuple(run) for run in runs]).T
-        middle = [np.median(each) for each in (bare_rate, 1e6 * bare_cpu, rate, 1e6 * cpu)]
+        middle = [np.median(values) for values in (bare_rate, 1e6 * bare_cpu, rate, 1e6 * cpu)]
         lines = [
             f"{count:,} files of {width}×{height} to {side} px, {given.workers} workers",
             f"  bare          {middle[0]:7,.0f} images/s, {middle[1]:7,.0f} µs of CPU an image",

@@ -1,4 +1,4 @@
-"""Hostile files: whatever stands in a folder, the stage ends, says what became of each, and stays small."""
+"""Hostile files: whatever a folder contains, the stage ends, reports on each file, and uses little memory."""
 
 import csv
 import importlib.util
@@ -27,7 +27,7 @@ from ganpipe.fetch.stage import fetch
 from ganpipe.preprocess import stage as preprocess
 from ganpipe.preprocess.workers import Limits
 
-# What was seen with Pillow 13; docs/data.md says why these differ from the manifest.
+# As observed with Pillow 13; docs/data.md says why these differ from the manifest.
 AVIF = {"exif/rot1mir0.avif", "exif/rot3mir0.avif", "exif/xmp_tags_orientation.avif", "odd/hopper.avif"}
 DIFFERENT = AVIF | {"odd/transparency.avif"}
 if importlib.util.find_spec("pillow_heif"):
@@ -52,7 +52,7 @@ GOOD: list[tuple[str, str, dict[str, Any]]] = [
 
 
 def good_files() -> list[bytes]:
-    """One small sound file of each kind that people have."""
+    """Return one small sound file of each common kind."""
     pixels = np.random.default_rng(0).integers(0, 256, (10, 12, 3), np.uint8)
     picture = Image.fromarray(pixels).resize((48, 40), Image.Resampling.BICUBIC)
     files = []
@@ -65,13 +65,13 @@ def good_files() -> list[bytes]:
 
 
 def mutations(count: int, seed: int) -> Iterator[bytes]:
-    """Sound files with flipped bits, cut off, with a piece of another file in them, or without one."""
+    """Yield sound files with flipped bits, cut off, with a piece of another inserted, or a piece removed."""
     rng, files = np.random.default_rng(seed), good_files()
     for _ in range(count):
         data = bytearray(files[rng.integers(len(files))])
         kind, at = rng.integers(4), int(rng.integers(len(data)))
         if kind == 0:
-            # Half of them where headers are: there one bit decides sizes, counts and offsets.
+            # Half of them in headers, where one bit changes sizes, counts and offsets.
             most = min(len(data), 64) if rng.random() < 0.5 else len(data)
             for bit in rng.integers(0, 8 * most, int(2 ** rng.uniform(0, 6))):
                 data[bit // 8] ^= 1 << (bit % 8)
@@ -92,7 +92,7 @@ def chunk(kind: bytes, data: bytes) -> bytes:
 
 
 def png(width: int, height: int, *chunks: bytes, rows: int | None = None) -> bytes:
-    """A grey PNG of zeros, with other chunks before its pixels, and fewer rows of these than it says."""
+    """Return a grey PNG of zeros, with other chunks before its pixels, and fewer rows than it declares."""
     header = width.to_bytes(4) + height.to_bytes(4) + b"\x08\0\0\0\0"
     pixels = zlib.compress(bytes((width + 1) * (height if rows is None else rows)), 1)
     parts = (chunk(b"IHDR", header), *chunks, chunk(b"IDAT", pixels), chunk(b"IEND", b""))
@@ -103,7 +103,7 @@ UNKNOWN = "not a picture of a known format"
 
 
 def crafted() -> dict[str, tuple[bytes, str | None]]:
-    """Name → a file made to hurt, and why it is rejected; None: it is accepted."""
+    """Map names to files made to do harm, and the reason of their rejection; None: accepted."""
     bomb = zlib.compress(bytes(100 << 20), 1)
     tiff = b"II*\0\x08\0\0\0\x01\0\0\1\3\0\xff\xff\xff\x7f\x08\0\0\0\x08\0\0\0"
     svg = b'<svg xmlns="http://www.w3.org/2000/svg"><image href="/etc/passwd"/></svg>'
@@ -137,13 +137,13 @@ def stage(root: Path, workers: int, **changes: Any) -> tuple[dict[str, str | Non
     index, rejected = (
         pd.read_csv(out / name, dtype=str, keep_default_na=False) for name in ("index.csv", "rejected.csv")
     )
-    found = dict(zip(rejected["name"], rejected["reason"], strict=True)) | dict.fromkeys(index["name"])
-    assert len(found) == len(index) + len(rejected)
-    return found, json.loads((out / "report.json").read_text())
+    reasons = dict(zip(rejected["name"], rejected["reason"], strict=True)) | dict.fromkeys(index["name"])
+    assert len(reasons) == len(index) + len(rejected)
+    return reasons, json.loads((out / "report.json").read_text())
 
 
 def test_crafted_and_mutated_files_end_with_a_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One file of a stranger's would end the stage, fill the memory, or be run."""
+    """A stranger's file would end the stage, fill the memory, or be executed."""
     monkeypatch.chdir(tmp_path)
     pictures = tmp_path / "pictures"
     pictures.mkdir()
@@ -153,20 +153,20 @@ def test_crafted_and_mutated_files_end_with_a_reason(tmp_path: Path, monkeypatch
         (pictures / name).write_bytes(data)
     fetch(params.Fetch(source="folder", path=str(pictures), url=None, sha256=None), tmp_path)
     monkeypatch.setattr(preprocess, "LIMITS", Limits(seconds=30, memory=32 << 20))
-    found, report = stage(tmp_path, workers=2)
-    # fetch shows what turns names around as "_".
+    reasons, report = stage(tmp_path, workers=2)
+    # fetch replaces characters that reverse the direction of names by "_".
     expected = {name.replace("\u202e", "_"): why for name, (_, why) in crafted().items()}
-    assert len(found) == len(files) and {name: found.get(name, "lost") for name in expected} == expected
-    lost = [why for why in found.values() if why and ("crashes" in why or "takes" in why)]
+    assert len(reasons) == len(files) and {name: reasons.get(name, "lost") for name in expected} == expected
+    lost = [why for why in reasons.values() if why and ("crashes" in why or "takes" in why)]
     assert lost == ["takes more than 32 MB of memory to read"]
     mutated = [name for name in files if name.startswith("mutation")]
-    assert 0.2 < np.mean([found[name] is None for name in mutated]) < 0.8, Counter(found.values())
+    assert 0.2 < np.mean([reasons[name] is None for name in mutated]) < 0.8, Counter(reasons.values())
     assert sorted(p.name for p in tmp_path.iterdir()) == ["pictures", "stages"]
 
 
 @contextmanager
 def peak_memory() -> Iterator[list[float]]:
-    """Give a list that ends as [the largest sum of this process's children's peaks, in MB]."""
+    """Yield a list whose one number becomes the largest sum of the child processes' peak memory, in MB."""
     peak, over = [0.0], threading.Event()
 
     def watch() -> None:
@@ -191,7 +191,7 @@ def peak_memory() -> Iterator[list[float]]:
 
 @pytest.mark.long
 def test_ten_thousand_mutations_neither_crash_nor_hang(tmp_path: Path) -> None:
-    """The decoders are C code that others attack; what gets through them must not stop a night's work."""
+    """The decoders are C code that is often attacked; a crash in them must not stop hours of work."""
     (tmp_path / "stages/fetch").mkdir(parents=True)
     with zipfile.ZipFile(tmp_path / "pictures.zip", "w") as archive:
         for i, data in enumerate(mutations(10_000, seed=0)):
@@ -199,12 +199,12 @@ def test_ten_thousand_mutations_neither_crash_nor_hang(tmp_path: Path) -> None:
     fetch(params.Fetch(source="folder", path=str(tmp_path / "pictures.zip"), url=None, sha256=None), tmp_path)
     started = time.monotonic()
     with peak_memory() as peak:
-        found, report = stage(tmp_path, workers=2)
+        reasons, report = stage(tmp_path, workers=2)
     print(
         f"{time.monotonic() - started:.1f} s, peak {peak[0]:.0f} MB", json.dumps(report["rejected_by_reason"])
     )
-    assert len(found) == 10_000
-    assert not [why for why in found.values() if why and ("crashes" in why or "takes" in why)]
+    assert len(reasons) == 10_000
+    assert not [why for why in reasons.values() if why and ("crashes" in why or "takes" in why)]
     assert peak[0] < 1000
 
 
@@ -219,12 +219,12 @@ def test_bad_images_end_as_a_strict_policy_says(tmp_path: Path) -> None:
     fetch(params.Fetch(source="folder", path=path, url=None, sha256=None), tmp_path)
     started = time.monotonic()
     with peak_memory() as peak:
-        found, report = stage(tmp_path, workers=2)
+        reasons, report = stage(tmp_path, workers=2)
     print(
         f"{time.monotonic() - started:.1f} s, peak {peak[0]:.0f} MB", json.dumps(report["rejected_by_reason"])
     )
-    assert len(rows) == 228 and {row["file"] for row in rows} <= found.keys()
+    assert len(rows) == 228 and {row["file"] for row in rows} <= reasons.keys()
     accepted = {row["file"]: row["strict_policy_13"].startswith("accept") for row in rows}
-    assert {name for name, right in accepted.items() if (found[name] is None) != right} == DIFFERENT
-    assert not [why for why in found.values() if why and ("crashes" in why or "takes" in why)]
+    assert {name for name, right in accepted.items() if (reasons[name] is None) != right} == DIFFERENT
+    assert not [why for why in reasons.values() if why and ("crashes" in why or "takes" in why)]
     assert peak[0] < 1000

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from picture_files import prepared, settings
 from PIL import Image
 
 from ganpipe import params
@@ -19,28 +20,15 @@ from ganpipe.common.dataset import load
 from ganpipe.common.errors import UserError
 from ganpipe.common.stages import OUTPUTS as STAGE_OUTPUTS
 from ganpipe.fetch.stage import fetch
-from ganpipe.preprocess.decode import prepare
-from ganpipe.preprocess.stage import preprocess, split_of, target_of
+from ganpipe.preprocess.stage import preprocess, split_of
 
 COUNT, BROKEN = 150, 7
 OUTPUTS = STAGE_OUTPUTS["preprocess"]
 
 
 def section(**changes: Any) -> params.Preprocess:
-    """The section preprocess for colour at 16 px."""
-    values = {
-        "crop": "square",
-        "crop_size": None,
-        "crop_box": None,
-        "margin": 0.0,
-        "min_side": 8,
-        "background": [255, 255, 255],
-        "duplicates": "report",
-        "resolution": 16,
-        "channels": 3,
-        "held_out": 0.2,
-    }
-    return params.Preprocess.model_validate({**values, "max_rejected": 0.05, **changes})
+    """The params section for square crops in colour at 16 px, with changes."""
+    return settings(**{"crop": "square", "resolution": 16, **changes})
 
 
 def run(root: Path, workers: int = 1, **changes: Any) -> dict[str, Any]:
@@ -85,8 +73,8 @@ def test_every_file_is_in_one_table_and_row_i_is_image_i(checkout: Path) -> None
     assert data.images.shape == (COUNT, 16, 16, 3) and data.images.dtype == np.uint8
     with zipfile.ZipFile(checkout / "stages/fetch/images.zip") as archive:
         for i, row in enumerate(data.index.to_dict("records")):
-            expected = prepare(archive.read(row["name"]), target_of(section()))
-            np.testing.assert_array_equal(data.images[i], expected.pixels)
+            expected = prepared(archive.read(row["name"]), section())
+            np.testing.assert_array_equal(data.images[i], np.asarray(expected.image))
             assert (row["width"], row["height"], row["scale"]) == (
                 expected.width,
                 expected.height,
@@ -105,7 +93,7 @@ def test_every_file_is_in_one_table_and_row_i_is_image_i(checkout: Path) -> None
 
 
 def test_landmarks_reach_the_crop(tmp_path: Path) -> None:
-    """Points of another picture would cut every head elsewhere; a picture without any would be used whole."""
+    """Another picture's points would cut every head wrongly; a picture without any would be used whole."""
     for i in range(3):
         write(tmp_path / f"pictures/{i}.png", i, (40, 40))
     (tmp_path / "pictures/landmarks.csv").write_text("name,x,y,x,y\n2.png,10,20,30,20\n0.png,4,6,4,26,9,9\n")
@@ -115,12 +103,12 @@ def test_landmarks_reach_the_crop(tmp_path: Path) -> None:
     boxes = table[["left", "top", "right", "bottom", "angle"]].to_numpy().tolist()
     assert boxes == [[-4, 6, 16, 26, 90], [10, 10, 30, 30, 0]] and table.index.tolist() == ["0.png", "2.png"]
     (tmp_path / "pictures/landmarks.csv").unlink()
-    with pytest.raises(UserError, match=r"preprocess\.crop: found landmarks, but the source came without"):
+    with pytest.raises(UserError, match=r"preprocess\.crop is landmarks, but the source has none"):
         run(fetched(tmp_path), crop="landmarks")
 
 
 def test_the_number_of_workers_changes_no_byte(checkout: Path) -> None:
-    """A run on a larger machine would be another experiment."""
+    """The same params on a larger machine would be another experiment."""
     digests = []
     for workers in (1, 3):
         run(checkout, workers)
@@ -130,7 +118,7 @@ def test_the_number_of_workers_changes_no_byte(checkout: Path) -> None:
 
 
 def test_the_order_of_the_files_changes_no_byte(tmp_path: Path) -> None:
-    """Each disk lists a folder in another order: the same pictures would be another experiment elsewhere."""
+    """File systems list folders in different orders: elsewhere the same pictures would be another experiment."""
     digests = []
     for order in (1, -1):
         root = tmp_path / str(order)
@@ -162,12 +150,12 @@ def test_the_split_follows_the_bytes_alone(tmp_path: Path) -> None:
     assert len(splits[1]) == len(splits[0]) + 20
 
 
-def test_the_share_held_out_is_what_was_asked_for() -> None:
+def test_the_held_out_share_is_as_configured() -> None:
     """A biased rule would leave too few images for the metrics' floor, or too few to train on."""
     hashes = [hashlib.sha256(str(i).encode()).hexdigest() for i in range(20_000)]
     for share in (0.0, 0.1, 0.5):
-        found = sum(split_of(digest, share) == "held_out" for digest in hashes) / len(hashes)
-        assert found == pytest.approx(share, abs=0.01)
+        held_out = sum(split_of(digest, share) == "held_out" for digest in hashes) / len(hashes)
+        assert held_out == pytest.approx(share, abs=0.01)
     assert split_of("0" * 64, 0.0) == "train" and split_of("f" * 64, 0.9) == "train"
 
 
@@ -201,8 +189,8 @@ def test_nothing_to_train_on_fails(tmp_path: Path) -> None:
         run(tmp_path, held_out=share + 0.01)
 
 
-def test_without_fetched_files_it_says_what_to_run(tmp_path: Path) -> None:
-    """A traceback for a stage run out of order."""
+def test_missing_or_damaged_fetched_files_name_the_stage_to_run(tmp_path: Path) -> None:
+    """A stage that is run out of order would end with a traceback."""
     with pytest.raises(UserError, match="run the fetch stage"):
         run(tmp_path)
     write(tmp_path / "pictures/a.png", 0, (16, 16))
@@ -221,7 +209,7 @@ def test_without_fetched_files_it_says_what_to_run(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("resolution", "channels", "width"), [(16, 3, 1038), (48, 1, 782), (200, 3, 1038)])
 def test_the_contact_sheet_fits_a_screen(checkout: Path, resolution: int, channels: int, width: int) -> None:
-    """People look at it to see what they train on: too small or too large, and no one does."""
+    """People check their training images on it; they would not on one that is too small or too large."""
     run(checkout, resolution=resolution, channels=channels)
     with Image.open(checkout / "stages/preprocess/contact_sheet.png") as sheet:
         assert sheet.size == (width, width)
@@ -231,7 +219,7 @@ def test_the_contact_sheet_fits_a_screen(checkout: Path, resolution: int, channe
 
 
 def test_names_that_look_like_something_else_stay_text(tmp_path: Path) -> None:
-    """Pandas makes 7 of "007" and nothing of "null": the file would not be found, or twice."""
+    """Pandas reads "007" as 7 and "null" as missing: files would be lost or confused."""
     picture = io.BytesIO()
     Image.new("L", (16, 16), 100).save(picture, "PNG")
     names = ["007", "1e5", "NA", "null", 'quo"te,comma.png', "ünï.png"]
@@ -259,24 +247,24 @@ def copied(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return fetched(root)
 
 
-def test_copies_are_reported_and_stay_unless_they_are_to_be_dropped(copied: Path) -> None:
+def test_copies_are_reported_and_dropped_only_on_request(copied: Path) -> None:
     """A copy on the other side of the split hides that the generator repeats its training images."""
     out = copied / "stages/preprocess"
     report = run(copied, held_out=0.5)
-    found = pd.read_csv(out / "duplicates.csv")
+    copies = pd.read_csv(out / "duplicates.csv")
     assert len(load(out).index) == 50 and report["rejected"] == 0
-    # "00 <b>…" stands before "00.png".
+    # "00 <b>…" sorts before "00.png".
     exact = [f"{i:02d}.png" for i in range(10)]
-    assert found["name"].tolist() == sorted([*exact, *(f"{i:02d}.png" for i in range(10, 20))])
-    assert found["kind"].tolist() == ["exact"] * 10 + ["near"] * 10 and not found["dropped"].any()
-    across = (found["split"] != found["original_split"]).sum()
+    assert copies["name"].tolist() == sorted([*exact, *(f"{i:02d}.png" for i in range(10, 20))])
+    assert copies["kind"].tolist() == ["exact"] * 10 + ["near"] * 10 and not copies["dropped"].any()
+    across = (copies["split"] != copies["original_split"]).sum()
     assert report["copies"] == {"exact": 10, "near": 10, "dropped": 0, "across_splits": across} and across > 0
-    kept = load(out)
-    pixels = {name: kept.images[i].copy() for i, name in enumerate(kept.index["name"])}
+    data = load(out)
+    pixels = {name: data.images[i].copy() for i, name in enumerate(data.index["name"])}
 
     report = run(copied, held_out=0.5, duplicates="drop", max_rejected=0.0)
     data = load(out)
-    assert sorted([*data.index["name"], *found["name"]]) == sorted(pixels)
+    assert sorted([*data.index["name"], *copies["name"]]) == sorted(pixels)
     assert [*report["rejected_by_reason"].items()] == [
         ("exact copy of another picture", 10),
         ("near copy of another picture", 10),
@@ -287,8 +275,8 @@ def test_copies_are_reported_and_stay_unless_they_are_to_be_dropped(copied: Path
     assert (out / "images.npy").stat().st_size == 128 + 30 * 16 * 16 * 3
 
 
-def test_the_page_shows_strangers_names_as_text(copied: Path) -> None:
-    """Opening the report would run what a file's name says."""
+def test_the_page_escapes_names_of_files_and_sources(copied: Path) -> None:
+    """Opening the report would run a script in a file's name."""
     (copied / "pictures/<script>alert(1).png").write_bytes(b"no picture")
     fetched(copied)
     (copied / "stages/fetch/source.json").write_text('{"name": "mine", "licence": "CC BY & <i>more</i>"}')
@@ -299,8 +287,8 @@ def test_the_page_shows_strangers_names_as_text(copied: Path) -> None:
     assert page.count("<img") == 3 + 2 * 20 and "http" not in page
 
 
-def test_what_there_is_no_room_for_is_refused_with_the_figures(checkout: Path) -> None:
-    """A night later the disk would be full, or training read each image anew from a slow one."""
+def test_too_many_images_for_disk_or_memory_are_refused(checkout: Path) -> None:
+    """Hours later the disk would be full, or training would read every image from disk again and again."""
     before = sorted((checkout / "stages").rglob("*"))
     need = (COUNT + BROKEN) * 16 * 16 * 3 / 1e9
     with pytest.raises(
@@ -317,7 +305,7 @@ def test_what_there_is_no_room_for_is_refused_with_the_figures(checkout: Path) -
 def test_a_kill_while_it_writes_leaves_a_whole_set_or_none(
     checkout: Path, after: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Images of one run beside another's index: every image would have a stranger's split."""
+    """Images of one run beside the index of another: every image would have another file's split."""
     run(checkout)
     replace, calls = os.replace, []
 

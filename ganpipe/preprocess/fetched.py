@@ -1,0 +1,82 @@
+"""Read what the fetch stage wrote: the archive's table of members, the manifest, landmarks and source."""
+
+import json
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from ganpipe.common.errors import UserError
+from ganpipe.common.stages import stage_file
+from ganpipe.preprocess.crop import Points
+from ganpipe.preprocess.prepare import Member
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """The fetched files.
+
+    Attributes:
+        archive: an uncompressed zip.
+        members: its files.
+        manifest: columns name, sha256 and others, a row for each member.
+        source: name, licence, cite and address of the source, as far as they are known.
+    """
+
+    archive: Path
+    members: list[Member]
+    manifest: pd.DataFrame
+    source: dict[str, Any]
+
+
+def read_fetched(root: Path, with_landmarks: bool) -> Fetched:
+    """Read what fetch wrote into a checkout, without the pictures themselves.
+
+    Raises:
+        UserError: it is missing or damaged, or landmarks are needed and there are none.
+    """
+    path, source = stage_file(root, "images.zip"), stage_file(root, "source.json")
+    manifest = _table(stage_file(root, "manifest.csv"))
+    points = _landmarks(stage_file(root, "landmarks.csv")) if with_landmarks else {}
+    try:
+        archive = zipfile.ZipFile(path)
+    except (FileNotFoundError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path}: cannot be read ({error}); run the fetch stage first") from None
+    with archive:
+        members = archive.infolist()
+        # A member's bytes end where the next one's header begins, the last one's where the directory does.
+        ends = [*(member.header_offset for member in members[1:]), archive.start_dir]
+    names = [member.filename for member in members]
+    stored = all(member.compress_type == zipfile.ZIP_STORED for member in members)
+    if not stored or not {"name", "sha256"} <= set(manifest) or manifest["name"].tolist() != names:
+        raise UserError(f"{path}: does not match manifest.csv; run the fetch stage again")
+    return Fetched(
+        path,
+        [
+            Member(row, end - member.file_size, member.file_size, member.CRC, points.get(member.filename))
+            for row, (member, end) in enumerate(zip(members, ends, strict=True))
+        ],
+        manifest,
+        json.loads(source.read_text(encoding="utf-8")) if source.exists() else {},
+    )
+
+
+def _landmarks(path: Path) -> dict[str, Points]:
+    table = _table(path)
+    if table.empty:
+        raise UserError(
+            "preprocess.crop is landmarks, but the source has none; put a table landmarks.csv beside the "
+            "pictures (see stages/fetch/README.md) or choose another crop"
+        )
+    rows = table.itertuples(index=False)
+    return {name: tuple(float(value) for value in values if value) for name, *values in rows}
+
+
+def _table(path: Path) -> pd.DataFrame:
+    try:
+        # Names stay text: pandas would turn "007" into a number and "null" into a missing value.
+        return pd.read_csv(path, dtype=str, keep_default_na=False)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); run the fetch stage first") from None
