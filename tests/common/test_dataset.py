@@ -61,7 +61,11 @@ def test_incomplete_or_mixed_data_says_what_to_run(
     elif damage == "garbage":
         (folder / "images.npy").write_bytes(b"garbage")
     else:
-        other = {"rows": IMAGES[:3], "side": IMAGES[:, :2, :2], "float": IMAGES.astype(np.float32)}
+        other: dict[str, np.ndarray] = {
+            "rows": IMAGES[:3],
+            "side": IMAGES[:, :2, :2],
+            "float": IMAGES.astype(np.float32),
+        }
         np.save(folder / "images.npy", other[damage])
     with pytest.raises(UserError, match="stages/preprocess.*run the preprocess stage again"):
         load(folder)

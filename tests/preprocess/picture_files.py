@@ -16,7 +16,13 @@ from ganpipe.preprocess.prepare import Prepared, prepare
 
 def settings(**changes: Any) -> Preprocess:
     """The params section for whole pictures at 32 px in colour, with changes."""
-    values = {"crop": "none", "crop_size": None, "crop_box": None, "margin": 0.0, "min_side": 8}
+    values: dict[str, Any] = {
+        "crop": "none",
+        "crop_size": None,
+        "crop_box": None,
+        "margin": 0.0,
+        "min_side": 8,
+    }
     values |= {"resolution": 32, "channels": 3, "background": [255, 255, 255]}
     values |= {"held_out": 0.2, "max_rejected": 0.05, "duplicates": "report"}
     return Preprocess.model_validate({**values, **changes})

@@ -118,7 +118,7 @@ def test_the_number_of_workers_changes_no_byte(checkout: Path) -> None:
 
 
 def test_the_order_of_the_files_changes_no_byte(tmp_path: Path) -> None:
-    """File systems list folders in different orders: elsewhere the same pictures would be another experiment."""
+    """File systems list folders in different orders: the same pictures would be another experiment."""
     digests = []
     for order in (1, -1):
         root = tmp_path / str(order)
