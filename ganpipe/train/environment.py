@@ -17,7 +17,7 @@ def describe(device: str, recorded: bool = False) -> dict[str, str]:
         recorded: whether the step is replayed as a CUDA graph.
     """
     environment = {
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),  # a subclass of str, which torch.load refuses
         "the device": torch.device(device).type,
         "the number of ranks": os.environ.get("WORLD_SIZE", "1"),
         "the processor": _processor(),

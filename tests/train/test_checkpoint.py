@@ -17,6 +17,7 @@ from torch import nn
 
 from ganpipe.common import files
 from ganpipe.train import checkpoint
+from ganpipe.train.environment import describe
 from ganpipe.train.state import restore_state, state_of
 
 
@@ -44,10 +45,10 @@ def test_a_restored_training_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
     expected = state_of(networks, optimizers)
 
     networks, optimizers = trained(3)
-    checkpoint.save(tmp_path, 3, state_of(networks, optimizers), {})
+    checkpoint.save(tmp_path, 3, state_of(networks, optimizers), describe("cpu"))
     networks, optimizers = trained(0)
     loaded = checkpoint.load(tmp_path, state_of(networks, optimizers))
-    assert loaded is not None and loaded.step == 3
+    assert loaded is not None and loaded.step == 3 and loaded.environment == describe("cpu")
     restore_state(loaded.tensors, networks, optimizers)
     step(networks["net"], optimizers["optimizer"], 4)
     state = state_of(networks, optimizers)
