@@ -81,10 +81,8 @@ def cached(source: str, remotes: Sequence[Remote], remedy: str, offline: bool) -
     if absent := missing():  # if nothing is missing, the folder may be read-only
         if offline:
             names = " and ".join(remote.name for remote in absent)
-            raise UserError(
-                f"fetch.source={source}: GANPIPE_OFFLINE is set, and {folder} lacks {names}; "
-                f"unset it, or {remedy}"
-            )
+            problem = f"GANPIPE_OFFLINE is set, and {folder} lacks {names}"
+            raise UserError(f"fetch.source={source}: {problem}; unset it, or {remedy}")
         folder.mkdir(parents=True, exist_ok=True)
         with _locked(folder):
             for remote in missing():  # another process may have downloaded some by now
@@ -210,13 +208,14 @@ class _Transfer(NamedTuple):
                     answer.raise_for_status()
                 raise BrokenError(f"the server answered {status} {answer.reason}")
             length = span.rpartition("/")[2] if status == 206 else answer.headers.get("Content-Length", "")
-            total = int(length) if length.isdecimal() else None
+            total = int(length) if length.isdecimal() and len(length) < 20 else None
             if self.remote.size is not None and total not in (None, self.remote.size):
                 raise WrongFileError(f"the file there has {total:,} bytes, not {self.remote.size:,}")
             if status == 200:
                 start = 0
+                self._discard()  # before the note, so that it never describes bytes of another version
                 self.note.write_text(f"{self.address}\n{_version_of(answer)}")
-            with open(self.part, "ab" if start else "wb") as file:
+            with open(self.part, "ab") as file:
                 self._copy(answer.raw, file, start, self.remote.size or total)
         return start > 0
 
