@@ -7,7 +7,7 @@ from torch import nn
 
 
 class EMA:
-    """A generator whose parameters trail those of `G` with a half-life in images.
+    """A generator whose parameters follow those of `G` with a half-life in thousands of images.
 
     Attributes:
         model: the averaged network, in eval mode, without gradients.
@@ -19,10 +19,10 @@ class EMA:
 
     @torch.no_grad()
     def update(self, G: nn.Module, nimg: int) -> None:
-        """Move one step towards G, `nimg` images into the training; batch norm statistics are copied.
+        """Move one step towards G after `nimg` images of training; batch norm statistics are copied.
 
-        Early on the half-life is a twentieth of the images seen, so that the average forgets the random start
-        (Karras et al. 2020, "Training GANs with limited data", ema_rampup).
+        The half-life is at most a twentieth of the images seen, so that the average soon forgets the random
+        initial weights (Karras et al. 2020, "Training GANs with limited data", ema_rampup).
         """
         halflife = min(self.halflife_kimg * 1000, nimg * 0.05)
         weight = 1 - 0.5 ** (self.batch_size / max(halflife, 1e-8))

@@ -1,6 +1,6 @@
-"""Real images for the networks: gathered from the packed array by row, made float and mirrored on the device.
+"""Real images for the networks: gathered from the packed array, then made float and mirrored on the device.
 
-Whichever way they come, the same rows give the same numbers.
+All three ways to gather them give the same numbers.
 """
 
 from collections import deque
@@ -14,12 +14,12 @@ import torch
 
 from ganpipe.models.pixels import to_float
 
-# Rows of images in the packed array, and a bool for each that says whether it is mirrored; None: none is.
+# Rows of images in the packed array, int64 B, and which of them are mirrored, bool B; None: none is.
 Draw = tuple[np.ndarray, torch.Tensor | None]
-# host: gathered when asked for. ahead: by a thread while the device works. device: all images are there.
+# host: gathered on request. ahead: gathered by a thread while the device works. device: all images are there.
 Way = Literal["host", "ahead", "device"]
-AHEAD = 4  # batches that the thread gathers before they are asked for
-CHUNK = 2**26  # bytes that go to the device at once, so that the host never holds all images
+AHEAD = 4  # batches that the thread gathers in advance
+CHUNK = 2**26  # bytes copied to the device at once, so that the host never holds all images
 
 
 class Feed:
@@ -27,10 +27,10 @@ class Feed:
 
     Args:
         images: uint8 N×H×W×C in [0, 255], memory-mapped or not.
-        device: where the batches are wanted.
-        memory_gb: all images are kept on a GPU where they take at most so many GB (10^9 bytes); None: at most
-            a quarter of what is free there.
-        way: how they come; None: as fits device and memory.
+        device: the device of the batches.
+        memory_gb: keep all images on a GPU if they take at most so many GB (10^9 bytes); None: at most a
+            quarter of its free memory.
+        way: how images are gathered; None: as fits device and memory.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class Feed:
     ) -> None:
         self.images, self.device = images, device
         self.way: Way = way or _way_for(images.nbytes, device, memory_gb)
-        # The copy to a GPU goes on beside its work from pinned memory only, which exists beside a GPU only.
+        # Only from pinned memory is a copy to a GPU asynchronous; without a GPU torch has none.
         self.pinned = self.way == "ahead" and device.type == "cuda"
         if self.way == "device":
             self.store = torch.empty(images.shape, dtype=torch.uint8, device=device)
@@ -51,39 +51,39 @@ class Feed:
                 self.store[i : i + count].copy_(torch.from_numpy(np.array(images[i : i + count])))
 
     def __call__(self, rows: np.ndarray, mirrored: torch.Tensor | None) -> torch.Tensor:
-        """Return images of rows, float32 B×C×H×W in [-1, 1] on the device, laid out as channels_last.
+        """Return a batch, float32 B×C×H×W in [-1, 1] on the device, in memory as channels_last.
 
         Args:
             rows: int64 B, rows of the packed array.
-            mirrored: bool B on the CPU; None: none is.
+            mirrored: bool B on the CPU, which images are mirrored; None: none.
         """
         return self._finish(self._gather(rows), mirrored)
 
     def batches(self, draws: Iterable[Draw]) -> Iterator[torch.Tensor]:
-        """Yield the batch of each draw, as `self(*draw)` gives it; a thread ends with the iterator.
+        """Yield `self(*draw)` for each draw; a thread, if there is one, ends with the iterator.
 
-        Draws are taken from the caller's thread, at most AHEAD before their batches are asked for.
+        Draws are taken in the caller's thread, at most AHEAD of them before their batches are requested.
         """
         if self.way != "ahead":
             yield from (self(*draw) for draw in draws)
             return
         source = iter(draws)
         with ThreadPoolExecutor(1, "feed") as thread:
-            coming = deque((thread.submit(self._gather, rows), m) for rows, m in islice(source, AHEAD))
-            while coming:
-                gathered, mirrored = coming.popleft()
+            queue = deque((thread.submit(self._gather, rows), m) for rows, m in islice(source, AHEAD))
+            while queue:
+                gathered, mirrored = queue.popleft()
                 batch = gathered.result()
-                coming.extend((thread.submit(self._gather, rows), m) for rows, m in islice(source, 1))
+                queue.extend((thread.submit(self._gather, rows), m) for rows, m in islice(source, 1))
                 yield self._finish(batch, mirrored)
 
     def _gather(self, rows: np.ndarray) -> torch.Tensor:
-        """Return the bytes of rows, uint8 B×H×W×C, on the device only where all images are there."""
+        """Return the images of rows, uint8 B×H×W×C; on the device only if all images are there."""
         if self.way == "device":
             return self.store[torch.from_numpy(rows).to(self.device, non_blocking=True)]
         shape = (len(rows), *self.images.shape[1:])
-        # Pinned memory comes from torch's own pool, which gives it out again once the copy from it is done.
+        # Pinned memory comes from torch's pool, which reuses it only after the copy from it has finished.
         batch = torch.empty(shape, dtype=torch.uint8, pin_memory=self.pinned)
-        # "clip" writes to `out` at once, without a buffer in between; rows are always inside.
+        # mode="clip" writes to `out` without a buffer; rows are never out of range.
         np.take(self.images, rows, axis=0, out=batch.numpy(), mode="clip")
         return batch
 

@@ -11,40 +11,40 @@ from types import FrameType
 
 from ganpipe.common.errors import UserError
 
-GRACE = 30.0  # seconds that the other ranks have to end by themselves once one has ended
-PARENT = "GANPIPE_LAUNCHER"  # says that stdin is a pipe from the launcher
+GRACE = 30.0  # seconds that the other ranks get to end after one has failed
+PARENT = "GANPIPE_LAUNCHER"  # set where stdin is a pipe from the launcher
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 def is_rank() -> bool:
-    """Say whether this process is one of several ranks already, torchrun's or the launcher's."""
+    """Return whether this process is already one of several ranks, started by torchrun or by `launch`."""
     return "WORLD_SIZE" in os.environ and "RANK" in os.environ
 
 
 def is_first_rank() -> bool:
-    """Say whether this process writes: it is alone or the first of the ranks."""
+    """Return whether this process writes: it trains alone or is rank 0."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def exit_with_launcher() -> None:
-    """End this process at once when its launcher is gone, even by `kill -9`: no rank outlives it."""
+    """Exit at once when the launcher has died, even by `kill -9`, so that no rank outlives it."""
     if os.environ.pop(PARENT, None):
 
         def wait() -> None:
-            os.read(0, 1)  # not sys.stdin, whose lock would be taken when Python ends
+            os.read(0, 1)  # not sys.stdin, whose lock Python needs when it ends
             os._exit(1)
 
         threading.Thread(target=wait, name="launcher", daemon=True).start()
 
 
-def launch(count: int, words: list[str]) -> int:
-    """Run `python -m ganpipe` with these words in `count` ranks, and wait for all.
+def launch(count: int, arguments: list[str]) -> int:
+    """Run `python -m ganpipe` with these arguments in `count` ranks, and wait for all of them.
 
-    Signals reach the ranks, which agree on the step to stop after. When one ends in failure, the others get
-    GRACE seconds to end by themselves, then are killed: checkpoints are whole at any moment.
+    Signals are forwarded to the ranks, which agree on the step to stop after. When a rank fails, the others
+    get GRACE seconds to end before they are killed, which no checkpoint is harmed by.
 
     Returns:
-        0, or the exit code of the first rank that ended by itself in failure.
+        0, or the exit code of the first rank that failed.
 
     Raises:
         UserError: a rank was killed.
@@ -52,49 +52,47 @@ def launch(count: int, words: list[str]) -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count), PARENT: "1"}
-    # As torchrun does: ranks that each take all cores would only get in each other's way.
-    place["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
-    command = [sys.executable, "-m", "ganpipe", *words]
+    environment = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), PARENT: "1"}
+    environment["WORLD_SIZE"] = str(count)
+    # As torchrun does: if every rank used all cores, they would slow each other down.
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
     ranks: list[subprocess.Popen[bytes]] = []
 
     def forward(signum: int, frame: FrameType | None) -> None:
         for rank in ranks:
             rank.send_signal(signum)
 
-    before = {each: signal.signal(each, forward) for each in FORWARDED}
+    handlers = {signum: signal.signal(signum, forward) for signum in FORWARDED}
     try:
         for i in range(count):
-            environment = os.environ | place | {"RANK": str(i), "LOCAL_RANK": str(i)}
-            # A group of its own: Ctrl-C reaches each rank once, through here.
-            ranks.append(
-                subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, start_new_session=True)
-            )
+            own = environment | {"RANK": str(i), "LOCAL_RANK": str(i)}
+            command = [sys.executable, "-m", "ganpipe", *arguments]
+            # In a session of its own, so that Ctrl-C reaches each rank once, from here.
+            ranks.append(subprocess.Popen(command, env=own, stdin=subprocess.PIPE, start_new_session=True))
         return _wait(ranks)
     finally:
         for rank in ranks:
             if rank.poll() is None:
                 rank.kill()
             rank.wait()
-        for each, handler in before.items():
-            signal.signal(each, handler)
+        for signum, handler in handlers.items():
+            signal.signal(signum, handler)
 
 
 def _wait(ranks: list[subprocess.Popen[bytes]]) -> int:
+    ended: list[subprocess.Popen[bytes]] = []
     deadline = float("inf")
-    failed: dict[int, int] = {}
-    while any(rank.poll() is None for rank in ranks) and time.monotonic() < deadline:
-        for i, rank in enumerate(ranks):
-            if rank.poll() and i not in failed:
-                failed[i] = rank.returncode
-                deadline = min(deadline, time.monotonic() + GRACE)
+    while len(ended) < len(ranks) and time.monotonic() < deadline:
         time.sleep(0.2)
-    failed |= {i: rank.returncode for i, rank in enumerate(ranks) if rank.returncode and i not in failed}
-    # A rank that is killed makes the others fail, perhaps before it is seen here.
-    for i, code in failed.items():
-        if code < 0:
+        ended += [rank for rank in ranks if rank.poll() is not None and rank not in ended]
+        if any(rank.returncode for rank in ended):
+            deadline = min(deadline, time.monotonic() + GRACE)
+    # A killed rank makes the others fail, perhaps before its own end is seen here.
+    for rank in ended:
+        if rank.returncode < 0:
+            name = signal.Signals(-rank.returncode).name
             raise UserError(
-                f"rank {i} of {len(ranks)} was killed by {signal.Signals(-code).name}, and the others ended; "
-                f"run it again to go on from the last checkpoint"
+                f"rank {ranks.index(rank)} of {len(ranks)} was killed by {name} and the others ended; run "
+                "the command again to resume from the last checkpoint"
             )
-    return next(iter(failed.values()), 0)
+    return next((rank.returncode for rank in ended if rank.returncode), 0)

@@ -1,4 +1,4 @@
-"""What is to be trained on, step by step: all figures of a training, and which images each step sees."""
+"""The plan of a training, known before its first step, and the random draws of each step."""
 
 import math
 from collections.abc import Collection, Iterator
@@ -8,27 +8,30 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ganpipe.common import code as closure
-from ganpipe.common import dataset as packed
-from ganpipe.common import seeds as rng
+from ganpipe.common import dataset
+from ganpipe.common.code import code_digest, import_closure
 from ganpipe.common.dataset import Dataset
+from ganpipe.common.seeds import derived_seed, generator
+from ganpipe.common.stages import stage_folder
+from ganpipe.models.generator import draw_z
 from ganpipe.models.layers import NetworkSpec
 from ganpipe.params import Model, Train
-from ganpipe.train import resume as unfinished
+from ganpipe.train.feed import Draw
+from ganpipe.train.resume import folder_for
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be trained, all figures known before the first step.
+    """What is trained on which images, for how long, and where the unfinished training is kept.
 
     Attributes:
         data: the packed images.
-        rows: rows of the packed images to train on.
+        rows: rows of the packed images to train on, int64.
         batch_size: images in one step.
-        steps: steps in the whole training, the last one reaching the last image of the last epoch.
-        snapshot_steps: step → epoch after which weights and a grid are kept.
-        eval_steps: steps after which the generator is judged.
-        folder: where the training lives until it is finished.
+        steps: steps in the whole training; the last one reaches the last image of the last epoch.
+        snapshot_steps: step → epoch after which weights and a grid are saved.
+        eval_steps: steps after which the generator is evaluated.
+        folder: folder of the unfinished training.
     """
 
     model: Model
@@ -43,12 +46,12 @@ class Plan:
 
     @property
     def spec(self) -> NetworkSpec:
-        """What both networks are built from."""
+        """The specification of both networks."""
         return NetworkSpec(self.model, self.resolution, self.channels)
 
     @property
     def anchors(self) -> Collection[int]:
-        """Steps whose state is kept for a rescue or roll-back: where G is judged, else after named epochs."""
+        """Steps whose state is saved for a rescue or roll-back: the evaluations, else the snapshots."""
         wanted = self.train.on_nonfinite == "rescue" or self.train.on_collapse == "rollback"
         return (self.eval_steps or self.snapshot_steps.keys()) if wanted else ()
 
@@ -68,12 +71,12 @@ class Plan:
 
 
 def plan_training(model: Model, train: Train, root: Path = Path()) -> Plan:
-    """Open the data and work out a training's figures and its folder.
+    """Open the packed images and compute the plan; the folder follows from params, data and code.
 
     Raises:
-        UserError: there is no data to train on, or it cannot be trained on with these params.
+        UserError: there are no packed images, or they do not fit the params.
     """
-    data = packed.load(root / "stages/preprocess")
+    data = dataset.load(stage_folder(root, "preprocess"))
     rows = data.train_rows
     batch_size = train.batch_size_for(data.images.shape[1])
     steps_of = {
@@ -84,7 +87,7 @@ def plan_training(model: Model, train: Train, root: Path = Path()) -> Plan:
         "model": model.model_dump(),
         "train": train.model_dump() | {"batch_size": batch_size},
         "data": data.digest,
-        "code": closure.code_digest(closure.import_closure("ganpipe.train.stage", root), root),
+        "code": code_digest(import_closure("ganpipe.train.stage", root), root),
     }
     return Plan(
         model,
@@ -95,51 +98,68 @@ def plan_training(model: Model, train: Train, root: Path = Path()) -> Plan:
         steps,
         snapshot_steps={step: epoch for epoch, step in steps_of.items() if epoch <= train.epochs},
         eval_steps=_eval_steps(train.eval_every_kimg, steps, batch_size),
-        folder=unfinished.folder_for(root, identity),
+        folder=folder_for(root, identity),
     )
 
 
 def _eval_steps(every_kimg: float | None, steps: int, batch_size: int) -> frozenset[int]:
-    """Return the steps that reach every so many thousand images, and the last one; none for None."""
+    """Return the steps that complete each `every_kimg` thousand images, and the last step; none for None."""
     if every_kimg is None:
         return frozenset()
     reached = [int(step * batch_size / (1000 * every_kimg)) for step in range(steps + 1)]
     return frozenset(step for step in range(1, steps + 1) if reached[step] > reached[step - 1]) | {steps}
 
 
-def seed_of(params: Train, attempt: int) -> int:
-    """Return what the random numbers of an attempt come from: for the plain training, train.seed."""
-    return rng.derived_seed(params.seed, "attempt", attempt) if attempt else params.seed
+@dataclass(frozen=True)
+class Draws:
+    """The random draws of each step, which depend on (seed, purpose, step) alone.
 
-
-def batches(plan: Plan, start: int) -> Iterator[np.ndarray]:
-    """Yield the rows of each step after `start`: the epochs' shuffled orders in turn, cut into batches.
-
-    No image is dropped, every batch is full, and a data set smaller than a batch is no special case.
+    Attributes:
+        plan: the training.
+        attempt: 0 for the plain training; each rescue or roll-back counts one up and draws other numbers.
+        part: this rank's part of the global batch; all ranks draw the whole batch.
     """
-    count, B = len(plan.rows), plan.batch_size
-    ordered, order = range(0), plan.rows
-    for step in range(start, plan.steps):
-        epochs = range(step * B // count, ((step + 1) * B - 1) // count + 1)
-        if epochs != ordered:
-            ordered, order = epochs, plan.rows[np.concatenate([_order(plan, epoch) for epoch in epochs])]
-        first = step * B - epochs[0] * count
-        yield order[first : first + B]
 
+    plan: Plan
+    attempt: int
+    part: slice
 
-def _order(plan: Plan, epoch: int) -> np.ndarray:
-    source = rng.generator(plan.train.seed, "shuffle", epoch)
-    return torch.randperm(len(plan.rows), generator=source).numpy()
+    @property
+    def seed(self) -> int:
+        """The seed of the attempt's random numbers; train.seed for the plain training."""
+        seed = self.plan.train.seed
+        return derived_seed(seed, "attempt", self.attempt) if self.attempt else seed
 
+    def z(self, step: int, purpose: str = "z") -> torch.Tensor:
+        """Draw latent vectors, float32 B×nz on the CPU."""
+        return draw_z(self.plan.model, self.plan.batch_size, generator(self.seed, purpose, step))[self.part]
 
-def extra_rows(plan: Plan, seed: int, step: int) -> np.ndarray:
-    """Draw the rows of an extra update, beside the epochs' order, which counts the images seen."""
-    source = rng.generator(seed, "extra/rows", step)
-    return plan.rows[torch.randint(len(plan.rows), (plan.batch_size,), generator=source).numpy()]
+    def batches(self, start: int) -> Iterator[Draw]:
+        """Yield the images of each step after `start`: the epochs' shuffled orders, cut into batches.
 
+        No image is dropped, every batch is full, and a data set may be smaller than a batch.
+        """
+        count, B = len(self.plan.rows), self.plan.batch_size
+        epochs, order = range(0), self.plan.rows
+        for step in range(start, self.plan.steps):
+            needed = range(step * B // count, ((step + 1) * B - 1) // count + 1)
+            if needed != epochs:
+                epochs, order = needed, np.concatenate([self._order(epoch) for epoch in needed])
+            offset = step * B - epochs[0] * count
+            yield self._draw(order[offset : offset + B], "flip", step + 1)
 
-def mirrored(plan: Plan, seed: int, purpose: str, step: int) -> torch.Tensor | None:
-    """Draw which images of a batch are mirrored, bool B; None where train.flip is off."""
-    if not plan.train.flip:
-        return None
-    return torch.rand(plan.batch_size, generator=rng.generator(seed, purpose, step)) < 0.5
+    def extra(self, step: int) -> Draw:
+        """Draw the images of an extra update, which does not count towards the epochs."""
+        source, rows = generator(self.seed, "extra/rows", step), self.plan.rows
+        chosen = rows[torch.randint(len(rows), (self.plan.batch_size,), generator=source).numpy()]
+        return self._draw(chosen, "extra/flip", step)
+
+    def _order(self, epoch: int) -> np.ndarray:
+        source = generator(self.plan.train.seed, "shuffle", epoch)
+        return self.plan.rows[torch.randperm(len(self.plan.rows), generator=source).numpy()]
+
+    def _draw(self, rows: np.ndarray, purpose: str, step: int) -> Draw:
+        if not self.plan.train.flip:
+            return rows[self.part], None
+        mirrored = torch.rand(len(rows), generator=generator(self.seed, purpose, step)) < 0.5
+        return rows[self.part], mirrored[self.part]

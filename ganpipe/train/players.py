@@ -10,11 +10,11 @@ from torch.optim import Optimizer
 
 from ganpipe import models
 from ganpipe.common.seeds import derived_seed
-from ganpipe.train import memory, precision
+from ganpipe.train.compute import prepare_network
 from ganpipe.train.ema import EMA
 from ganpipe.train.options import TrainOptions
 from ganpipe.train.plan import Plan
-from ganpipe.train.ranks import Ranks, synchronise
+from ganpipe.train.ranks import Ranks
 
 
 @dataclass(frozen=True)
@@ -70,13 +70,9 @@ def build_players(plan: Plan, attempt: int, options: TrainOptions, ranks: Ranks)
     )
     G_best = copy.deepcopy(G_ema.model if G_ema else G) if params.keep == "best" else None
 
+    # The networks' copies above are sampled from in float32; G itself, without an average, as it is trained.
+    G, D = (prepare_network(network, params, options, ranks) for network in (G, D))
     adam: Any = {"betas": (params.beta1, params.beta2), "fused": True, "capturable": options.graph}
     G_optimizer = torch.optim.Adam(G.parameters(), params.glr * 0.5**attempt, **adam)
     D_optimizer = torch.optim.Adam(D.parameters(), params.dlr * 0.5**attempt, **adam)
-    for network in (G, D):
-        if params.sync_batch_norm:
-            synchronise(network, ranks)
-        if options.save_memory:
-            memory.save_memory(network)
-        precision.apply(network, params.precision, torch.device(options.device).type)
     return Players(G, D, G_optimizer, D_optimizer, G_ema, G_best)

@@ -18,7 +18,7 @@ def share_state(ranks: Ranks, step: int, networks: Networks, optimizers: Optimiz
     if ranks.count == 1:
         return step
     content = {"step": step, "tensors": state_of(networks, optimizers) if step else {}}
-    received = ranks.shared(bytes(packed(content)) if ranks.first else b"")
+    received = ranks.broadcast(bytes(packed(content)) if ranks.first else b"")
     content = torch.load(io.BytesIO(received), weights_only=True)
     if content["step"]:
         restore_state(content["tensors"], networks, optimizers)

@@ -1,133 +1,150 @@
-"""One update of each player: gradients of its loss on a batch, then its optimizer's step.
+"""One update of each player: the gradients of its loss on a batch, then a step of its optimizer.
 
-A batch may pass through the networks in parts, whose gradients add up, and be shared by several processes;
-batch norm sees the parts.
+A batch may be split over several processes, and each part into micro-batches whose gradients add up; batch
+norm computes its statistics on micro-batches.
 """
 
+import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 from torch.nn.utils import get_total_norm
 
-from ganpipe.train import losses
+from ganpipe.common.errors import UserError
+from ganpipe.train.compute import keep_statistics
+from ganpipe.train.losses import d_loss_fake, d_loss_real, g_loss
+from ganpipe.train.players import Players
 from ganpipe.train.ranks import Ranks
 
 
+@dataclass(frozen=True)
+class StepSettings:
+    """D's targets, and how the global batch is split, the same for every step.
+
+    Attributes:
+        real_label: D's target for real images, in [0, 1].
+        fake_label: D's target for generated images, in [0, 1].
+        batch_size: images in the global batch.
+        micro_batch_size: images that pass through the networks at once; None: this rank's whole part.
+        ranks: the processes that share the global batch.
+    """
+
+    real_label: float
+    fake_label: float
+    batch_size: int
+    micro_batch_size: int | None = None
+    ranks: Ranks = Ranks()
+
+    def micro_batches(self, count: int) -> Iterator[tuple[slice, float]]:
+        """Yield each micro-batch of `count` images, and its weight in the global batch's mean."""
+        size = self.micro_batch_size or count
+        for start in range(0, count, size):
+            yield slice(start, start + size), min(size, count - start) / self.batch_size
+
+    def check(self, sync_batch_norm: bool) -> None:
+        """Refuse more ranks than images, and ranks that would wait for each other in a batch norm.
+
+        Raises:
+            UserError: names the params to change.
+        """
+        B, count, size = self.batch_size, self.ranks.count, self.micro_batch_size or self.batch_size
+        parts = {len(range(B)[Ranks(rank, count).part(B)]) for rank in range(count)}
+        if 0 in parts:
+            raise UserError(
+                f"train.batch_size: {B} images cannot be split over {count} ranks; use fewer ranks"
+            )
+        if sync_batch_norm and len({math.ceil(part / size) for part in parts}) > 1:
+            raise UserError(
+                f"train.micro_batch_size: {B} images over {count} ranks in micro-batches of {size} give some "
+                "ranks more micro-batches than others, which train.sync_batch_norm does not allow; "
+                "change one of the four"
+            )
+
+
+def generate(G: nn.Module, z: torch.Tensor, settings: StepSettings) -> torch.Tensor | None:
+    """Generate the images of z, float32 N×C×H×W in [-1, 1], that both updates of a step share.
+
+    With micro-batches, return None: the updates generate them twice, because the graph of the whole batch
+    does not fit in memory.
+    """
+    images: torch.Tensor | None = G(z) if len(z) <= (settings.micro_batch_size or len(z)) else None
+    return images
+
+
 def update_d(
-    G: nn.Module,
-    D: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    real: torch.Tensor,
-    z: torch.Tensor,
-    fake: torch.Tensor | None,
-    labels: tuple[float, float],
-    part: int,
-    place: Ranks,
-    total: int,
+    players: Players, real: torch.Tensor, z: torch.Tensor, fake: torch.Tensor | None, settings: StepSettings
 ) -> torch.Tensor:
-    """Update D on real images and on generated ones, in two passes as in the DCGAN paper's code.
+    """Update D on real and on generated images, in two passes as in the DCGAN paper's code.
 
     Args:
-        G: the generator, in train mode.
-        D: the discriminator, in train mode.
-        optimizer: of D's parameters.
-        real: float32 N×C×H×W in [-1, 1].
+        players: G and D in train mode.
+        real: float32 N×C×H×W in [-1, 1], this rank's part of the batch.
         z: float32 N×nz, used where `fake` is None.
-        fake: the images of z, float32 N×C×H×W in [-1, 1]; None: they are generated here, part by part.
-        labels: D's targets for real and for generated images, each in [0, 1].
-        part: images that pass through the networks at once.
-        place: of this process among those that share the batch.
-        total: images in the whole batch, N where one process has all of it.
+        fake: the images of z, float32 N×C×H×W in [-1, 1]; None: they are generated in micro-batches.
+        settings: the labels, and how the batch is split.
 
     Returns:
-        float32 4, without gradient: D's loss, its mean probability of real for real and for generated images,
-        and the norm of its gradients over all parameters.
+        float32 4, without gradient: D's loss, its mean probability of "real" for real and for generated
+        images, and the norm of all its gradients.
     """
-    real_label, fake_label = labels
+    G, D = players.G, players.D
     numbers = torch.zeros(3, device=real.device)
-    optimizer.zero_grad()
-    for i in range(0, len(real), part):
-        real_part, share = real[i : i + part], min(part, len(real) - i) / total
-        real_logits = D(real_part)
-        loss_real = losses.d_loss_real(real_logits, real_label)
-        (share * loss_real).backward()
-        fake_logits = D(_generated(G, z[i : i + part]) if fake is None else fake[i : i + part].detach())
-        loss_fake = losses.d_loss_fake(fake_logits, fake_label)
-        (share * loss_fake).backward()
+    players.D_optimizer.zero_grad()
+    for part, weight in settings.micro_batches(len(real)):
+        real_logits = D(real[part])
+        loss_real = d_loss_real(real_logits, settings.real_label)
+        (weight * loss_real).backward()
+        fake_logits = D(_generate_for_d(G, z[part]) if fake is None else fake[part].detach())
+        loss_fake = d_loss_fake(fake_logits, settings.fake_label)
+        (weight * loss_fake).backward()
         with torch.no_grad():
             probabilities = real_logits.sigmoid().mean(), fake_logits.sigmoid().mean()
-            numbers += share * torch.stack([loss_real + loss_fake, *probabilities])
-    numbers = place.add_up(D.parameters(), numbers)
+            numbers += weight * torch.stack([loss_real + loss_fake, *probabilities])
+    numbers = settings.ranks.sum_gradients(D.parameters(), numbers)
     norm = _gradient_norm(D)
-    optimizer.step()
+    players.D_optimizer.step()
     return torch.cat([numbers, norm[None]])
 
 
 def update_g(
-    G: nn.Module,
-    D: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    z: torch.Tensor,
-    fake: torch.Tensor | None,
-    part: int,
-    place: Ranks,
-    total: int,
+    players: Players, z: torch.Tensor, fake: torch.Tensor | None, settings: StepSettings
 ) -> torch.Tensor:
-    """Update G through D, whose weights need no gradients meanwhile.
+    """Update G through D, whose weights get no gradients meanwhile.
 
     Args:
-        G: the generator, in train mode.
-        D: the discriminator, in train mode.
-        optimizer: of G's parameters.
+        players: G and D in train mode.
         z: float32 N×nz, used where `fake` is None.
-        fake: the images of z with their graph; None: they are generated here, part by part.
-        part: images that pass through the networks at once.
-        place: of this process among those that share the batch.
-        total: images in the whole batch, N where one process has all of it.
+        fake: the images of z with their graph; None: they are generated in micro-batches.
+        settings: how the batch is split.
 
     Returns:
-        float32 2, without gradient: G's loss, and the norm of its gradients over all parameters.
+        float32 2, without gradient: G's loss, and the norm of all its gradients.
     """
+    G, D = players.G, players.D
     loss = torch.zeros(1, device=z.device)
     D.requires_grad_(False)
-    optimizer.zero_grad()
-    for i in range(0, len(z), part):
-        share = min(part, len(z) - i) / total
-        part_loss = losses.g_loss(D(G(z[i : i + part]) if fake is None else fake[i : i + part]))
-        (share * part_loss).backward()
-        loss += share * part_loss.detach()
-    loss = place.add_up(G.parameters(), loss)
+    players.G_optimizer.zero_grad()
+    for part, weight in settings.micro_batches(len(z)):
+        part_loss = g_loss(D(G(z[part]) if fake is None else fake[part]))
+        (weight * part_loss).backward()
+        loss += weight * part_loss.detach()
+    loss = settings.ranks.sum_gradients(G.parameters(), loss)
     norm = _gradient_norm(G)
-    optimizer.step()
+    players.G_optimizer.step()
     D.requires_grad_(True)
     return torch.cat([loss, norm[None]])
 
 
 def _gradient_norm(network: nn.Module) -> torch.Tensor:
-    """Return the norm of all gradients as one vector, a float32 scalar; not finite where one is not."""
+    """Return the Euclidean norm of all gradients, a float32 scalar; not finite where a gradient is not."""
     return get_total_norm(p.grad for p in network.parameters() if p.grad is not None)
 
 
 @torch.no_grad()
-def _generated(G: nn.Module, z: torch.Tensor) -> torch.Tensor:
+def _generate_for_d(G: nn.Module, z: torch.Tensor) -> torch.Tensor:
     """Generate images for D alone: G's batch norm statistics count each z once, in G's own update."""
-    with statistics_kept(G):
+    with keep_statistics(G):
         images: torch.Tensor = G(z)
     return images
-
-
-@contextmanager
-def statistics_kept(network: nn.Module) -> Iterator[None]:
-    """Leave batch norm's running statistics as they are while a network in train mode runs."""
-    norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
-    for norm in norms:
-        # Untracked instead, it would keep fewer tensors for the backward pass, which checkpointing refuses.
-        norm.momentum, norm.num_batches_tracked = 0.0, None
-    try:
-        yield
-    finally:
-        for norm, (momentum, count) in zip(norms, before, strict=True):
-            norm.momentum, norm.num_batches_tracked = momentum, count

@@ -1,6 +1,6 @@
-"""Recording a step: the same training as without, or a line that says why there is no recording.
+"""Recording a step: the same training as without, or a line that says why the step is not recorded.
 
-No GPU: what replays here is the step itself, called again on the recording's own memory.
+There is no GPU: a replay here calls the step again on the recording's own memory.
 """
 
 from collections.abc import Callable
@@ -9,57 +9,55 @@ import pytest
 import torch
 
 from ganpipe import models
-from ganpipe.common import seeds as rng
-from ganpipe.models import generator as snapshot
+from ganpipe.common.seeds import generator
+from ganpipe.models.generator import draw_z
 from ganpipe.models.layers import NetworkSpec
 from ganpipe.params import Params
 from ganpipe.train import graph
+from ganpipe.train.options import TrainOptions
+from ganpipe.train.players import Players
 from ganpipe.train.ranks import Ranks
-from ganpipe.train.step import update_d, update_g
+from ganpipe.train.state import state_of
+from ganpipe.train.step import StepSettings, generate, update_d, update_g
 
-B = 8
+SETTINGS = StepSettings(0.9, 0.0, batch_size=8)
 Step = Callable[[], None]
 
 
 class Training:
     """Two small networks, their optimizers, and the update of both."""
 
-    def __init__(self, params: Params, precision: str = "float32") -> None:
+    def __init__(self, params: Params) -> None:
         torch.manual_seed(0)
-        self.G, self.D = (
-            models.build_generator(NetworkSpec(params.model, 16, 1)),
-            models.build_discriminator(NetworkSpec(params.model, 16, 1)),
-        )
-        self.optimizers = [torch.optim.Adam(net.parameters(), 2e-3, fused=True) for net in (self.G, self.D)]
-        self.params, self.calls = params, 0
+        spec = NetworkSpec(params.model, 16, 1)
+        G, D = models.build_generator(spec), models.build_discriminator(spec)
+        adams = [torch.optim.Adam(net.parameters(), 2e-3, fused=True) for net in (G, D)]
+        self.players, self.params = Players(G, D, adams[0], adams[1]), params
 
     def update(self, real: torch.Tensor, z: torch.Tensor) -> list[torch.Tensor]:
-        """Do what the loop does with a batch."""
-        self.calls += 1
-        fake, place = self.G(z), (Ranks(), B)
-        d = update_d(self.G, self.D, self.optimizers[1], real, z, fake, (0.9, 0.0), B, *place)
-        return [d, update_g(self.G, self.D, self.optimizers[0], z, fake, B, *place)]
+        """Update both players as the loop does."""
+        fake = generate(self.players.G, z, SETTINGS)
+        d_numbers = update_d(self.players, real, z, fake, SETTINGS)
+        return [d_numbers, update_g(self.players, z, fake, SETTINGS)]
 
     def draw(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Draw a batch and its latent vectors."""
-        source = rng.generator(0, "test", step)
-        return torch.rand(B, 1, 16, 16, generator=source) * 2 - 1, snapshot.draw_z(
-            self.params.model, B, source
-        )
+        source = generator(0, "test", step)
+        real = torch.rand(8, 1, 16, 16, generator=source) * 2 - 1
+        return real, draw_z(self.params.model, 8, source)
 
-    def recorded(self, record: graph.Record) -> graph.Update:
+    def record(self, capture: graph.Capture) -> graph.Replay | None:
         """Record the update."""
-        return graph.recorded(self.update, (self.G, self.D), self.optimizers, self.draw(0), "float32", record)
+        return graph.record_step(self.players, SETTINGS, self.draw(0), "float32", capture)
 
-    def bytes(self) -> list[bytes]:
+    def bytes(self) -> dict[str, bytes]:
         """Return all weights, statistics and moments."""
-        states = [t for each in self.optimizers for state in each.state.values() for t in state.values()]
-        tensors = [*self.G.state_dict().values(), *self.D.state_dict().values(), *states]
-        return [t.contiguous().numpy().tobytes() for t in tensors]
+        state = state_of(self.players.networks, self.players.optimizers)
+        return {name: tensor.detach().contiguous().numpy().tobytes() for name, tensor in state.items()}
 
 
-def again(step: Step) -> Step:
-    """Record as a GPU does it: steps that warm up, and one whose memory is kept."""
+def capture_on_cpu(step: Step) -> Step:
+    """Record as a GPU does: steps to warm up, and one whose memory is kept."""
     step()
     step()
     return step
@@ -67,73 +65,73 @@ def again(step: Step) -> Step:
 
 @pytest.fixture
 def training(small_params: Params) -> Training:
-    """A training that has made no step yet."""
+    """A training before its first step."""
     return Training(small_params)
 
 
 @pytest.mark.parametrize("before", [0, 3])
-def test_a_recording_trains_as_the_step_does(
+def test_a_replay_trains_as_the_step_does(
     training: Training, small_params: Params, before: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The steps that try it out would be a part of the training, or a batch would be seen twice."""
+    """The steps that warm up would count as training, or a batch would be used twice."""
     plain = Training(small_params)
     for step in range(before):
-        for each in (plain, training):
-            each.update(*each.draw(step))
-    replayed = training.recorded(again)
-    assert "each step is a graph" in capsys.readouterr().err and replayed != training.update
-    kept = [replayed(*training.draw(step)) for step in range(before, before + 4)]
+        for one in (plain, training):
+            one.update(*one.draw(step))
+    replay = training.record(capture_on_cpu)
+    assert "the step is replayed as a graph" in capsys.readouterr().err and replay is not None
+    replayed = [replay(*training.draw(step)) for step in range(before, before + 4)]
     expected = [plain.update(*plain.draw(step)) for step in range(before, before + 4)]
-    for numbers, wanted in zip(kept, expected, strict=True):
-        assert all(torch.equal(a, b) for a, b in zip(numbers, wanted, strict=True))
+    for numbers, plain_numbers in zip(replayed, expected, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(numbers, plain_numbers, strict=True))
     assert training.bytes() == plain.bytes()
 
 
-def wrong(step: Step) -> Step:
-    """A recording that does nothing, so that its numbers are old ones."""
+def capture_nothing(step: Step) -> Step:
+    """A recording whose replay does nothing, so that its numbers are old ones."""
     step()
     return lambda: None
 
 
-def impossible(step: Step) -> Step:
-    """A device that records nothing."""
+def refuse(step: Step) -> Step:
+    """A device that cannot record."""
     step()
     raise RuntimeError("operation not permitted when stream is capturing\nmore of it")
 
 
 @pytest.mark.parametrize(
-    ("record", "said"),
+    ("capture", "message"),
     [
-        (wrong, "numbers are"),
-        (impossible, "no graph of the step: operation not permitted when stream is capt"),
+        (capture_nothing, "not recorded as a graph: its numbers differ by"),
+        (refuse, "not recorded as a graph: operation not permitted when stream is capt"),
     ],
 )
-def test_what_cannot_be_recorded_goes_on_without(
+def test_a_step_that_cannot_be_recorded_trains_without(
     training: Training,
     small_params: Params,
-    record: graph.Record,
-    said: str,
+    capture: graph.Capture,
+    message: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """A night's training would end over a wish to be faster, or be another training."""
+    """A night's training would end because of an option that only makes it faster, or be another training."""
     plain = Training(small_params)
-    assert training.recorded(record) == training.update
+    assert training.record(capture) is None
     err = capsys.readouterr().err
-    assert said in err and len(err.splitlines()) == 1
+    assert message in err and len(err.splitlines()) == 1
     assert training.update(*training.draw(0))[0].tolist() == plain.update(*plain.draw(0))[0].tolist()
     assert training.bytes() == plain.bytes()
 
 
-def test_a_number_that_is_none_is_no_agreement() -> None:
+def test_nan_is_no_agreement() -> None:
     """A recording that gives NaN only in its last numbers would pass, and the training would be lost."""
-    assert not graph._apart(torch.tensor([1.0, torch.nan]), torch.ones(2)) <= 1e9
-    assert graph._apart(torch.tensor([200.0, 0.5]), torch.tensor([100.0, 0.25])) == 0.5
+    assert not graph._difference(torch.tensor([1.0, torch.nan]), torch.ones(2)) <= 1e9
+    assert graph._difference(torch.tensor([200.0, 0.5]), torch.tensor([100.0, 0.25])) == 0.5
 
 
-def test_where_it_is_possible(capsys: pytest.CaptureFixture[str]) -> None:
-    """Only a GPU records, and only a step that waits for nobody."""
-    assert not graph.possible(torch.device("cpu"), Ranks())
-    assert "no graph of the step: it needs a GPU" in capsys.readouterr().err
-    assert not graph.possible(torch.device("cuda"), Ranks(0, 2))
-    assert "2 devices share each batch" in capsys.readouterr().err
-    assert graph.possible(torch.device("cuda"), Ranks())
+def test_where_a_step_can_be_recorded(capsys: pytest.CaptureFixture[str]) -> None:
+    """Only a GPU records, and only a step that does not wait for other ranks."""
+    assert not graph.can_record(TrainOptions("cpu"), Ranks())
+    assert "the step is not recorded as a graph: it needs a GPU" in capsys.readouterr().err
+    assert not graph.can_record(TrainOptions("cuda"), Ranks(0, 2))
+    assert "2 ranks share each batch" in capsys.readouterr().err
+    assert graph.can_record(TrainOptions("cuda"), Ranks())

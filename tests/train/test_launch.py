@@ -1,6 +1,5 @@
-"""The launcher of ranks, with processes that only wait in the place of trainings."""
+"""The launcher of ranks, with processes that only wait instead of training."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -8,12 +7,14 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
+from conftest import ROOT
 
 from ganpipe.common.errors import UserError
 from ganpipe.train import launch
 
-# `python -m ganpipe` of this checkout does what its words say; the rest of the package is the real one.
+# `python -m ganpipe` of this checkout does what its arguments say; the rest of the package is the real one.
 STAND_IN = """
 import os, signal, sys, time
 from pathlib import Path
@@ -35,9 +36,9 @@ if what != "fine":
 
 @pytest.fixture
 def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder whose ganpipe has the stand-in for its command line; no rank may outlive a test."""
+    """A folder whose ganpipe has STAND_IN as its command line; no rank may outlive a test."""
     (tmp_path / "ganpipe").mkdir()
-    real = Path(launch.__file__).parent
+    real = ROOT / "ganpipe"
     (tmp_path / "ganpipe/__init__.py").write_text(f"__path__.append({str(real)!r})\n")
     (tmp_path / "ganpipe/__main__.py").write_text(STAND_IN)
     monkeypatch.chdir(tmp_path)
@@ -48,40 +49,33 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def alive(folder: Path) -> list[int]:
     """Return the ranks that still run."""
-    found = []
-    for path in folder.glob("[0-9]"):
-        pid = int(path.read_text().split()[0])
-        try:
-            os.kill(pid, 0)
-            found.append(pid)
-        except ProcessLookupError:
-            pass
-    return found
+    pids = [int(path.read_text().split()[0]) for path in folder.glob("[0-9]")]
+    return [pid for pid in pids if psutil.pid_exists(pid)]
 
 
 def test_all_ranks_run_and_end(checkout: Path) -> None:
-    """Ranks that know different ports or counts would wait for each other for ever."""
+    """Ranks with different ports or counts would wait for each other forever."""
     assert launch.launch(3, ["fine", "-"]) == 0
-    told = [(checkout / str(rank)).read_text().split()[1:] for rank in range(3)]
-    assert told[0] == told[1] == told[2] and told[0][0] == "3"
+    written = [(checkout / str(rank)).read_text().split()[1:] for rank in range(3)]
+    assert written[0] == written[1] == written[2] and written[0][0] == "3"
 
 
 def test_a_killed_rank_ends_the_job(checkout: Path) -> None:
     """A job that waits for a dead rank holds its devices all night."""
     began = time.monotonic()
-    with pytest.raises(UserError, match="rank 1 of 3 was killed by SIGKILL.* go on"):
+    with pytest.raises(UserError, match="rank 1 of 3 was killed by SIGKILL.* resume"):
         launch.launch(3, ["killed", "1"])
     assert time.monotonic() - began < 30
 
 
 def test_a_failure_keeps_its_exit_code(checkout: Path) -> None:
-    """With code 0 DVC would take the stage as done; the user's error has its own."""
-    assert launch.launch(3, ["failing", "0"]) == 3  # the others, that do not end by themselves, are killed
+    """With code 0 DVC would take the stage as done; a user's error has a code of its own."""
+    assert launch.launch(3, ["failing", "0"]) == 3  # the others do not end and are killed
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGKILL])
 def test_no_rank_outlives_its_launcher(checkout: Path, signum: signal.Signals) -> None:
-    """An orphan goes on writing beside its successor."""
+    """An orphaned rank would go on writing beside its successor."""
     program = "import sys; from ganpipe.train import launch; sys.exit(launch.launch(3, ['wait', '-']))"
     launcher = subprocess.Popen([sys.executable, "-c", program], cwd=checkout)
     while len(list(checkout.glob("[0-9]"))) < 3:

@@ -1,5 +1,6 @@
-"""The training: against an independent writing of the DCGAN step, and after interruptions."""
+"""The training: compared with an independently written DCGAN step, and after interruptions."""
 
+import importlib
 import io
 import itertools
 import json
@@ -15,26 +16,25 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import digits, updated
+from conftest import ROOT, digits, updated
 from torch import nn
 
-from ganpipe.common import files
-from ganpipe.common import seeds as rng
 from ganpipe.common.errors import Interrupted
-from ganpipe.models import generator as snapshot
+from ganpipe.common.seeds import derived_seed, generator
+from ganpipe.common.stages import OUTPUTS
+from ganpipe.models.generator import draw_z, load_generator
 from ganpipe.params import Params
-from ganpipe.train import alarms as health
-from ganpipe.train import checkpoint, journal, losses
-from ganpipe.train import plan as schedule
-from ganpipe.train import rescue as interventions
-from ganpipe.train import stage as train
+from ganpipe.train import alarms, journal, loop, stage
+from ganpipe.train.losses import g_loss
+from ganpipe.train.options import TrainOptions
+from ganpipe.train.plan import Draws, Plan, plan_training
 
-# What a rerun must repeat byte for byte; perf.csv holds times.
-EXACT = tuple(name for name in train.OUTPUTS if name != "perf.csv")
+# The outputs that a rerun must repeat byte for byte; perf.csv holds times.
+EXACT = tuple(name for name in OUTPUTS["train"] if name != "perf.csv")
 
 
 def result(root: Path) -> dict[str, bytes]:
-    """Return all files of a finished training that must not depend on interruptions."""
+    """Return all files of a finished training that interruptions must not change."""
     paths = [path for name in EXACT for path in [root / "stages/train" / name]]
     paths += [file for path in paths if path.is_dir() for file in path.iterdir()]
     return {path.relative_to(root).as_posix(): path.read_bytes() for path in paths if path.is_file()}
@@ -50,7 +50,7 @@ def shrunk() -> np.ndarray:
 def root(tmp_path: Path, shrunk: np.ndarray, write_packed: Callable[..., Path]) -> Path:
     """A checkout with packed digits and the package, whose digest is part of a training's identity."""
     write_packed(tmp_path, shrunk, held_out=5)
-    (tmp_path / "ganpipe").symlink_to(Path(train.__file__).parent)
+    (tmp_path / "ganpipe").symlink_to(ROOT / "ganpipe")
     return tmp_path
 
 
@@ -64,25 +64,25 @@ def undisturbed(
     """The result of the small training without interruption."""
     folder = tmp_path_factory.mktemp("undisturbed")
     write_packed(folder, shrunk, held_out=5)
-    (folder / "ganpipe").symlink_to(Path(train.__file__).parent)
+    (folder / "ganpipe").symlink_to(ROOT / "ganpipe")
     run(folder, small_params)
     return result(folder)
 
 
-def run(root: Path, params: Params, **options: Any) -> schedule.Plan:
+def run(root: Path, params: Params, **options: Any) -> Plan:
     """Train with one checkpoint a step unless told otherwise."""
-    plan = schedule.plan(params.model, params.train, root)
-    train.train(plan, root, **({"checkpoint_seconds": 0} | options))
+    plan = plan_training(params.model, params.train, root)
+    stage.train(plan, root, TrainOptions(**({"checkpoint_seconds": 0} | options)))
     return plan
 
 
-def test_five_steps_equal_an_independent_writing(root: Path, small_params: Params) -> None:
-    """A failure means that this is not the DCGAN step: other losses, order, labels, data or optimizer."""
+def test_five_steps_equal_an_independently_written_step(root: Path, small_params: Params) -> None:
+    """The step would not be DCGAN's: other losses, order, labels, data or optimizer."""
     params = updated(small_params, model__ngf=8, model__ndf=8, train__real_label=0.9, train__batch_size=11)
     plan = run(root, updated(params, train__epochs=1, train__ema_halflife_kimg=None))
     history = pd.read_csv(root / "stages/train/history.csv")
 
-    torch.manual_seed(rng.derived_seed(params.train.seed, "init"))
+    torch.manual_seed(derived_seed(params.train.seed, "init"))
     # 16 = 4·2²: z → 4×4×2·ngf → 8×8×ngf → 16×16, and back.
     G = nn.Sequential(
         nn.ConvTranspose2d(8, 16, 4, 1, 0, bias=False), nn.BatchNorm2d(16), nn.ReLU(),
@@ -100,11 +100,11 @@ def test_five_steps_equal_an_independent_writing(root: Path, small_params: Param
     G_optimizer = torch.optim.Adam(G.parameters(), lr=2e-4, betas=(0.5, 0.999), fused=True)
     D_optimizer = torch.optim.Adam(D.parameters(), lr=2e-4, betas=(0.5, 0.999), fused=True)
     criterion = nn.BCEWithLogitsLoss()
-    order = plan.rows[torch.randperm(55, generator=rng.generator(0, "shuffle", 0)).numpy()]
+    order = plan.rows[torch.randperm(55, generator=generator(0, "shuffle", 0)).numpy()]
     for step in range(1, 6):
         pixels = plan.data.images[order[11 * (step - 1) : 11 * step]].astype(np.float32).transpose(0, 3, 1, 2)
         real = torch.from_numpy(pixels / np.float32(127.5) - 1).contiguous(memory_format=torch.channels_last)
-        z = torch.randn(11, 8, generator=rng.generator(0, "z", step)).reshape(11, 8, 1, 1)
+        z = torch.randn(11, 8, generator=generator(0, "z", step)).reshape(11, 8, 1, 1)
         fake = G(z)
         D_optimizer.zero_grad()
         on_real = criterion(D(real).flatten(), torch.full((11,), 0.9))
@@ -118,7 +118,7 @@ def test_five_steps_equal_an_independent_writing(root: Path, small_params: Param
         G_optimizer.step()
         assert f"{(on_real + on_fake).item():.6g}" == f"{history.d_loss[step - 1]:.6g}"
         assert f"{on_g.item():.6g}" == f"{history.g_loss[step - 1]:.6g}"
-    weights = snapshot.load_generator(root / "stages/train/generator.safetensors").network.state_dict()
+    weights = load_generator(root / "stages/train/generator.safetensors").network.state_dict()
     assert all(torch.equal(a, b) for a, b in zip(weights.values(), G.state_dict().values(), strict=True))
 
 
@@ -132,7 +132,7 @@ def initialize(net: nn.Sequential) -> None:
 
 
 def test_outputs_are_complete(undisturbed: dict[str, bytes], small_params: Params) -> None:
-    """A later stage, a plot or a reader would miss something."""
+    """A later stage, a plot or a reader would miss a file."""
     names = {name.removeprefix("stages/train/") for name in undisturbed}
     assert names == {
         "generator.safetensors",
@@ -147,14 +147,14 @@ def test_outputs_are_complete(undisturbed: dict[str, bytes], small_params: Param
     # 55 training images, three epochs, 16 a step: 165 images need 11 steps.
     assert len(lines) == 12 and lines[-1].startswith("11,176,3.2,0,")
     description = json.loads(undisturbed["stages/train/model.json"])
-    told = {
+    expected = {
         "steps": 11,
         "train_images": 55,
         "weights": "last, averaged",
         "ended": "finished",
         "kept_step": 11,
     }
-    assert description | told == description and description["interventions"] == 0
+    assert description | expected == description and description["interventions"] == 0
     assert (
         undisturbed["stages/train/generator.safetensors"]
         == undisturbed["stages/train/snapshots/3.safetensors"]
@@ -168,36 +168,42 @@ def test_cadence_changes_nothing(root: Path, small_params: Params, undisturbed: 
     assert not list((root / ".ganpipe/unfinished").glob("*/"))
 
 
+# Where `die` kills the process: module, function, and whether after the call rather than before it.
+PLACES = {
+    "step": ("ganpipe.train.step", "g_loss", False),
+    "before rename": ("os", "replace", False),
+    "after checkpoint": ("ganpipe.train.checkpoint", "save", True),
+    "event": ("ganpipe.train.rescue", "write", True),
+    "best": ("ganpipe.train.journal", "save_generator", True),
+    "publish": ("shutil", "copyfile", False),
+}
+
+
 def die(root: Path, params: Params, where: str, count: int) -> None:
-    """Train in this process, and kill -9 it at the count-th time that it comes to a place."""
-    seen = 0
+    """Train in this process, and `kill -9` it at the count-th call of a function."""
+    module, name, after = PLACES[where]
+    original, calls = getattr(importlib.import_module(module), name), 0
 
-    def fatal(original: Callable[..., Any], after: bool) -> Callable[..., Any]:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            nonlocal seen
-            seen += 1
-            if seen == count and not after:
-                os.kill(os.getpid(), signal.SIGKILL)
-            value = original(*args, **kwargs)
-            if seen == count and after:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return value
+    def fatal(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == count and not after:
+            os.kill(os.getpid(), signal.SIGKILL)
+        value = original(*args, **kwargs)
+        if calls == count:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return value
 
-        return call
-
-    if where == "step":
-        losses.g_loss = fatal(losses.g_loss, after=False)
-    elif where == "before rename":
-        files.os.replace = fatal(files.os.replace, after=False)
-    elif where == "after checkpoint":
-        checkpoint.save = fatal(checkpoint.save, after=True)
-    elif where == "event":
-        interventions.write = fatal(interventions.write, after=True)
-    elif where == "best":
-        snapshot.save_generator = fatal(snapshot.save_generator, after=True)
-    elif where == "publish":
-        train.shutil.copyfile = fatal(train.shutil.copyfile, after=False)
+    setattr(importlib.import_module(module), name, fatal)
     run(root, params)
+
+
+def kill_in_training(root: Path, params: Params, where: str, count: int) -> None:
+    """Train in a forked process, which is killed at a place."""
+    child = multiprocessing.get_context("fork").Process(target=die, args=(root, params, where, count))
+    child.start()
+    child.join(60)
+    assert child.exitcode == -signal.SIGKILL, where
 
 
 @pytest.mark.parametrize(
@@ -216,11 +222,8 @@ def die(root: Path, params: Params, where: str, count: int) -> None:
 def test_kill_9_changes_no_byte(
     root: Path, small_params: Params, undisturbed: dict[str, bytes], where: str, count: int
 ) -> None:
-    """A night's training would be lost or, worse, silently be another one."""
-    child = multiprocessing.get_context("fork").Process(target=die, args=(root, small_params, where, count))
-    child.start()
-    child.join(60)
-    assert child.exitcode == -signal.SIGKILL
+    """A night's training would be lost or, worse, silently continue as another one."""
+    kill_in_training(root, small_params, where, count)
     assert list((root / ".ganpipe/unfinished").glob("*/"))
     run(root, small_params)
     assert result(root) == undisturbed
@@ -235,10 +238,10 @@ def test_a_signal_leaves_a_checkpoint(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """A cluster's or a user's polite stop would cost everything since the last checkpoint."""
+    """A stop requested by a cluster or a user would lose everything since the last checkpoint."""
     handler = signal.getsignal(signum)
     calls = []
-    original = losses.g_loss
+    original = g_loss
 
     def send(*args: Any) -> torch.Tensor:
         calls.append(1)
@@ -246,21 +249,19 @@ def test_a_signal_leaves_a_checkpoint(
             os.kill(os.getpid(), signum)
         return original(*args)
 
-    monkeypatch.setattr(losses, "g_loss", send)
+    monkeypatch.setattr("ganpipe.train.step.g_loss", send)
     with pytest.raises(Interrupted, match=f"{signum.name} after step 5") as caught:
         run(root, small_params, checkpoint_seconds=1e9)
     assert caught.value.signum == signum and signal.getsignal(signum) == handler
     assert not (root / "stages/train").exists()
     run(root, small_params)
-    assert "going on after step 5 of 11" in capsys.readouterr().err
+    assert "after step 5 of 11" in capsys.readouterr().err
     assert result(root) == undisturbed
 
 
 def test_fresh_forgets(root: Path, small_params: Params, capsys: pytest.CaptureFixture[str]) -> None:
-    """A user who asks for a new start would get the old one."""
-    child = multiprocessing.get_context("fork").Process(target=die, args=(root, small_params, "step", 6))
-    child.start()
-    child.join(60)
+    """A user who asks for a new start would get the interrupted training."""
+    kill_in_training(root, small_params, "step", 6)
     run(root, small_params, fresh=True)
     assert "going on" not in capsys.readouterr().err
 
@@ -271,7 +272,7 @@ def test_identity_of_a_training(
     """Another learning rate, other data or other code must never resume this training."""
 
     def folder(params: Params) -> Path:
-        return schedule.plan(params.model, params.train, root).folder
+        return plan_training(params.model, params.train, root).folder
 
     first = folder(small_params)
     assert folder(updated(small_params, train__glr=0.1)) != first
@@ -285,48 +286,48 @@ def test_identity_of_a_training(
 def test_every_epoch_sees_every_image_once(root: Path, small_params: Params, batch_size: int) -> None:
     """Images dropped or repeated would change what an epoch means."""
     params = updated(small_params, train__batch_size=batch_size, train__epochs=4)
-    plan = schedule.plan(params.model, params.train, root)
-    seen = np.concatenate(list(schedule.batches(plan, 0)))
+    plan = plan_training(params.model, params.train, root)
+    draws = Draws(plan, 0, slice(None))
+    seen = np.concatenate([rows for rows, _ in draws.batches(0)])
     assert len(seen) == plan.steps * batch_size and 0 <= len(seen) - 4 * 55 < batch_size
     for epoch in range(4):
         assert sorted(seen[epoch * 55 : (epoch + 1) * 55]) == plan.rows.tolist()
     assert not np.array_equal(seen[:55], seen[55:110])
-    later = np.concatenate(list(schedule.batches(plan, plan.steps - 1)))
+    later = np.concatenate([rows for rows, _ in draws.batches(plan.steps - 1)])
     assert np.array_equal(later, seen[-batch_size:])
 
 
 def test_flip_mirrors_about_half(root: Path, small_params: Params) -> None:
-    """All or none mirrored would not be the augmentation that the param names."""
-    plan = schedule.plan(small_params.model, updated(small_params, train__flip=True).train, root)
-    several = [schedule.mirrored(plan, 0, "flip", step) for step in range(1, 21)]
-    drawn = torch.cat([each for each in several if each is not None])
-    assert len(drawn) == 20 * 16 and 120 < drawn.sum() < 200
-    again, other = schedule.mirrored(plan, 0, "flip", 3), schedule.mirrored(plan, 0, "flip", 4)
-    assert several[2] is not None and again is not None and other is not None
-    assert torch.equal(several[2], again) and not torch.equal(again, other)
-    assert (
-        schedule.mirrored(schedule.plan(small_params.model, small_params.train, root), 0, "flip", 3) is None
+    """If all or no images were mirrored, the param would not do what its name says."""
+    plan = plan_training(
+        small_params.model, updated(small_params, train__flip=True, train__epochs=6).train, root
     )
+    whole, own = Draws(plan, 0, slice(None)), Draws(plan, 0, slice(3, 7))
+    mirrored = [mirrored for _, mirrored in whole.batches(0) if mirrored is not None]
+    assert len(mirrored) == 21 and 120 < torch.cat(mirrored).sum() < 210
+    assert not torch.equal(mirrored[2], mirrored[3])
+    for (_, part), batch in zip(own.batches(0), mirrored, strict=True):
+        assert part is not None and torch.equal(part, batch[3:7])
+    plain = Draws(plan_training(small_params.model, small_params.train, root), 0, slice(None))
+    assert next(plain.batches(0))[1] is None and plain.extra(2)[1] is None
 
 
 def poison(monkeypatch: pytest.MonkeyPatch, params: Params, steps: dict[int, int]) -> None:
-    """Make the D of an attempt meet pictures that are not finite at a step of it: attempt → step."""
-    original, B = train.update_d, params.train.batch_size_for(16)
-    bad = [
-        snapshot.draw_z(params.model, B, rng.generator(schedule.seed_of(params.train, attempt), "z", step))
-        for attempt, step in steps.items()
-    ]
+    """Give D images that are not finite at one step of each listed attempt: attempt → step."""
+    original, B, seed = loop.update_d, params.train.batch_size_for(16), params.train.seed
+    seeds = {attempt: derived_seed(seed, "attempt", attempt) if attempt else seed for attempt in steps}
+    bad = [draw_z(params.model, B, generator(seeds[attempt], "z", step)) for attempt, step in steps.items()]
 
-    def update_d(G: Any, D: Any, optimizer: Any, real: torch.Tensor, z: torch.Tensor, *rest: Any) -> Any:
-        if any(torch.equal(z, each) for each in bad):
+    def update_d(players: Any, real: torch.Tensor, z: torch.Tensor, *rest: Any) -> Any:
+        if any(torch.equal(z, bad_z) for bad_z in bad):
             real = real * float("nan")
-        return original(G, D, optimizer, real, z, *rest)
+        return original(players, real, z, *rest)
 
-    monkeypatch.setattr(train, "update_d", update_d)
+    monkeypatch.setattr(loop, "update_d", update_d)
 
 
 def events_of(root: Path) -> list[tuple[Any, ...]]:
-    """Return what stands in events.csv but for the words: step, attempt, what, action, back_to."""
+    """Return the rows of events.csv without the text: step, attempt, what, action, back_to."""
     return list(
         pd.read_csv(root / "stages/train/events.csv").drop(columns="text").itertuples(index=False, name=None)
     )
@@ -343,7 +344,7 @@ def test_a_diverged_training_is_a_result(
     capsys: pytest.CaptureFixture[str],
     cadence: dict[str, float],
 ) -> None:
-    """A grid would lose its cell, or NaN would be saved, or the end would depend on when losses are read."""
+    """A grid would lose a cell, NaN would be saved, or the result would depend on when losses are read."""
     poison(monkeypatch, small_params, {0: 6})
     run(root, small_params, **cadence)
     assert events_of(root) == [(6, 0, "diverged", "stop", 5)]
@@ -354,14 +355,14 @@ def test_a_diverged_training_is_a_result(
     described = json.loads(ours["stages/train/model.json"])
     assert described["ended"] == "diverged" and described["steps"] == 5 and described["kept_step"] == 5
     assert (root / "stages/train/snapshots/2.safetensors").exists()
-    G = snapshot.load_generator(root / "stages/train/generator.safetensors").network
+    G = load_generator(root / "stages/train/generator.safetensors").network
     assert all(tensor.isfinite().all() for tensor in G.state_dict().values())
 
 
 def test_divergence_at_the_first_step(
     root: Path, small_params: Params, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The stages after it would stumble over a training of no step."""
+    """The later stages would fail on a training without a step."""
     poison(monkeypatch, small_params, {0: 1})
     run(root, small_params)
     assert len((root / "stages/train/history.csv").read_text().splitlines()) == 1
@@ -370,20 +371,20 @@ def test_divergence_at_the_first_step(
 
 @pytest.fixture
 def rescued(small_params: Params) -> Params:
-    """A training of 21 steps, judged at 4, 7, 10 …, that keeps the best and goes back where it diverges."""
+    """A training of 21 steps, evaluated at 4, 7, 10 …, that keeps the best weights and rescues itself."""
     changes = {"epochs": 6, "eval_every_kimg": 0.05, "keep": "best", "on_nonfinite": "rescue"}
     return updated(small_params, **{f"train__{key}": value for key, value in changes.items()})
 
 
 class QuickProbe:
-    """Judges by the weights alone, so that the best is somewhere in the middle."""
+    """Evaluates the weights alone, so that the best step is somewhere in the middle."""
 
     real_spread = 1.0
 
     def __init__(self, *args: Any) -> None: ...
 
     def __call__(self, G: nn.Module) -> tuple[float, float]:
-        """Return what stands for the KID, and a spread as that of real images."""
+        """Return a number in the place of the KID, and the spread of real images."""
         total = float(sum(parameter.double().sum() for parameter in G.parameters()))
         return math.sin(1e4 * total), self.real_spread
 
@@ -391,9 +392,9 @@ class QuickProbe:
 def test_a_rescue_goes_back_to_a_healthy_state(
     root: Path, rescued: Params, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It would go on from what diverges already, with the same rates and draws, or hide that it was one."""
-    monkeypatch.setattr(health, "WINDOW", 5)
-    monkeypatch.setattr(health, "from_history", lambda *window: [])
+    """It would resume from a diverging state, with the same rates and draws, or hide the rescue."""
+    monkeypatch.setattr(alarms, "WINDOW", 5)
+    monkeypatch.setattr(alarms, "from_history", lambda *window: [])
     monkeypatch.setattr(journal, "Probe", QuickProbe)
     rates = []
     original = torch.optim.Adam
@@ -403,7 +404,7 @@ def test_a_rescue_goes_back_to_a_healthy_state(
         return original(parameters, rate, *rest, **words)
 
     monkeypatch.setattr(torch.optim, "Adam", adam)
-    # The second comes too early for a healthy state of its own attempt.
+    # The second divergence is too early for a healthy state of its own attempt.
     poison(monkeypatch, rescued, {0: 16, 1: 11, 2: 20, 3: 19})
     run(root, rescued)
     diverged = [event for event in events_of(root) if event[2] == "diverged"]
@@ -424,23 +425,20 @@ def test_a_rescue_goes_back_to_a_healthy_state(
 def test_a_rescued_training_resumes_exactly(
     root: Path, rescued: Params, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A kill after a rescue would give another model than no kill."""
-    monkeypatch.setattr(health, "WINDOW", 5)
+    """A kill after a rescue would end in another model than no kill."""
+    monkeypatch.setattr(alarms, "WINDOW", 5)
     monkeypatch.setattr(journal, "Probe", QuickProbe)
     poison(monkeypatch, rescued, {0: 16})
     run(root, rescued)
     whole = result(root)
     for where, count in [("after checkpoint", 12), ("step", 17), ("step", 19), ("event", 3), ("best", 2)]:
-        child = multiprocessing.get_context("fork").Process(target=die, args=(root, rescued, where, count))
-        child.start()
-        child.join(60)
-        assert child.exitcode == -signal.SIGKILL, where
+        kill_in_training(root, rescued, where, count)
         run(root, rescued)
         assert result(root) == whole, where
 
 
 def test_the_best_weights_are_kept(root: Path, rescued: Params, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The generator would be another than the one that was judged best."""
+    """The published generator would not be the one with the best evaluation."""
     kids = iter([5.0, 3.0, 1.0, 2.0, 1.0, 4.0, 4.0, 4.0])
     judged: dict[float, dict[str, torch.Tensor]] = {}
 
@@ -454,7 +452,7 @@ def test_the_best_weights_are_kept(root: Path, rescued: Params, monkeypatch: pyt
     evals = pd.read_csv(root / "stages/train/evals.csv")
     assert evals.step.tolist() == sorted(plan.eval_steps) == [4, 7, 10, 13, 16, 19, 21]
     assert json.loads((root / "stages/train/model.json").read_text())["kept_step"] == 10
-    kept = snapshot.load_generator(root / "stages/train/generator.safetensors").network
+    kept = load_generator(root / "stages/train/generator.safetensors").network
     assert all(torch.equal(tensor, judged[1.0][name]) for name, tensor in kept.state_dict().items())
 
 
@@ -467,14 +465,14 @@ def test_the_best_weights_are_kept(root: Path, rescued: Params, monkeypatch: pyt
                      + [(7, 2, "collapsed", "rollback", 0), (7, 3, "collapsed", "stop", 7)]),
     ],
 )  # fmt: skip
-def test_a_collapse_is_met_as_asked(
+def test_a_collapse_is_handled_as_the_params_say(
     root: Path, rescued: Params, monkeypatch: pytest.MonkeyPatch, action: str, expected: list[Any]
 ) -> None:
-    """A night would go on for nothing, or a good run would be thrown away where a warning was asked for."""
-    monkeypatch.setattr(health, "WARM_UP", 0)
+    """A collapsed training would go on all night, or a good one would stop where only a warning is wanted."""
+    monkeypatch.setattr(alarms, "WARM_UP", 0)
     judged = itertools.cycle([(5.0, 30.0), (4.0, 0.3)])
     monkeypatch.setattr(journal.Probe, "__call__", lambda self, G: next(judged))
-    monkeypatch.setattr(health, "from_history", lambda *window: [])
+    monkeypatch.setattr(alarms, "from_history", lambda *window: [])
     run(root, updated(rescued, train__on_collapse=action))
     assert events_of(root) == expected
     ended = json.loads((root / "stages/train/model.json").read_text())["ended"]
@@ -484,7 +482,7 @@ def test_a_collapse_is_met_as_asked(
 def test_bfloat16_is_its_own_training(
     root: Path, small_params: Params, undisturbed: dict[str, bytes]
 ) -> None:
-    """A precision that changed nothing would not be one; one that changed much would not train."""
+    """bfloat16 must change the numbers, or it is not used, but only a little, or it would not train."""
     run(root, updated(small_params, train__precision="bfloat16"))
     ours = pd.read_csv(root / "stages/train/history.csv")
     theirs = pd.read_csv(io.BytesIO(undisturbed["stages/train/history.csv"]))
@@ -495,13 +493,13 @@ def test_extra_updates_alternate(root: Path, small_params: Params, monkeypatch: 
     """Marchesi's schedule: at 3, 9 … one more update of G, at 6, 12 … one more of D; here with 3 for 50."""
     order: list[str] = []
     for name in ("update_g", "update_d"):
-        original = getattr(train, name)
+        original = getattr(loop, name)
 
         def note(*args: Any, original: Any = original, name: str = name) -> torch.Tensor:
             order.append(name[-1])
             return original(*args)
 
-        monkeypatch.setattr(train, name, note)
+        monkeypatch.setattr(loop, name, note)
     run(root, updated(small_params, train__extra_update_every=3))
     regular, with_g, with_d = "dg", "dgg", "dgd"
     expected = [
@@ -528,10 +526,10 @@ def test_extra_updates_alternate(root: Path, small_params: Params, monkeypatch: 
         ({}, {"train__micro_batch_size": 99}),
     ],
 )
-def test_ways_to_save_memory_that_change_no_number(
+def test_saving_memory_changes_no_number(
     root: Path, small_params: Params, undisturbed: dict[str, bytes], options: Any, changes: Any
 ) -> None:
-    """A run that fits in memory only so could not be compared with others."""
+    """A run that needs these options to fit in memory could not be compared with others."""
     run(root, updated(small_params, **changes), **options)
     ours, theirs = result(root), dict(undisturbed)
     # model.json names the params.
@@ -540,7 +538,7 @@ def test_ways_to_save_memory_that_change_no_number(
 
 
 def test_resume_is_exact_with_every_option(root: Path, small_params: Params) -> None:
-    """Extra updates, parts and flips draw random numbers of their own, which a resumed run must repeat."""
+    """Extra updates, micro-batches and flips must draw the same random numbers in a resumed run."""
     params = updated(
         small_params,
         train__extra_update_every=2,
@@ -552,11 +550,6 @@ def test_resume_is_exact_with_every_option(root: Path, small_params: Params) -> 
     )
     run(root, params)
     whole = result(root)
-    child = multiprocessing.get_context("fork").Process(
-        target=die, args=(root, params, "after checkpoint", 7)
-    )
-    child.start()
-    child.join(60)
-    assert child.exitcode == -signal.SIGKILL
+    kill_in_training(root, params, "after checkpoint", 7)
     run(root, params)
     assert result(root) == whole

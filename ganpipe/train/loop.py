@@ -1,0 +1,97 @@
+"""The training loop: D's update, G's update, and the record of both."""
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+
+import torch
+
+from ganpipe.common.errors import Interrupted
+from ganpipe.train.feed import Feed
+from ganpipe.train.graph import record_step
+from ganpipe.train.journal import Journal
+from ganpipe.train.options import TrainOptions
+from ganpipe.train.plan import Draws, Plan
+from ganpipe.train.players import build_players
+from ganpipe.train.ranks import Ranks
+from ganpipe.train.rescue import Course, Trouble
+from ganpipe.train.resume import asked_to_stop
+from ganpipe.train.state import share_state
+from ganpipe.train.step import StepSettings, generate, update_d, update_g
+
+
+def run_attempt(plan: Plan, course: Course, options: TrainOptions, ranks: Ranks) -> None:
+    """Train from the last checkpoint of this attempt, or from its start, to the last step of the course.
+
+    Raises:
+        Interrupted: a signal came; a checkpoint was written.
+        Trouble: the training diverged or collapsed; raised by all ranks after the same step.
+        UserError: the ranks cannot split the batches.
+    """
+    params, device = plan.train, torch.device(options.device)
+    settings = StepSettings(
+        params.real_label, params.fake_label, plan.batch_size, params.micro_batch_size, ranks
+    )
+    settings.check(params.sync_batch_norm)
+
+    # Build G, D, the average of G, the best G so far and both optimizers, and load the last checkpoint.
+    players = build_players(plan, course.attempt, options, ranks)
+    G, G_ema = players.G, players.G_ema
+    journal = Journal(plan, course, players, options) if ranks.first else None
+    start = share_state(ranks, journal.start if journal else 0, players.networks, players.optimizers)
+
+    # Draw the whole batch of each step on every rank, and take this rank's part of it.
+    draws = Draws(plan, course.attempt, ranks.part(plan.batch_size))
+    feed = Feed(plan.data.images, device, options.data_memory_gb)
+    batches = feed.batches(draws.batches(start))
+    replay = None
+    if options.graph:
+        example = feed(*draws.extra(0)), draws.z(0).to(device)
+        replay = record_step(players, settings, example, params.precision)
+
+    with journal or nullcontext(), asked_to_stop() as signals:
+        for step in range(start + 1, course.steps + 1):
+            # Update D, then G through the updated D, on the same generated images.
+            real, z = next(batches), draws.z(step).to(device)
+            if replay:
+                numbers = replay(real, z)
+            else:
+                fake = generate(G, z, settings)
+                d_numbers = update_d(players, real, z, fake, settings)
+                g_numbers = update_g(players, z, fake, settings)
+                numbers = [d_numbers, g_numbers]
+
+            # Every k steps update one player once more on a fresh batch, G and D in turn (Marchesi 2017).
+            if params.extra_update_every and step % params.extra_update_every == 0:
+                z = draws.z(step, "extra/z").to(device)
+                if step // params.extra_update_every % 2:
+                    numbers.append(update_g(players, z, None, settings))
+                else:
+                    numbers.append(update_d(players, feed(*draws.extra(step)), z, None, settings))
+            if G_ema:
+                G_ema.update(G, step * plan.batch_size)
+
+            # Record the step, and stop after it, on all ranks alike, if a signal came to any of them.
+            signum = ranks.maximum(signals[0] if signals else 0)
+            _record(journal, ranks, step, numbers, stopping=bool(signum))
+            if signum and step < course.steps:
+                raise Interrupted(signum, step)
+    if journal:
+        journal.finish()
+
+
+def _record(
+    journal: Journal | None, ranks: Ranks, step: int, numbers: Sequence[torch.Tensor], stopping: bool
+) -> None:
+    """Record a step on the first rank, which has the journal.
+
+    Raises:
+        Trouble: on all ranks, if the journal raised it.
+    """
+    trouble = None
+    if journal:
+        try:
+            journal.step(step, numbers, stopping)
+        except Trouble as error:
+            trouble = error
+    if ranks.maximum(int(trouble is not None)):
+        raise trouble or Trouble(step, "elsewhere", step, "seen by the first rank")
