@@ -216,22 +216,22 @@ def ui(
 @app.command(rich_help_panel=PEOPLE)
 def generate(
     source: Source = None,
-    n: Annotated[int, typer.Option("-n", help="Images to make.")] = 64,
-    seed: Annotated[int, typer.Option(help="The first image's seed; the next ones' follow.")] = 0,
+    n: Annotated[int, typer.Option("-n", help="Number of images.")] = 64,
+    seed: Annotated[int, typer.Option(help="The first image's seed; the others follow.")] = 0,
     z_scale: Annotated[
         float, typer.Option(help="Factor on z; below 1: fewer artifacts, less variety.")
     ] = 1.0,
-    batch: Annotated[int, typer.Option(help="Images in memory at a time; changes none of them.")] = 64,
+    batch: Annotated[int, typer.Option(help="Images in memory at a time; affects no image.")] = 64,
     out: Annotated[Path, typer.Option(help="A new folder of PNG files, a .zip of them, or an .npy.")] = Path(
         "generated"
     ),
     device: Device = "auto",
 ) -> None:
-    """Make images with a trained generator; a seed gives the same image every time."""
-    from ganpipe.commands.generate import generate
+    """Generate images with a trained generator; a seed always gives the same image."""
+    from ganpipe.commands.generate import GenerateOptions, generate
     from ganpipe.device import resolve
 
-    generate(source, out, ROOT, n, seed, z_scale, batch, resolve(device))
+    generate(source, out, GenerateOptions(n, seed, z_scale, batch, resolve(device)), ROOT)
 
 
 @app.command(rich_help_panel=PEOPLE)

@@ -1,4 +1,4 @@
-"""Find a trained generator: a stage's output, a file, a DVC experiment or a model in MLflow."""
+"""Find a trained generator: in the train stage's output, a file, a DVC experiment or MLflow."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,81 +6,85 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from ganpipe.common.errors import UserError
-from ganpipe.common.stages import stage_folder
+from ganpipe.common.stages import stage_file, stage_folder
 from ganpipe.experiments import revisions
 from ganpipe.models.generator import TrainedGenerator, load_generator
-from ganpipe.tracking import mirror as tracking
+from ganpipe.tracking import mirror
 
 WEIGHTS = "generator.safetensors"
 
 
-def find(source: str | None, root: Path = Path()) -> TrainedGenerator:
-    """Load a generator.
+def find_generator(source: str | None, root: Path = Path()) -> TrainedGenerator:
+    """Load a trained generator.
 
     Args:
-        source: a .safetensors file, a folder with one, the name of a DVC experiment, or an address of
-            MLflow's such as models:/<id> or runs:/<id>/generator; None: the train stage's.
+        source: a .safetensors file, a folder with one, the name of a DVC experiment, or an MLflow artifact
+            URI such as models:/<id> or runs:/<id>/generator; None: the train stage's output.
         root: the checkout.
 
     Raises:
-        UserError: there is nothing of that name, or it is no generator.
+        UserError: the source does not exist, or its files are not those of one generator.
     """
     if source is None:
-        return _read(stage_folder(root, "train"))
+        return _load(stage_folder(root, "train"))
     if ":/" in source:
-        with _of_mlflow(source, root) as folder:
-            return _read(folder)
+        with _mlflow_artifact(source, root) as folder:
+            return _load(folder)
     if Path(source).exists():
-        return _read(Path(source))
-    with _of_experiment(source, root) as folder:
-        return _read(folder)
+        return _load(Path(source))
+    with _experiment_weights(source, root) as path:
+        return _load(path)
 
 
-def _read(path: Path) -> TrainedGenerator:
-    """Load a weights file, or the only one in a folder."""
+def _load(path: Path) -> TrainedGenerator:
+    """Load a weights file, or the only one in a folder and its subfolders."""
     if path.is_dir() or not path.exists():
-        files = sorted(path.rglob(WEIGHTS))
-        if len(files) != 1:
-            problem = "no generator" if not files else f"{len(files)} generators"
-            raise UserError(f"{path}: {problem} in it; name a file {WEIGHTS}, or run the train stage")
-        path = files[0]
+        weights = sorted(path.rglob(WEIGHTS))
+        if len(weights) != 1:
+            raise UserError(
+                f"{path}: found {len(weights)} files {WEIGHTS}, expected 1; name it, or run the train stage"
+            )
+        path = weights[0]
     return load_generator(path)
 
 
 @contextmanager
-def _of_mlflow(address: str, root: Path) -> Iterator[Path]:
-    """Give a folder with what MLflow holds under an address."""
-    uri = tracking.address(root)
+def _mlflow_artifact(uri: str, root: Path) -> Iterator[Path]:
+    """Download an MLflow artifact into a temporary folder."""
+    server = mirror.address(root)
     from mlflow.artifacts import download_artifacts
 
     with TemporaryDirectory(prefix="ganpipe-") as folder:
         try:
-            download_artifacts(artifact_uri=address, dst_path=folder, tracking_uri=uri)
-        except Exception as error:  # each store has its own
+            download_artifacts(artifact_uri=uri, dst_path=folder, tracking_uri=server)
+        except Exception as error:  # each kind of artifact store raises its own
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise UserError(
-                f"{address}: MLflow at {uri} does not give it ({reason}); its UI shows models' addresses"
+                f"{uri}: cannot be downloaded from MLflow at {server} ({reason}); `ganpipe ui` shows what "
+                f"each run has"
             ) from None
         yield Path(folder)
 
 
 @contextmanager
-def _of_experiment(name: str, root: Path) -> Iterator[Path]:
-    """Give a folder with the train stage's results of a DVC experiment, out of DVC's cache."""
+def _experiment_weights(name: str, root: Path) -> Iterator[Path]:
+    """Copy the weights of a DVC experiment from DVC's cache into a temporary file."""
     with revisions.open_repo(root) as repo:
-        found = revisions.finished(repo).get(name)
-    if not found:
+        experiments = revisions.finished(repo).get(name)
+    if not experiments:
         raise UserError(
             f"{name}: no such file, folder or DVC experiment; `dvc exp list -A` names the experiments"
         )
     from dvc.api import DVCFileSystem
 
-    system = DVCFileSystem(str(root), rev=found[0].revision)
+    system = DVCFileSystem(str(root), rev=experiments[0].revision)
     with TemporaryDirectory(prefix="ganpipe-") as folder:
+        path = Path(folder) / WEIGHTS
         try:
-            (Path(folder) / WEIGHTS).write_bytes(system.read_bytes(f"stages/train/{WEIGHTS}"))
+            path.write_bytes(system.read_bytes(stage_file(Path(), WEIGHTS).as_posix()))
         except (OSError, KeyError):
             raise UserError(
-                f"{name}: its generator is not in the cache; `dvc exp apply {name}` and `dvc repro` make it"
+                f"{name}: its {WEIGHTS} is not in DVC's cache; restore it with `dvc exp apply {name}` and "
+                "`dvc repro`"
             ) from None
-        yield Path(folder)
+        yield path

@@ -1,4 +1,4 @@
-"""`ganpipe generate`: images of a generator that leaves the house, from any place that it may be in."""
+"""`ganpipe generate`, and the places where it finds a generator."""
 
 import io
 import shutil
@@ -6,6 +6,7 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,67 +15,67 @@ import torch
 from conftest import ROOT, save_generator
 from PIL import Image
 
-from ganpipe.commands import trained
-from ganpipe.commands.generate import generate
+from ganpipe.commands.generate import GenerateOptions, generate
+from ganpipe.commands.trained import find_generator
 from ganpipe.common.errors import UserError
-from ganpipe.models import generator as snapshot
-from ganpipe.models.generator import MAX_IMAGES
+from ganpipe.models.generator import MAX_IMAGES, images_of, load_generator, z_of_seeds
 from ganpipe.params import Params
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory, small_params: Params) -> Path:
-    """A checkout with nothing but the files of a generator."""
+    """A checkout with only the files of a generator."""
     folder = tmp_path_factory.mktemp("checkout")
     save_generator(folder / "stages/train", small_params)
     return folder
 
 
-def made(root: Path, out: Path, source: str | None = None, **options: float) -> np.ndarray:
-    """Generate and read the images back, uint8 N×16×16×1."""
-    generate(source, out, root, **options)  # type: ignore[arg-type]
+def generated(root: Path, out: Path, source: str | None = None, **options: Any) -> np.ndarray:
+    """Generate images and read them back, uint8 N×16×16×1."""
+    generate(source, out, GenerateOptions(**options), root)
     if out.suffix == ".npy":
         images: np.ndarray = np.load(out)
         return images
     if out.suffix == ".zip":
         with zipfile.ZipFile(out) as archive:
-            each = [io.BytesIO(archive.read(name)) for name in archive.namelist()]
+            pngs = [io.BytesIO(archive.read(name)) for name in archive.namelist()]
             assert archive.namelist() == sorted(archive.namelist())
     else:
-        each = [io.BytesIO(path.read_bytes()) for path in sorted(out.iterdir())]
-    return np.stack([np.asarray(Image.open(file)) for file in each])[..., None]
+        pngs = [io.BytesIO(path.read_bytes()) for path in sorted(out.iterdir())]
+    return np.stack([np.asarray(Image.open(png)) for png in pngs])[..., None]
 
 
 def test_the_images_are_the_sample_stages(root: Path, tmp_path: Path, small_params: Params) -> None:
-    """A studio would get other images than those that were judged."""
-    G = snapshot.load_generator(root / "stages/train/generator.safetensors").network
-    expected = snapshot.images_of(G, snapshot.z_of_seeds(small_params.model, 95, 30, 0.5))
+    """A failure means that other images are generated than those that evaluate judged."""
+    G = load_generator(root / "stages/train/generator.safetensors").network
+    expected = images_of(G, z_of_seeds(small_params.model, 95, 30, 0.5))
     for name in ("folder", "a.zip", "a.npy"):
-        assert np.array_equal(made(root, tmp_path / name, n=30, seed=95, z_scale=0.5), expected), name
+        assert np.array_equal(generated(root, tmp_path / name, n=30, seed=95, z_scale=0.5), expected), name
     assert [path.name for path in sorted((tmp_path / "folder").iterdir())][:6:5] == ["095.png", "100.png"]
     assert len(np.unique(expected, axis=0)) == 30
 
 
 @pytest.mark.parametrize("architecture", ["dcgan", "celeba64", "upsample", "residual"])
-def test_a_seed_is_an_image_whatever_the_batch(
+def test_an_image_depends_on_its_seed_alone(
     tmp_path: Path, default_params: Params, architecture: str
 ) -> None:
-    """The bytes of image 7 would depend on how many are made at once, and where the count starts."""
+    """A failure means that the bytes of image 7 depend on the batch size or the first seed."""
     save_generator(tmp_path / "stages/train", default_params, 64, 3, architecture=architecture, ngf=7)
-    all_of_them = made(tmp_path, tmp_path / "all.npy", n=40)
+    all_of_them = generated(tmp_path, tmp_path / "all.npy", n=40)
     for batch, seed in ((1, 36), (3, 7), (16, 5), (17, 0)):
-        few = made(tmp_path, tmp_path / "few.npy", n=4 + batch, seed=min(seed, 36 - batch), batch=batch)
+        few = generated(tmp_path, tmp_path / "few.npy", n=4 + batch, seed=min(seed, 36 - batch), batch=batch)
         first = min(seed, 36 - batch)
         assert few.tobytes() == all_of_them[first : first + 4 + batch].tobytes(), (batch, seed)
 
 
 def test_ten_thousand_images_stream(root: Path, tmp_path: Path) -> None:
-    """Memory that grows with the count ends a long job; the set must be the same in every place."""
+    """A failure means that memory grows with the number of images, which ends a long job."""
     script = (
-        "import resource, sys; from pathlib import Path; from ganpipe.commands.generate import generate\n"
-        "generate(None, Path('small.npy'), n=64, batch=64)\n"
+        "import resource; from pathlib import Path\n"
+        "from ganpipe.commands.generate import GenerateOptions, generate\n"
+        "generate(None, Path('small.npy'), GenerateOptions(n=64))\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        "generate(None, Path('large.npy'), n=10000, batch=64)\n"
+        "generate(None, Path('large.npy'), GenerateOptions(n=10000))\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
     )
     shutil.copytree(root / "stages", tmp_path / "stages")
@@ -93,7 +94,7 @@ def test_ten_thousand_images_stream(root: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
+    ("options", "message"),
     [
         ({"n": 0}, "n: found 0"),
         ({"n": -1}, "n: found -1"),
@@ -108,66 +109,66 @@ def test_ten_thousand_images_stream(root: Path, tmp_path: Path) -> None:
     ],
 )
 def test_absurd_values_get_one_sentence(
-    root: Path, tmp_path: Path, options: dict[str, float], words: str
+    root: Path, tmp_path: Path, options: dict[str, Any], message: str
 ) -> None:
-    """A crash, a full disk, or a set of black images."""
-    with pytest.raises(UserError, match=words) as error:
-        generate(None, tmp_path / "a.npy", root, **options)  # type: ignore[arg-type]
+    """A failure means a crash, a full disk or black images instead of a message."""
+    with pytest.raises(UserError, match=message) as error:
+        generate(None, tmp_path / "a.npy", GenerateOptions(**options), root)
     assert "\n" not in str(error.value) and not (tmp_path / "a.npy").exists()
 
 
-def test_places_that_are_taken_or_too_small(
+def test_destinations_that_exist_or_lack_space_are_refused(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Pictures of the user's would be mixed with ours, or a disk fill before anyone is told."""
+    """A failure means that the user's own pictures are mixed with ours, or that the disk fills."""
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/cat.png").write_bytes(b"cat")
     (tmp_path / "dir.npy").mkdir()
-    for name, words in (
-        ("mine", "is there already"),
+    for name, message in (
+        ("mine", "already exists"),
         ("mine/cat.png", "neither a .zip nor an .npy"),
         ("dir.npy", "is a folder"),
     ):
-        with pytest.raises(UserError, match=f"--out: .*{words}"):
-            generate(None, tmp_path / name, root, n=2)
+        with pytest.raises(UserError, match=f"--out: .*{message}"):
+            generate(None, tmp_path / name, GenerateOptions(), root)
     assert (tmp_path / "mine/cat.png").read_bytes() == b"cat"
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**6, 0, 10**6))
-    with pytest.raises(UserError, match=r"needs 0\.3 GB and .* has 0\.0 free"):
-        generate(None, tmp_path / "a.npy", root, n=1_000_000)
+    with pytest.raises(UserError, match=r"needs 0\.3 GB, but .* has 0\.0 GB free"):
+        generate(None, tmp_path / "a.npy", GenerateOptions(n=1_000_000), root)
 
 
 def test_a_generator_is_found_in_files_and_folders(root: Path, tmp_path: Path, small_params: Params) -> None:
-    """Snapshots of epochs and weights that were copied elsewhere are what people have."""
-    expected = made(root, tmp_path / "a.npy", n=3)
+    """A failure means that snapshots, or weights copied elsewhere, cannot be used."""
+    expected = generated(root, tmp_path / "a.npy", n=3)
     folder = tmp_path / "elsewhere"
     shutil.copytree(root / "stages/train", folder)
     (folder / "snapshots").mkdir()
     shutil.copy(folder / "generator.safetensors", folder / "snapshots/2.safetensors")
     for source in (folder, folder / "generator.safetensors", folder / "snapshots/2.safetensors"):
-        assert np.array_equal(made(tmp_path, tmp_path / "b.npy", str(source), n=3), expected), source
+        assert np.array_equal(generated(tmp_path, tmp_path / "b.npy", str(source), n=3), expected), source
     (folder / "odd.safetensors").write_bytes(b"PK")
     safetensors.torch.save_file({"weight": torch.ones(1)}, folder / "bare.safetensors")
     (tmp_path / "empty").mkdir()
-    for source, words in (
-        (folder / "bare.safetensors", "its header does not describe the network"),
-        (folder / "odd.safetensors", "no readable .safetensors file"),
-        (tmp_path / "empty", "no generator in it"),
+    for source, message in (
+        (folder / "bare.safetensors", "the header lacks the key 'ganpipe'"),
+        (folder / "odd.safetensors", "not a readable .safetensors file"),
+        (tmp_path / "empty", r"found 0 files generator\.safetensors"),
     ):
-        with pytest.raises(UserError, match=words):
-            trained.find(str(source), tmp_path)
+        with pytest.raises(UserError, match=message):
+            find_generator(str(source), tmp_path)
     with pytest.raises(UserError, match=r"stages/train.*run the train stage"):
-        trained.find(None, tmp_path)
+        find_generator(None, tmp_path)
 
 
-def test_a_name_that_is_nothing(tmp_path: Path) -> None:
-    """A typing error must not end in a traceback of DVC's."""
+def test_an_unknown_name_gets_one_sentence(tmp_path: Path) -> None:
+    """A failure means that a typing error ends in a traceback from DVC."""
     from dvc.repo import Repo
 
     subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
     Repo.init(str(tmp_path)).close()
     with pytest.raises(UserError, match="DVC: Empty git repo"):
-        trained.find("lr-7", tmp_path)
+        find_generator("lr-7", tmp_path)
     identity = ["-c", "user.name=t", "-c", "user.email=t@t"]
     subprocess.run(["git", *identity, "commit", "-qm", "first"], cwd=tmp_path, check=True)
     with pytest.raises(UserError, match="lr-7: no such file, folder or DVC experiment"):
-        trained.find("lr-7", tmp_path)
+        find_generator("lr-7", tmp_path)

@@ -31,7 +31,8 @@ from PIL import Image
 from ruamel.yaml import YAML
 
 from ganpipe import models
-from ganpipe.commands import doctor, trained
+from ganpipe.commands import doctor
+from ganpipe.commands.trained import find_generator
 from ganpipe.common import dataset as packed
 from ganpipe.common import files
 from ganpipe.common.errors import Interrupted, UserError
@@ -249,7 +250,7 @@ def test_the_generator_is_the_runs_model(
     content = json.loads((train / "model.json").read_text())
     save_generator(train, small_params)
     (train / "model.json").write_text(json.dumps(content | json.loads((train / "model.json").read_text())))
-    expected = trained.find(None, root)
+    expected = find_generator(None, root)
     run = tracking.record(root, "evaluate")
     place = f"runs:/{run}/generator"
     mlflow.set_tracking_uri(client.tracking_uri)
@@ -258,10 +259,10 @@ def test_the_generator_is_the_runs_model(
     shown = [np.asarray(Image.open(io.BytesIO(base64.b64decode(each["png"])))) for each in answer]
     assert np.array_equal(np.stack(shown), snapshot.images_of(expected.network, z)[..., 0])
     assert [each["seed"] for each in answer] == [5, 6, 7]
-    found = trained.find(place, Path(os.environ["DVC_ROOT"]))
+    found = find_generator(place, Path(os.environ["DVC_ROOT"]))
     assert np.array_equal(snapshot.images_of(found.network, z), snapshot.images_of(expected.network, z))
-    with pytest.raises(UserError, match=r"runs:/0/generator: MLflow at sqlite.* does not give it"):
-        trained.find("runs:/0/generator", Path(os.environ["DVC_ROOT"]))
+    with pytest.raises(UserError, match=r"runs:/0/generator: cannot be downloaded from MLflow at sqlite"):
+        find_generator("runs:/0/generator", Path(os.environ["DVC_ROOT"]))
     local = Path(client.download_artifacts(run, "generator", str(root)))
     names = {path.suffix for path in local.rglob("*") if path.is_file()}
     assert ".pkl" not in names and ".pt" not in names

@@ -20,7 +20,7 @@ import pytest
 from conftest import save_generator
 from PIL import Image
 
-from ganpipe.commands import trained
+from ganpipe.commands.trained import find_generator
 from ganpipe.models import generator as snapshot
 from ganpipe.params import Params
 from ganpipe.tracking import model as packing
@@ -87,7 +87,7 @@ def test_a_server_answers_with_images(ask: Ask, small_params: Params, tmp_path: 
     status, answer = ask('{"inputs": ["x"], "params": {"n": 5, "seed": 9, "z_scale": 0.7}}')
     assert status == 200
     save_generator(tmp_path, small_params)
-    here = trained.find(str(tmp_path))
+    here = find_generator(str(tmp_path))
     expected = snapshot.images_of(here.network, snapshot.z_of_seeds(here.spec.params, 9, 5, 0.7))
     assert ask('{"inputs": ["x"], "params": {"n": null, "z_scale": null}}') == ask('{"inputs": ["x"]}')
     for i, each in enumerate(answer["predictions"]):
