@@ -37,7 +37,7 @@ def grid(
     """Queue a DVC experiment for each cell and seed (train.seed 0, 1, 2 …) of a grid that has none yet.
 
     An experiment is skipped if one with its name, params and code is finished, queued or running. Settings
-    `key=value` override those of every cell. With `run`, run the queue, `jobs` at a time, and wait for its end.
+    `key=value` override those of every cell. With `run`, the queue runs, `jobs` at a time, until its end.
 
     Raises:
         UserError: before anything is queued, one line for each wrong cell; or, after all have ended, one line
