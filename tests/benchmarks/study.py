@@ -3,10 +3,10 @@
     python tests/benchmarks/study.py FOLDER GRID --seeds 3 --set key=value …
     python tests/benchmarks/study.py FOLDER NAME --word recipe=celeba64,dcgan --word train.epochs=5,10 …
 
-For studies whose cells train for less time than five stages, each a process with a mirror, take to start. The
-stages are the same functions on the same params and give the same numbers. A cell is a folder
-FOLDER/<cell>-s<seed> with its params.json and stages/; what is whole is skipped. Cells with the same pictures
-share them. A cell that fails is told, and the others go on. `--train-only` ends a cell after its training.
+For studies whose cells train for less time than the pipeline's five processes take to start. The stages are the
+same functions with the same params and give the same numbers. A cell is a folder FOLDER/<cell>-s<seed> with
+params.json and stages/; finished stages are skipped. Cells with the same pictures share them. If a cell fails,
+its traceback is printed and the others continue. `--train-only` stops each cell after its training.
 """
 
 import hashlib
@@ -20,13 +20,13 @@ import pandas as pd
 import typer
 
 from ganpipe import params
-from ganpipe.evaluate import stage as evaluate
+from ganpipe.evaluate.stage import evaluate
 from ganpipe.experiments import recipes, revisions
 from ganpipe.experiments.cells import Run, cell_table, remarks_on, text_table
 from ganpipe.experiments.compare_page import comparison_page
-from ganpipe.fetch import stage as fetch
-from ganpipe.preprocess import stage as preprocess
-from ganpipe.sample import stage as sample
+from ganpipe.fetch.stage import fetch
+from ganpipe.preprocess.stage import preprocess
+from ganpipe.sample.stage import sample
 from ganpipe.train.options import TrainOptions
 from ganpipe.train.plan import plan_training
 from ganpipe.train.stage import train
@@ -42,13 +42,11 @@ def main(
     words: Annotated[list[str] | None, typer.Option("--word", help="The grid's words.")] = None,
     train_only: bool = False,
 ) -> None:
-    """Run what is not there yet, seed by seed, then compare what is."""
+    """Run the unfinished cells, seed by seed, then compare the finished ones."""
     values = params.load()
     if words:
         values = values.model_copy(update={"grids": {name: words}})
-    os.environ["DVC_ROOT"] = str(
-        folder.resolve()
-    )  # where unfinished trainings and features of real images are kept
+    os.environ["DVC_ROOT"] = str(folder.resolve())  # for unfinished trainings and cached features
     cells = recipes.grid_cells(values, name, settings or [])
     ready = [
         (
@@ -58,13 +56,13 @@ def main(
         for seed in range(seeds)
         for cell in cells
     ]
-    for number, (experiment, each) in enumerate(ready, 1):
+    for number, (experiment, cell_params) in enumerate(ready, 1):
         print(f"{number}/{len(ready)} {experiment}", flush=True)
         try:
-            _run(folder, folder / experiment, each, train_only)
+            _run(folder, folder / experiment, cell_params, train_only)
         except Exception:
             traceback.print_exc()
-    runs = [run for experiment, each in ready if (run := _result(folder / experiment, each))]
+    runs = [run for experiment, cell_params in ready if (run := _result(folder / experiment, cell_params))]
     if runs:
         frame = cell_table(runs)
         frame.to_csv(folder / f"{name}.csv", index=False)
@@ -75,39 +73,43 @@ def main(
         print(*remarks, sep="\n")
 
 
-def _run(folder: Path, root: Path, each: Any, train_only: bool) -> None:
+def _run(folder: Path, root: Path, cell_params: Any, train_only: bool) -> None:
     """Run a cell's stages in its folder, the first two once for all cells with the same pictures."""
     pictures = (
-        folder / "pictures" / hashlib.sha256(str((each.fetch, each.preprocess)).encode()).hexdigest()[:8]
+        folder
+        / "pictures"
+        / hashlib.sha256(str((cell_params.fetch, cell_params.preprocess)).encode()).hexdigest()[:8]
     )
-    for place in (pictures, root):
-        place.mkdir(parents=True, exist_ok=True)
-        if not (place / "ganpipe").exists():  # of which the training's identity has a digest
-            (place / "ganpipe").symlink_to(Path("ganpipe").resolve())
+    for checkout in (pictures, root):
+        checkout.mkdir(parents=True, exist_ok=True)
+        if not (checkout / "ganpipe").exists():  # the training's key includes a digest of its code
+            (checkout / "ganpipe").symlink_to(Path("ganpipe").resolve())
     if not (pictures / STAGES / "preprocess" / "index.csv").exists():
-        fetch.fetch(each.fetch, pictures)
-        preprocess.preprocess(each.preprocess, pictures, workers=1)
+        fetch(cell_params.fetch, pictures)
+        preprocess(cell_params.preprocess, pictures, workers=1)
     (root / STAGES).mkdir(exist_ok=True)
     (root / STAGES / "preprocess").unlink(missing_ok=True)
     (root / STAGES / "preprocess").symlink_to((pictures / STAGES / "preprocess").resolve())
-    (root / "params.json").write_text(json.dumps(each.model_dump(include=set(each.experiment)), indent=1))
+    (root / "params.json").write_text(
+        json.dumps(cell_params.model_dump(include=set(cell_params.experiment)), indent=1)
+    )
     if not (root / STAGES / "train" / "model.json").exists():
-        train(plan_training(each.model, each.train, root), root, TrainOptions())
+        train(plan_training(cell_params.model, cell_params.train, root), root, TrainOptions())
     if not train_only and not (root / STAGES / "evaluate" / "metrics.json").exists():
-        sample.sample(each.sample, root)
-        evaluate.evaluate(each.evaluate, each.sample, root, "cpu")
+        sample(cell_params.sample, root)
+        evaluate(cell_params.evaluate, cell_params.sample, root, "cpu")
 
 
-def _result(root: Path, each: Any) -> Run | None:
-    """Return what `ganpipe compare` reads of a finished experiment; None where it is not finished."""
+def _result(root: Path, cell_params: Any) -> Run | None:
+    """Read what `ganpipe compare` needs of a finished experiment; None: it is not finished."""
     stages = root / STAGES
     if not (stages / "evaluate" / "metrics.json").exists():
         return None
     model = json.loads((stages / "train" / "model.json").read_text())
     return Run(
         root.name,
-        each.train.seed,
-        {key: value for key, value in revisions.flat_params(each).items() if key != recipes.SEED},
+        cell_params.train.seed,
+        {key: value for key, value in revisions.flat_params(cell_params).items() if key != recipes.SEED},
         json.loads((stages / "evaluate" / "metrics.json").read_text()),
         model["data_digest"],
         pd.read_csv(stages / "train" / "history.csv"),
