@@ -36,8 +36,8 @@ def grid(
 ) -> None:
     """Queue a DVC experiment for each cell and seed (train.seed 0, 1, 2 …) of a grid that has none yet.
 
-    An experiment is skipped if one with its name, params and code is finished, queued or running. Settings
-    `key=value` override those of every cell. With `run`, the queue runs, `jobs` at a time, until its end.
+    An experiment is skipped if one with its name, params and code is finished, queued or running. `settings`
+    override those of every cell. With `run`, the queue runs, `jobs` at a time, and this waits for its end.
 
     Raises:
         UserError: before anything is queued, one line for each wrong cell; or, after all have ended, one line
