@@ -28,7 +28,7 @@ FINISH_EVERY = 0.1
 # Seconds in which a worker must have started, and chunks scheduled ahead for each worker.
 START, AHEAD = 120.0, 8
 # Imported once, by the server that forks all workers; not ganpipe, which may not be on the server's path.
-PRELOADED = ["numpy", "PIL.Image", "pebble"]
+PRELOADED = ["numpy", "PIL.Image", "pebble", "pydantic", "ruamel.yaml"]
 # Exit code of a worker that reached its memory limit.
 OUT_OF_MEMORY = 77
 

@@ -1,8 +1,8 @@
 """The share of changed copies that preprocess finds, and the error of decoding JPEG files at a smaller size.
 
-The first pictures of each archive are prepared at 64 px as the stage does, then changed and prepared again.
-Large JPEG files are decoded at a half, quarter or eighth of their size, and resized to the resolution (at least
-16 px) of which the decoded size is a given multiple.
+The first pictures of each archive are prepared at 64 px as the stage does, then changed and prepared anew.
+Large JPEG files are decoded at a half, quarter or eighth of their size, and resized to the resolution (16 px
+or more) of which the decoded size is a given multiple.
 
     python tests/benchmarks/preprocess_quality.py ../shared/data/{celeba5k,anime6k,flowers1k,cat450}.zip
 """
@@ -73,7 +73,7 @@ def nearest(files: list[bytes]) -> tuple[int, float]:
 
 
 def draft(files: list[bytes], factor: int, multiple: float) -> list[float]:
-    """Return each picture's mean change in grey levels if decoded at 1/factor, `multiple` times the result."""
+    """Return each picture's mean change in grey levels if 1/factor is decoded, `multiple` times the result."""
     changes = []
     for data in files:
         side = min(Image.open(BytesIO(data)).size)

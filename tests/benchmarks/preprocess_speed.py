@@ -1,8 +1,8 @@
 """Speed and memory of preprocess, compared with a bare loop of Pillow's decoder and resize on every core.
 
 Two sets of generated JPEG files, 178×218 to 64 px and 1,024×1,024 to 192 px, go through the stage and
-through a bare loop in as many processes. The two alternate every half second, because the machine's load varies. The
-figures are medians and extremes of a few runs, of the time in which the stage reads, without its start and
+through a bare loop in as many processes. The two alternate every half second, because the machine's load
+varies. The figures are medians and extremes of a few runs, of the time in which the stage reads, without its start and
 report, and of the whole stage; CPU time is that of all processes. --memory uses 200,000 small files instead.
 
     python tests/benchmarks/preprocess_speed.py
