@@ -237,10 +237,10 @@ def generate(
 @app.command(rich_help_panel=PEOPLE)
 def export(
     source: Source = None,
-    format: Annotated[str, typer.Option(help="onnx, pt2 (a program of PyTorch's) or safetensors.")] = "onnx",
+    format: Annotated[str, typer.Option(help="onnx, pt2 (torch.export) or safetensors.")] = "onnx",
     out: Annotated[Path | None, typer.Option(help="The file; generator.FORMAT if not given.")] = None,
 ) -> None:
-    """Write a trained generator as a file that needs no ganpipe, checked, with a script that loads it."""
+    """Export a trained generator to a file, check the file's images, and print how to load it."""
     from ganpipe.commands.export import export
 
     export(source, format, out, ROOT)
@@ -333,9 +333,9 @@ def compare(
 
 @app.command(rich_help_panel=PEOPLE)
 def doctor(
-    fix: Annotated[bool, typer.Option("--fix", help="Do what is to do; else it is only said.")] = False,
+    fix: Annotated[bool, typer.Option("--fix", help="Apply the fixes; without it they are only listed.")] = False,
 ) -> None:
-    """Find what a kill left: trainers, runs, locks, copies, a detached HEAD; what is alive is left alone."""
+    """Find what killed processes left: trainers, runs, locks, copies of the checkout, a detached HEAD."""
     from ganpipe.commands.doctor import doctor
 
     raise typer.Exit(int(doctor(ROOT, fix) > 0))

@@ -1,7 +1,7 @@
-"""What a kill leaves in a checkout, and its remedy. What is alive is never touched.
+"""Find what killed processes left in a checkout, and fix it. Live processes are left alone.
 
-In this order, each mended before the next is looked for: trainers without their dvc, MLflow's runs, DVC's
-locks, its copies of the checkout, the branch.
+The checks run in this order, and each problem is fixed before the next check: trainers whose dvc is gone,
+MLflow runs, DVC's locks, DVC's copies of the checkout, the branch.
 """
 
 import json
@@ -18,149 +18,157 @@ from typing import Any
 
 import psutil
 
-from ganpipe.common import files, processes
 from ganpipe.common.errors import UserError
-from ganpipe.tracking import mirror as tracking
-from ganpipe.train import resume as unfinished
+from ganpipe.common.files import whole
+from ganpipe.common.processes import ancestry
+from ganpipe.tracking.mirror import end_killed, left_running
+from ganpipe.train.resume import holders
 
-DVC = {"dvc", "ganpipe", "ipykernel_launcher", "ipython"}  # programs that may hold DVC's locks
-LONGEST_END = 120.0  # seconds for a trainer to write a checkpoint and end
+DVC_PROGRAMS = {"dvc", "ganpipe", "ipykernel_launcher", "ipython"}  # programs that may hold DVC's locks
+STOP_SECONDS = 120.0  # a trainer's time to write a checkpoint and exit
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that a kill left.
+    """Something that a killed process left.
 
     Attributes:
-        what: one line.
+        problem: one line.
         remedy: what `fix` does, in the imperative.
-        fix: does it.
+        fix: applies the remedy.
     """
 
-    what: str
+    problem: str
     remedy: str
     fix: Callable[[], object]
 
 
 def doctor(root: Path, fix: bool) -> int:
-    """Say what a kill left and what is to be done, and do it if asked.
+    """Print what killed processes left, each with its remedy.
 
     Args:
         root: the main checkout.
-        fix: do it.
+        fix: apply the remedies; without it they are only printed.
 
     Returns:
-        How many findings are left.
+        The number of problems that remain.
 
     Raises:
-        UserError: no checkout with DVC is here.
+        UserError: `root` is not a DVC repository.
     """
     if not (root / ".dvc").is_dir():
-        raise UserError(f"{root.resolve()} has no .dvc; run it in the folder of dvc.yaml")
-    found = left = 0
-    # What would be stopped first hides nothing of what would follow.
-    orphans = [] if fix else [holder.pid for holder in unfinished.holders(root) if holder.orphaned]
-    doomed = {process.pid for pid in orphans for process in _line(pid)}
+        raise UserError(f"{root.resolve()} has no .dvc; run this command in the folder of dvc.yaml")
+    problems = fixed = 0
+    # Processes that a fix would stop first; until then they must not hide the problems that follow.
+    orphans = [] if fix else [holder.pid for holder in holders(root) if holder.orphaned]
+    doomed = {process.pid for pid in orphans for process in _with_launchers(pid)}
     for check in (_trainers, _runs, _locks, _copies, _branch):
         try:
             for finding in check(root, doomed):
-                found, left = found + 1, left + 1
-                print(f"{finding.what}\n  {'now' if fix else 'to do'}: {finding.remedy}")
+                problems += 1
+                print(f"{finding.problem}\n  {'fixing' if fix else 'remedy'}: {finding.remedy}")
                 if fix:
                     finding.fix()
-                    left -= 1
+                    fixed += 1
         except (UserError, OSError) as error:
-            found, left = found + 1, left + 1
+            problems += 1
             print(error)
-    if not found:
-        print("nothing was left by a kill")
-    elif left:
-        print(f"{left} left" if fix else f"{left} found; `ganpipe doctor --fix` does what is to do")
-    return left
+    if problems == 0:
+        print("killed processes left nothing behind")
+    elif not fix:
+        print(f"{problems} found; `ganpipe doctor --fix` applies the remedies")
+    elif fixed < problems:
+        print(f"{problems - fixed} of {problems} not fixed")
+    return problems - fixed
 
 
 def _trainers(root: Path, doomed: set[int]) -> Iterator[Finding]:
-    for holder in unfinished.holders(root):
+    for holder in holders(root):
         if holder.orphaned:
             yield Finding(
-                f"process {holder.pid} trains on in {holder.checkout}, though the dvc that ran it is gone",
-                "stop it; it writes a checkpoint, from which the next run goes on",
+                f"process {holder.pid} trains in {holder.checkout}, although the dvc that ran it is gone",
+                "stop it; it writes a checkpoint, from which the next run resumes",
                 partial(_stop, holder.pid),
             )
 
 
-def _line(pid: int) -> list[psutil.Process]:
+def _with_launchers(pid: int) -> list[psutil.Process]:
     """Return a trainer and the shells or launchers that wait for it."""
     with suppress(psutil.NoSuchProcess):
-        line = processes.ancestry(pid, psutil.Process(pid).ppid())
-        return [psutil.Process(each) for each, _ in line]
+        return [psutil.Process(child) for child, _ in ancestry(pid, psutil.Process(pid).ppid())]
     return []
 
 
 def _stop(pid: int) -> None:
-    deadline = time.monotonic() + LONGEST_END
-    for process in _line(pid):
+    """Terminate a trainer and wait until it and its launchers have exited."""
+    deadline = time.monotonic() + STOP_SECONDS
+    for process in _with_launchers(pid):
         with suppress(psutil.NoSuchProcess):
             if process.pid == pid:
                 process.terminate()
-                process.resume()  # it may have been stopped
+                process.resume()  # it may be suspended
             while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
                 if time.monotonic() > deadline:
-                    raise UserError(
-                        f"process {pid} does not end; `kill -9 {pid}` costs what followed its last checkpoint"
-                    )
+                    remedy = f"`kill -9 {pid}` ends it without a checkpoint"
+                    raise UserError(f"process {pid} does not exit within {STOP_SECONDS:g} s; {remedy}")
                 time.sleep(0.1)
 
 
 def _runs(root: Path, doomed: set[int]) -> Iterator[Finding]:
-    for run, name in tracking.left_running(root):
-        what = f"MLflow's run {name} is RUNNING, though its process is gone"
-        yield Finding(what, "set it to KILLED", partial(tracking.end_killed, root, run))
+    for run_id, name in left_running(root):
+        problem = f"MLflow run {name} is RUNNING, although its process is gone"
+        yield Finding(problem, "set it to KILLED", partial(end_killed, root, run_id))
 
 
 def _locks(root: Path, doomed: set[int]) -> Iterator[Finding]:
-    """Find what blocks DVC: locks that are files (core.hardlink_lock), and lists of who reads and writes."""
+    """Find what blocks DVC: lock files (with core.hardlink_lock), and lists of readers and writers."""
     from dvc.config import Config
     from dvc.lock import LockError, make_lock
 
     hardlink = bool(Config(str(root / ".dvc"))["core"].get("hardlink_lock"))
     folders = root / ".dvc/tmp", root / ".dvc/tmp/exps"
     for path in (folders[0] / "lock", *(folder / "rwlock.lock" for folder in folders)):
-        if hardlink and path.exists() and not _dvc_lives(root, doomed):  # it does not say whose it is
-            yield Finding(f"{path} is a lock, though no dvc is here", "remove it", path.unlink)
+        if hardlink and path.exists() and not _dvc_runs(root, doomed):  # the file does not name its owner
+            yield Finding(f"{path} is a lock, although no dvc runs here", "remove it", path.unlink)
     for folder in folders:
         guard = make_lock(str(folder / "rwlock.lock"), str(folder), hardlink_lock=hardlink)
-        with suppress(LockError, FileNotFoundError), guard:  # else somebody is at it
+        with suppress(LockError, FileNotFoundError), guard:  # a LockError means that a dvc is using the list
             path = folder / "rwlock"
-            if what := _clean(path, write=False):
-                yield Finding(f"{path} {what}", "take out what is stale", partial(_clean, path, write=True))
+            if problem := _stale_entries(path, remove=False):
+                fix = partial(_stale_entries, path, remove=True)
+                yield Finding(f"{path} {problem}", "remove what is stale", fix)
 
 
-def _clean(path: Path, write: bool) -> str:
-    """Say what a dead process left in a rwlock file, and take it out; to be called under its guard."""
-    kept: dict[str, Any] = {"write": {}, "read": {}}
+def _stale_entries(path: Path, remove: bool) -> str:
+    """Describe what dead processes left in a rwlock file, empty if nothing; the caller holds its guard.
+
+    Args:
+        path: JSON, {"write": {path: owner}, "read": {path: [owner, …]}}.
+        remove: remove their entries, or a file that is not readable.
+    """
+    entries: dict[str, Any] = {"write": {}, "read": {}}
     dead = set()
     try:
         written = path.stat().st_mtime
-        for kind, entries in json.loads(path.read_text()).items():
-            for place, owners in entries.items():
-                several = owners if isinstance(owners, list) else [owners]
-                living = [owner for owner in several if _wrote(owner["pid"], written)]
-                dead |= {owner["pid"] for owner in several if owner not in living}
-                if living:
-                    kept[kind][place] = living if isinstance(owners, list) else living[0]
+        for kind, locks in json.loads(path.read_text()).items():
+            for locked, value in locks.items():
+                owners = value if isinstance(value, list) else [value]
+                alive = [owner for owner in owners if _alive_since(owner["pid"], written)]
+                dead |= {owner["pid"] for owner in owners if owner not in alive}
+                if alive:
+                    entries[kind][locked] = alive if isinstance(value, list) else alive[0]
     except (ValueError, AttributeError, KeyError, TypeError):
-        if write:
+        if remove:
             path.unlink()
-        return "is not readable, as a kill or a full disk leaves it"
-    if dead and write:
-        with files.whole(path) as temporary:
-            temporary.write_text(json.dumps(kept))
+        return "is not readable, which a kill or a full disk can cause"
+    if dead and remove:
+        with whole(path) as temporary:
+            temporary.write_text(json.dumps(entries))
     return f"names dead processes: {', '.join(map(str, sorted(dead)))}" if dead else ""
 
 
-def _wrote(pid: int, when: float) -> bool:
-    """Say whether a process lives and is old enough to have written something."""
+def _alive_since(pid: int, when: float) -> bool:
+    """Return whether a process is alive and started before `when`, in seconds since 1970."""
     try:
         process = psutil.Process(pid)
         return process.status() != psutil.STATUS_ZOMBIE and process.create_time() < when + 1
@@ -171,48 +179,49 @@ def _wrote(pid: int, when: float) -> bool:
 def _copies(root: Path, doomed: set[int]) -> Iterator[Finding]:
     folder = root / ".dvc/tmp/exps"
     for copy in sorted([*folder.glob("tmp*/"), *folder.glob("standalone/tmp*/")]):
-        if not _dvc_lives(root, doomed) and not _used(copy, doomed):
+        if not _dvc_runs(root, doomed) and not _in_use(copy, doomed):
             size = sum(path.lstat().st_size for path in copy.rglob("*") if not path.is_dir())
             yield Finding(
-                f"{copy} is a copy that a killed experiment left, {size / 1e6:,.0f} MB",
-                "remove it; unfinished training is in .ganpipe, finished results are in DVC's cache",
+                f"{copy} is the copy of a killed experiment, {size / 1e6:,.0f} MB",
+                "remove it; unfinished training is in .ganpipe, and finished results are in DVC's cache",
                 partial(shutil.rmtree, copy),
             )
 
 
 def _branch(root: Path, doomed: set[int]) -> Iterator[Finding]:
-    """Find HEAD where a killed `dvc exp run` left it: detached, at the commit that DVC began from."""
-    head, begun = _git(root, "rev-parse", "HEAD"), _git(root, "rev-parse", "refs/exps/exec/EXEC_HEAD")
-    branch = _git(root, "rev-parse", "--abbrev-ref", "@{-1}")
-    if _git(root, "symbolic-ref", "-q", "HEAD") or not head or head != begun or _dvc_lives(root, doomed):
+    """Find a HEAD that a killed `dvc exp run` left detached at the commit from which it started."""
+    head, started_from = _git(root, "rev-parse", "HEAD"), _git(root, "rev-parse", "refs/exps/exec/EXEC_HEAD")
+    if not head or head != started_from or _git(root, "symbolic-ref", "-q", "HEAD"):
         return
-    if branch and _git(root, "rev-parse", f"refs/heads/{branch}") == head:
-        switch = partial(_git, root, "symbolic-ref", "-m", "ganpipe doctor", "HEAD", f"refs/heads/{branch}")
+    branch = _git(root, "rev-parse", "--abbrev-ref", "@{-1}")
+    at_head = branch and _git(root, "rev-parse", f"refs/heads/{branch}") == head
+    if at_head and not _dvc_runs(root, doomed):
         yield Finding(
             f"HEAD is detached from {branch}, as a killed `dvc exp run` leaves it",
-            f"go back to {branch}; no file changes, so params.yaml keeps the experiment's values",
-            switch,
+            f"switch to {branch}; no file changes, so params.yaml keeps the experiment's values",
+            partial(_git, root, "symbolic-ref", "-m", "ganpipe doctor", "HEAD", f"refs/heads/{branch}"),
         )
 
 
-def _dvc_lives(root: Path, doomed: set[int]) -> bool:
-    """Say whether what may be using DVC works in the checkout or in a copy of it, or hides where."""
+def _dvc_runs(root: Path, doomed: set[int]) -> bool:
+    """Return whether a program that uses DVC runs in the checkout or a copy of it, or hides its folder."""
     for process in psutil.process_iter(["pid", "cwd", "cmdline"]):
-        words, place = process.info["cmdline"] or [], process.info["cwd"]
-        if DVC & {Path(word).name for word in words[:4]} and process.pid not in {os.getpid(), *doomed}:
-            if place is None or Path(place).is_relative_to(root.resolve()):
-                return True
+        programs = {Path(word).name for word in (process.info["cmdline"] or [])[:4]}
+        folder = process.info["cwd"]
+        inside = folder is None or Path(folder).is_relative_to(root.resolve())
+        if inside and programs & DVC_PROGRAMS and process.pid not in {os.getpid(), *doomed}:
+            return True
     return False
 
 
-def _used(folder: Path, doomed: set[int]) -> bool:
-    """Say whether a process works in a folder."""
-    every = psutil.process_iter(["pid", "cwd"])
-    places = [process.info["cwd"] for process in every if process.pid not in doomed]
-    return any(place and Path(place).is_relative_to(folder.resolve()) for place in places)
+def _in_use(folder: Path, doomed: set[int]) -> bool:
+    """Return whether a process works in a folder."""
+    processes = psutil.process_iter(["pid", "cwd"])
+    folders = [process.info["cwd"] for process in processes if process.pid not in doomed]
+    return any(path and Path(path).is_relative_to(folder.resolve()) for path in folders)
 
 
 def _git(root: Path, *words: str) -> str:
-    """Return what git says, empty where it fails."""
-    ended = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True)
-    return "" if ended.returncode else ended.stdout.strip()
+    """Return the output of git, empty if it fails."""
+    result = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True)
+    return "" if result.returncode else result.stdout.strip()

@@ -1,4 +1,4 @@
-"""The doctor: finds what really killed processes left, mends it, and leaves alone what lives."""
+"""`ganpipe doctor` on checkouts whose dvc, trainer or lock holder was really killed."""
 
 import json
 import os
@@ -15,7 +15,7 @@ import pytest
 from conftest import ROOT
 from dvc.lock import make_lock
 
-from ganpipe.commands import doctor
+from ganpipe.commands.doctor import doctor
 from ganpipe.common.errors import UserError
 
 TRAINER = """
@@ -42,14 +42,14 @@ stages:
 
 
 def git(checkout: Path, *words: str) -> str:
-    """Run git with a name of its own."""
+    """Run git with a user name, and return its output."""
     command = ["git", "-c", "user.name=t", "-c", "user.email=t@t", *words]
     return subprocess.run(command, cwd=checkout, check=True, capture_output=True, text=True).stdout.strip()
 
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """A DVC repository whose one stage holds a training as the real one does, and never ends by itself."""
+    """A DVC repository whose one stage holds a training like the train stage, until it is told to stop."""
     (tmp_path / "ganpipe").symlink_to(ROOT / "ganpipe")
     (tmp_path / ".dvc").mkdir()
     for name, text in {
@@ -69,7 +69,7 @@ def checkout(tmp_path: Path) -> Path:
 
 @contextmanager
 def dvc(checkout: Path, *words: str) -> Iterator[tuple[subprocess.Popen[bytes], psutil.Process]]:
-    """Run dvc until its stage trains; give both processes; nothing outlives it."""
+    """Run dvc until its stage trains, and return both processes; neither outlives the context."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("DVC_", "MLFLOW_"))}
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
     (checkout / "began").unlink(missing_ok=True)
@@ -81,14 +81,14 @@ def dvc(checkout: Path, *words: str) -> Iterator[tuple[subprocess.Popen[bytes], 
     try:
         yield process, trainer
     finally:
-        for each in (process, trainer):
+        for running in (process, trainer):
             with suppress(psutil.NoSuchProcess):
-                each.kill()
+                running.kill()
         process.wait()
 
 
 def until(done: Callable[[], bool], process: subprocess.Popen[bytes] | None = None) -> None:
-    """Wait until something holds."""
+    """Wait until a condition holds; fail after a minute, or when the process exits first."""
     deadline = time.monotonic() + 60
     while not done():
         assert time.monotonic() < deadline and (process is None or process.poll() is None)
@@ -96,19 +96,19 @@ def until(done: Callable[[], bool], process: subprocess.Popen[bytes] | None = No
 
 
 def ended(process: psutil.Process) -> bool:
-    """Say whether a process runs no more."""
+    """Return whether a process has exited."""
     return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
 
 
 def kill(process: subprocess.Popen[bytes]) -> None:
-    """Do kill -9, and take the zombie away."""
+    """Kill a process with SIGKILL and reap it."""
     process.kill()
     process.wait()
 
 
 @pytest.mark.parametrize("rest", ["", "; true"])
-def test_a_trainer_ends_with_its_dvc(checkout: Path, rest: str) -> None:
-    """An orphan would train on beside its successor, behind a shell too, and its result be thrown away."""
+def test_a_trainer_exits_when_its_dvc_is_killed(checkout: Path, rest: str) -> None:
+    """A failure means that an orphan trains beside its successor, and its result is discarded."""
     (checkout / "dvc.yaml").write_text(
         PIPELINE.replace("trainer.py\n    deps", f"trainer.py{rest}\n    deps")
     )
@@ -121,42 +121,42 @@ def test_a_trainer_ends_with_its_dvc(checkout: Path, rest: str) -> None:
 def test_a_killed_experiment_in_the_workspace(
     checkout: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A user would find a training that he cannot start again, and commit to no branch."""
+    """A failure means a training that cannot be started again, or commits that are on no branch."""
     monkeypatch.chdir(checkout)
     with dvc(checkout, "exp", "run", "-S", "seed=1") as (process, trainer):
-        assert doctor.doctor(Path(), fix=True) == 0, "what lives is left alone"
+        assert doctor(Path(), fix=True) == 0, "live processes must be left alone"
         assert trainer.is_running() and process.poll() is None
-        trainer.suspend()  # one that cannot notice that its dvc is gone
+        trainer.suspend()  # so that it does not notice that its dvc is gone
         kill(process)
         capsys.readouterr()
-        assert doctor.doctor(Path(), fix=False) == 3
-        said = capsys.readouterr().out
-        assert f"process {trainer.pid} trains on in {checkout}, though the dvc that ran it is gone" in said
-        assert f"names dead processes: {process.pid}\n" in said and "HEAD is detached from main" in said
+        assert doctor(Path(), fix=False) == 3
+        printed = capsys.readouterr().out
+        assert f"process {trainer.pid} trains in {checkout}, although the dvc that ran it is gone" in printed
+        assert f"names dead processes: {process.pid}\n" in printed and "HEAD is detached from main" in printed
         assert not git(checkout, "branch", "--show-current") and not ended(trainer)
-        assert doctor.doctor(Path(), fix=True) == 0
+        assert doctor(Path(), fix=True) == 0
         assert ended(trainer) and (checkout / "asked").exists()
     assert git(checkout, "branch", "--show-current") == "main"
     assert (checkout / "params.yaml").read_text() == "seed: 1\n"
     capsys.readouterr()
-    assert doctor.doctor(Path(), fix=False) == 0
-    assert capsys.readouterr().out == "nothing was left by a kill\n"
+    assert doctor(Path(), fix=False) == 0
+    assert capsys.readouterr().out == "killed processes left nothing behind\n"
     with dvc(checkout, "repro"):
         assert "WARNING: Process" not in (checkout.parent / "log").read_text()
 
 
 def test_a_killed_experiment_in_a_copy(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Copies of the checkout would pile up, each with a trainer that nobody waits for."""
+    """A failure means that copies of the checkout pile up, each with an orphaned trainer."""
     copies = checkout / ".dvc/tmp/exps/standalone"
     with dvc(checkout, "exp", "run", "--temp", "-S", "seed=2") as (process, trainer):
-        assert doctor.doctor(checkout, fix=True) == 0 and len(list(copies.glob("tmp*"))) == 1
+        assert doctor(checkout, fix=True) == 0 and len(list(copies.glob("tmp*"))) == 1
         trainer.suspend()
         kill(process)
         capsys.readouterr()
-        assert doctor.doctor(checkout, fix=False) == 2
-        assert f"process {trainer.pid} trains on in {copies}/tmp" in capsys.readouterr().out
-        assert doctor.doctor(checkout, fix=True) == 0
-        assert "is a copy that a killed experiment left" in capsys.readouterr().out
+        assert doctor(checkout, fix=False) == 2
+        assert f"process {trainer.pid} trains in {copies}/tmp" in capsys.readouterr().out
+        assert doctor(checkout, fix=True) == 0
+        assert "is the copy of a killed experiment" in capsys.readouterr().out
         assert ended(trainer) and not list(copies.glob("tmp*"))
 
 
@@ -170,7 +170,7 @@ with make_lock(sys.argv[2], os.path.dirname(sys.argv[2]), hardlink_lock=True):
 
 
 def test_a_lock_that_is_a_file(checkout: Path) -> None:
-    """With core.hardlink_lock a killed dvc blocks every later one for a year."""
+    """A failure means that, with core.hardlink_lock, a killed dvc blocks every later one for a year."""
     with open(checkout / ".dvc/config", "a") as config:
         config.write("    hardlink_lock = true\n")
     path = checkout / ".dvc/tmp/lock"
@@ -178,51 +178,51 @@ def test_a_lock_that_is_a_file(checkout: Path) -> None:
     command = [sys.executable, "-c", LOCK, "dvc", str(path)]
     with subprocess.Popen(command, cwd=checkout, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout and process.stdout.readline() == b"locked\n"
-        assert doctor.doctor(checkout, fix=True) == 0 and path.exists()
+        assert doctor(checkout, fix=True) == 0 and path.exists()
         process.kill()
-    for _ in range(2):  # of a killed process, then an empty one
-        assert doctor.doctor(checkout, fix=False) == 1 and path.exists()
-        assert doctor.doctor(checkout, fix=True) == 0 and not path.exists()
+    for _ in range(2):  # the lock of a killed process, then an empty file
+        assert doctor(checkout, fix=False) == 1 and path.exists()
+        assert doctor(checkout, fix=True) == 0 and not path.exists()
         path.touch()
 
 
-def test_a_list_of_readers_that_is_cut_off(checkout: Path) -> None:
-    """Each dvc command would end with "JSON structure is corrupted"."""
+def test_a_truncated_list_of_readers(checkout: Path) -> None:
+    """A failure means that each dvc command ends with "JSON structure is corrupted"."""
     path = checkout / ".dvc/tmp/rwlock"
     path.parent.mkdir()
     with make_lock(str(path.with_name("rwlock.lock"))):
         path.touch()
-        assert doctor.doctor(checkout, fix=True) == 0 and path.exists(), "a dvc is just writing it"
+        assert doctor(checkout, fix=True) == 0 and path.exists(), "a dvc may be writing it"
     for content in ("", '{"write": {"/x": {"pid": 12', '["write"]'):
         path.write_text(content)
-        assert doctor.doctor(checkout, fix=False) == 1 and path.exists()
-        assert doctor.doctor(checkout, fix=True) == 0 and not path.exists()
+        assert doctor(checkout, fix=False) == 1 and path.exists()
+        assert doctor(checkout, fix=True) == 0 and not path.exists()
 
 
-def test_only_entries_of_the_dead_are_taken_out(checkout: Path) -> None:
-    """A living dvc would lose its claim; one whose number went to another process would keep it for ever."""
+def test_only_entries_of_dead_processes_are_removed(checkout: Path) -> None:
+    """A failure means that a live dvc loses its lock, or that a reused process id keeps one for ever."""
     path = checkout / ".dvc/tmp/rwlock"
     path.parent.mkdir()
-    with subprocess.Popen(["sleep", "60"]) as gone:
-        gone.kill()
-    dead, living = {"pid": gone.pid, "cmd": "dvc"}, {"pid": os.getpid(), "cmd": "dvc"}
+    with subprocess.Popen(["sleep", "60"]) as killed:
+        killed.kill()
+    dead, living = {"pid": killed.pid, "cmd": "dvc"}, {"pid": os.getpid(), "cmd": "dvc"}
     entries = {"write": {"/a": dead, "/b": living}, "read": {"/c": [dead, living], "/d": [dead]}}
     path.write_text(json.dumps(entries))
-    assert doctor.doctor(checkout, fix=True) == 0
+    assert doctor(checkout, fix=True) == 0
     assert json.loads(path.read_text()) == {"write": {"/b": living}, "read": {"/c": [living]}}
-    os.utime(path, (0, 0))  # written before the process with that number began
-    assert doctor.doctor(checkout, fix=True) == 0
+    os.utime(path, (0, 0))  # written before the process with that id started
+    assert doctor(checkout, fix=True) == 0
     assert json.loads(path.read_text()) == {"write": {}, "read": {}}
 
 
-def test_a_chosen_detached_head_is_left_alone(checkout: Path) -> None:
-    """A person who looks at an old commit did not ask to leave it."""
+def test_a_head_detached_by_the_user_is_left_alone(checkout: Path) -> None:
+    """A failure means that a user who looks at an old commit is moved away from it."""
     git(checkout, "switch", "-q", "--detach")
-    assert doctor.doctor(checkout, fix=True) == 0
+    assert doctor(checkout, fix=True) == 0
     assert not git(checkout, "branch", "--show-current")
 
 
-def test_no_checkout(tmp_path: Path) -> None:
-    """In the wrong folder it would find nothing and say that all is well."""
+def test_a_folder_without_dvc_gets_one_sentence(tmp_path: Path) -> None:
+    """A failure means that in the wrong folder nothing is found and all seems well."""
     with pytest.raises(UserError, match=r"has no \.dvc"):
-        doctor.doctor(tmp_path, fix=False)
+        doctor(tmp_path, fix=False)
