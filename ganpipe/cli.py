@@ -124,7 +124,7 @@ def train(
         raise typer.Exit(launch(devices, sys.argv[1:]))
     exit_with_launcher()
     from ganpipe.device import resolve
-    from ganpipe.tracking import mirror as tracking
+    from ganpipe.tracking.mirror import recording
     from ganpipe.train.options import TrainOptions
     from ganpipe.train.plan import plan_training
     from ganpipe.train.stage import train
@@ -133,7 +133,7 @@ def train(
         resolve(device), fresh, save_memory, graph, log_seconds, checkpoint_seconds, data_memory_gb
     )
     plan = plan_training(values.model, values.train, ROOT)
-    with tracking.recording(ROOT, "train", plan.folder) if is_first_rank() else nullcontext():
+    with recording(ROOT, "train", plan.folder) if is_first_rank() else nullcontext():
         train(plan, ROOT, options)
 
 
@@ -145,9 +145,9 @@ def sample(device: Device = "auto") -> None:
     values = params.load()
     from ganpipe.device import resolve
     from ganpipe.sample.stage import sample
-    from ganpipe.tracking import mirror as tracking
+    from ganpipe.tracking.mirror import recording
 
-    with tracking.recording(ROOT, "sample"):
+    with recording(ROOT, "sample"):
         sample(values.sample, ROOT, resolve(device))
 
 
@@ -159,9 +159,9 @@ def evaluate(device: Device = "auto") -> None:
     values = params.load()
     from ganpipe.device import resolve
     from ganpipe.evaluate.stage import evaluate
-    from ganpipe.tracking import mirror as tracking
+    from ganpipe.tracking.mirror import recording
 
-    with tracking.recording(ROOT, "evaluate"):
+    with recording(ROOT, "evaluate"):
         evaluate(values.evaluate, values.sample, ROOT, resolve(device))
 
 
@@ -197,9 +197,9 @@ def score(
 @app.command(rich_help_panel=PEOPLE)
 def sync() -> None:
     """Bring MLflow up to date with the workspace and every DVC experiment; twice is as good as once."""
-    from ganpipe.tracking import mirror as tracking
+    from ganpipe.tracking.sync import sync
 
-    for line in tracking.sync(ROOT):
+    for line in sync(ROOT):
         print(line)
 
 

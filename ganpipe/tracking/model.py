@@ -1,75 +1,68 @@
-"""Put a generator into MLflow as a model that loads without pickle and without a checkout of ganpipe."""
+"""A generator as an MLflow model that loads without pickle and without a checkout of ganpipe."""
 
 import shutil
 import warnings
-from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from ganpipe.common import code as closure
 from ganpipe.common import files
+from ganpipe.common.code import import_closure
 
 if TYPE_CHECKING:
-    from mlflow import MlflowClient
-    from mlflow.entities import RunInfo
+    from ganpipe.tracking.run import TrackedRun
 
-NAME, MODEL, DIGEST = "generator", "ganpipe.model", "ganpipe.sha256.generator.safetensors"
+WEIGHTS = "generator.safetensors"
+MODEL, DIGEST = "ganpipe.model", f"ganpipe.sha256.{WEIGHTS}"  # tags of the run
 PACKAGES = ("mlflow", "numpy", "pillow", "pydantic", "safetensors", "torch")
-CODE = Path(__file__).resolve().parent.parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent  # holds the package ganpipe
 
 
-def send(client: "MlflowClient", info: "RunInfo", tags: Mapping[str, str], folder: Path) -> bool:
-    """Log the generator in a train stage's folder as a run's model, if the run has another or none.
-
-    Returns:
-        Whether it was sent.
-    """
-    digest = files.sha256(folder / "generator.safetensors")
+def send_generator(run: "TrackedRun", folder: Path) -> None:
+    """Log the generator in a train stage's folder as a run's model, unless the run has the same weights."""
+    tags, digest = run.data.tags, files.sha256(folder / WEIGHTS)
     if MODEL in tags and tags.get(DIGEST) == digest:
-        return False
+        return
     from mlflow.entities import LoggedModelOutput
 
+    client = run.client
     model = client.create_logged_model(
-        info.experiment_id, name=NAME, source_run_id=info.run_id, model_type="generator"
+        run.info.experiment_id, name="generator", source_run_id=run.id, model_type="generator"
     )
-    with TemporaryDirectory(prefix="ganpipe-") as place:
-        write(folder, Path(place) / "model", model.model_id)
-        client.log_model_artifacts(model.model_id, f"{place}/model")
+    with TemporaryDirectory(prefix="ganpipe-") as temporary:
+        write_model(folder, Path(temporary) / "model", model.model_id)
+        client.log_model_artifacts(model.model_id, f"{temporary}/model")
     client.finalize_logged_model(model.model_id, "READY")
-    client.log_outputs(info.run_id, [LoggedModelOutput(model.model_id, step=0)])
+    client.log_outputs(run.id, [LoggedModelOutput(model.model_id, step=0)])
     if MODEL in tags:
         client.delete_logged_model(tags[MODEL])
-    client.set_tag(info.run_id, MODEL, model.model_id)
-    client.set_tag(info.run_id, DIGEST, digest)
-    return True
+    run.set_tags({MODEL: model.model_id, DIGEST: digest})
 
 
-def write(folder: Path, path: Path, number: str | None = None) -> None:
-    """Write the generator in a train stage's folder as a model of MLflow's into a new folder."""
+def write_model(folder: Path, path: Path, model_id: str | None = None) -> None:
+    """Write the generator in a train stage's folder into a new folder, in MLflow's format."""
     from mlflow import pyfunc
     from mlflow.models import Model, ModelSignature
     from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 
-    # MLflow asks for type hints, of which it would make its own signature; it sets its own filter on that.
-    silent = warnings.catch_warnings(record=True)
-    with TemporaryDirectory(prefix="ganpipe-") as place, silent:
-        from ganpipe.tracking.served import DEFAULTS, WEIGHTS
+    # Recording hides MLflow's advice to add type hints, from which it would infer another signature.
+    with TemporaryDirectory(prefix="ganpipe-") as temporary, warnings.catch_warnings(record=True):
+        from ganpipe.tracking.served import ARTIFACT, DEFAULTS
 
-        for file in (*closure.import_closure("ganpipe.tracking.served", CODE), "ganpipe/params.py"):
-            (Path(place) / file).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(CODE / file, Path(place) / file)
-        kinds = {"n": "long", "seed": "long", "z_scale": "double"}
+        for file in (*import_closure("ganpipe.tracking.served", ROOT), "ganpipe/params.py"):
+            (Path(temporary) / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / file, Path(temporary) / file)
+        types = {"n": "long", "seed": "long", "z_scale": "double"}
         pyfunc.save_model(
             path,
-            mlflow_model=Model(model_id=number),
-            python_model=str(CODE / "ganpipe/tracking/served.py"),
-            artifacts={WEIGHTS: str(folder / "generator.safetensors")},
-            code_paths=[f"{place}/ganpipe"],
+            mlflow_model=Model(model_id=model_id),
+            python_model=str(ROOT / "ganpipe/tracking/served.py"),
+            artifacts={ARTIFACT: str(folder / WEIGHTS)},
+            code_paths=[f"{temporary}/ganpipe"],
             signature=ModelSignature(
                 outputs=Schema([ColSpec("long", "seed"), ColSpec("string", "png")]),
-                params=ParamSchema([ParamSpec(name, kind, DEFAULTS[name]) for name, kind in kinds.items()]),
+                params=ParamSchema([ParamSpec(name, types[name], DEFAULTS[name]) for name in types]),
             ),
             input_example=(["images"], DEFAULTS | {"n": 4}),
             pip_requirements=[f"{name}=={version(name)}" for name in PACKAGES],

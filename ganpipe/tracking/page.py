@@ -1,8 +1,7 @@
-"""What a run's page in MLflow says: scores, data, recipe, the command that repeats it, its grid's others."""
+"""The description on a run's page in MLflow: scores, data, recipe, the command that repeats it, its grid."""
 
 import json
 import math
-import re
 import shlex
 import subprocess
 from collections.abc import Mapping
@@ -12,171 +11,138 @@ from typing import TYPE_CHECKING, Any
 from ganpipe import params
 from ganpipe.common.errors import UserError
 from ganpipe.evaluate.card import brief
-from ganpipe.experiments import recipes, revisions
+from ganpipe.experiments.recipes import hydra_overrides
 from ganpipe.models.papers import architecture_paper, recipe_paper
-from ganpipe.params import Params
+from ganpipe.tracking.identity import COMMIT, DIRTY, GRID, RECIPE, Folders, read_model, value_text
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-NOTE, GRID, CELL, RECIPE = "mlflow.note.content", "ganpipe.grid", "ganpipe.cell", "ganpipe.recipe"
-MOST_DIFFERENT = 8  # values in which a run may differ from a recipe and still be called after it
-OTHERS = "\n\n**Its grid**: "  # begins the last part of the note
+Values = Mapping[str, Mapping[str, Any]]  # section → name → value of a run's params
+
+NOTE = "mlflow.note.content"
+OTHERS = "\n\n**Grid**: "  # begins the last part of the note, which link_grid writes
 
 
-def origin(values: Params, name: str | None) -> dict[str, str]:
-    """Return tags that say which recipe and which grid a run is of, as far as it is of any."""
-    tags = {}
-    if found := nearest_recipe(values):
-        recipe, differing = found
-        tags[RECIPE] = recipe + (f", but for {' '.join(differing)}" if differing else "")
-    grids = [grid for grid in values.grids if (name or "").startswith(f"{grid}-")]
-    if name and grids and re.search(r"-s\d+$", name):
-        tags |= {GRID: max(grids, key=len), CELL: re.sub(r"-s\d+$", "", name)}
-    return tags
-
-
-def nearest_recipe(values: Params) -> tuple[str, list[str]] | None:
-    """Return the recipe from which the params differ the least, and how; None where that is much."""
-    now, best = revisions.flat_params(values), None
-    for recipe in values.recipes:
-        try:
-            words = recipes.recipe_settings(values, recipe)
-            then = revisions.flat_params(recipes.apply_settings(values, words, recipe))
-        except UserError:  # it needs more than its words, such as another resolution
-            continue
-        differing = [f"{key}={_text(now[key])}" for key in now if now[key] != then[key]]
-        if len(differing) <= MOST_DIFFERENT and (best is None or len(differing) < len(best[1])):
-            best = recipe, differing
-    return best
-
-
-def text(
-    home: Path, values: Mapping[str, Mapping[str, Any]], tags: Mapping[str, str], folders: Mapping[Any, Path]
-) -> str:
-    """Write a run's description in markdown from the files that its stages left.
+def note(home: Path, values: Values, tags: Mapping[str, str], folders: Folders) -> str:
+    """Write a run's description in markdown from its stages' files.
 
     Args:
         home: the checkout, whose git knows the run's commit.
-        values: section → name → value of the run's params.
-        tags: the run's.
-        folders: stage → where its files are.
+        values: the run's params.
+        tags: the run's tags.
+        folders: the stages' files, train's among them.
     """
-    model = json.loads((folders["train"] / "model.json").read_text(encoding="utf-8"))
+    model = read_model(folders["train"])
     parts = []
     if "evaluate" in folders:
         metrics = json.loads((folders["evaluate"] / "metrics.json").read_text(encoding="utf-8"))
-        parts += [_table(metrics), f"Floor: what as many real images score. {metrics.get('protocol', '')}"]
-        parts += (
-            [f"**Copies of training images**: {metrics['memorisation']}"] if "memorisation" in metrics else []
-        )
-    epochs = values["train"]["epochs"]
-    how = f"{model['train_images']:,} images, {epochs} epoch{'s' * (epochs != 1)} in batches of "
-    how += f"{model['batch_size']}, seed {values['train']['seed']}"
-    how += f"; ended: {model['ended']}; interventions: {model['interventions']}" if "ended" in model else ""
-    fetch, side = values["fetch"], values["preprocess"]["resolution"]
+        protocol = f" Protocol: {metrics['protocol']}." if "protocol" in metrics else ""
+        parts += [_table(metrics), f"The floor is the score of as many real images.{protocol}"]
+        if "memorisation" in metrics:
+            parts.append(f"**Copies of training images**: {metrics['memorisation']}")
+    fetch, train, resolution = values["fetch"], values["train"], values["preprocess"]["resolution"]
+    training = f"{model['train_images']:,} images, {train['epochs']} epoch{'s' * (train['epochs'] != 1)}, "
+    training += f"batch size {model['batch_size']}, seed {train['seed']}"
+    if "ended" in model:
+        training += f"; ended: {model['ended']}; interventions: {model['interventions']}"
     parts += [
-        f"**Data**: `{fetch['source']}`, {side} px, digest `{model['data_digest'][:16]}`",
-        f"**Training**: {how}",
+        f"**Data**: `{fetch['source']}`, {resolution} px, digest `{model['data_digest'][:16]}`",
+        f"**Training**: {training}",
         f"**Recipe**: {_recipe(values, tags)}",
     ]
-    clean = tags.get("ganpipe.git_dirty") == "false"
-    if command := repeat(home, values, tags.get("ganpipe.git_commit"), clean):
-        parts += [
-            f"**Repeat it exactly** (on the same machine's CPU to the byte):\n\n```\n{command}\n```",
-        ]
+    if commands := repeat_commands(home, values, tags.get(COMMIT), tags.get(DIRTY) == "false"):
+        title = "**Repeat this run** (on the same machine's CPU, the results have the same bytes)"
+        parts.append(f"{title}:\n\n```\n{commands}\n```")
     return "\n\n".join(parts)
 
 
 def _table(metrics: Mapping[str, Any]) -> str:
-    gap = "&emsp;"  # MLflow sets columns without any
+    gap = "&emsp;"  # MLflow puts no space between columns
     lines = [f"| metric | value{gap} | sd{gap} | floor |", "|---|---|---|---|"]
     for name, value in metrics.items():
         if f"{name}_sd" in metrics and value is not None:
-            sd, floor = (brief(metrics.get(name + end)) for end in ("_sd", "_floor"))
-            lines += [f"| {name}{gap} | **{brief(value)}**{gap} | {sd}{gap} | {floor} |"]
+            sd, floor = (brief(metrics.get(name + suffix)) for suffix in ("_sd", "_floor"))
+            lines.append(f"| {name}{gap} | **{brief(value)}**{gap} | {sd}{gap} | {floor} |")
     return "\n".join(lines)
 
 
-def _recipe(values: Mapping[str, Mapping[str, Any]], tags: Mapping[str, str]) -> str:
-    if RECIPE in tags:
-        paper = recipe_paper(tags[RECIPE].partition(",")[0])
-        return f"{tags[RECIPE]} ({paper})" if paper else tags[RECIPE]
-    return f"none; the network is {architecture_paper(values['model']['architecture'])}"
+def _recipe(values: Values, tags: Mapping[str, str]) -> str:
+    if RECIPE not in tags:
+        return f"none; the network is {architecture_paper(values['model']['architecture'])}"
+    paper = recipe_paper(tags[RECIPE].partition(" ")[0])
+    return f"{tags[RECIPE]} ({paper})" if paper else tags[RECIPE]
 
 
-def repeat(home: Path, values: Mapping[str, Mapping[str, Any]], commit: str | None, clean: bool) -> str:
-    """Return the commands that make a run again from a commit; empty where the commit is not to be had.
+def repeat_commands(home: Path, values: Values, commit: str | None, clean: bool) -> str:
+    """Return the commands that repeat a run from its commit; empty if git does not have the commit.
 
     Args:
         home: the checkout.
-        values: section → name → value of the run's params.
-        commit: that the run was made on.
-        clean: whether it was made with the commit's very code, whatever the checkout has now.
+        values: the run's params.
+        commit: the commit that the run was made on.
+        clean: whether the run used exactly the commit's code, whatever the checkout holds now.
     """
     if commit is None:
         return ""
     git = ["git", "-C", str(home)]
-    shown = subprocess.run([*git, "show", f"{commit}:{params.PARAMS_FILE}"], capture_output=True, text=True)
-    if shown.returncode:
+    show = subprocess.run([*git, "show", f"{commit}:{params.PARAMS_FILE}"], capture_output=True, text=True)
+    if show.returncode:
         return ""
     from ruamel.yaml import YAML
 
     try:
-        then = params.parse(YAML(typ="safe", pure=True).load(shown.stdout), commit[:7])
-    except UserError:  # an older version's
+        committed = params.parse(YAML(typ="safe", pure=True).load(show.stdout), commit[:7])
+    except UserError:  # the params of another version of ganpipe
         return ""
-    before = then.experiment
-    before["train"]["batch_size"] = then.train.batch_size_for(then.preprocess.resolution)
-    words = [
-        f"{section}.{name}={_text(value)}"
+    before = committed.experiment
+    before["train"]["batch_size"] = committed.train.batch_size_for(committed.preprocess.resolution)
+    settings = [
+        f"{section}.{name}={value_text(value)}"
         for section, part in values.items()
         for name, value in part.items()
         if before[section].get(name) != value
     ]
-    differing = [*git, "diff", "--quiet", commit, "--", "ganpipe", "dvc.yaml"]
-    edited = not clean and subprocess.run(differing).returncode == 1
-    lines = ["# and the changes to the code that git diff shows"] if edited else []
-    settings = [f"-S {shlex.quote(word)}" for word in recipes.hydra_overrides(words)]
-    return "\n".join([f"git checkout {commit[:12]}", *lines, " ".join(["dvc exp run", *settings])])
+    compare = [*git, "diff", "--quiet", commit, "--", "ganpipe", "dvc.yaml"]
+    edited = not clean and subprocess.run(compare).returncode == 1
+    remark = ["# apply the uncommitted changes to the code, which `git diff` shows"] if edited else []
+    overrides = [f"-S {shlex.quote(override)}" for override in hydra_overrides(settings)]
+    return "\n".join([f"git checkout {commit[:12]}", *remark, " ".join(["dvc exp run", *overrides])])
 
 
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
-
-
-def link(client: "MlflowClient", number: str, grid: str) -> None:
-    """Let the notes of a grid's runs name each other, with links."""
-    found = client.search_runs([number], f"tags.`{GRID}` = '{grid}'", max_results=1000)
-    runs = sorted(found, key=lambda run: run.info.run_name or "")
+def link_grid(client: "MlflowClient", experiment_id: str, grid: str) -> None:
+    """Write links to the grid's other runs into the notes of all its runs."""
+    members = client.search_runs([experiment_id], f"tags.`{GRID}` = '{grid}'", max_results=1000)
+    runs = sorted(members, key=lambda run: run.info.run_name or "")
     for run in runs:
-        others = [
-            f"[{other.info.run_name}](#/experiments/{number}/runs/{other.info.run_id})"
-            for other in runs
-            if other is not run
-        ]
-        note = run.data.tags.get(NOTE, "")
-        new = note.partition(OTHERS)[0] + f"{OTHERS}{grid}; {', '.join(others) or 'no other run yet'}"
-        if new != note:
-            client.set_tag(run.info.run_id, NOTE, new)
+        infos = [other.info for other in runs if other is not run]
+        links = [f"[{info.run_name}](#/experiments/{experiment_id}/runs/{info.run_id})" for info in infos]
+        previous = run.data.tags.get(NOTE, "")
+        others = f"other runs: {', '.join(links)}" if links else "no other run yet"
+        linked = f"{previous.partition(OTHERS)[0]}{OTHERS}{grid}; {others}"
+        if linked != previous:
+            client.set_tag(run.info.run_id, NOTE, linked)
 
 
-def summary(folders: Mapping[Any, Path]) -> dict[str, float]:
-    """Return final/… and best/…: losses over the last twentieth, time, and the light KID at its best."""
+def summary(folder: Path) -> dict[str, float]:
+    """Summarise a training as metrics final/… and best/…; those that are not finite are left out.
+
+    They are the mean losses over the last twentieth of the steps, the time and rate, and the last and lowest
+    light KID, from the tables in the train stage's folder.
+    """
     import pandas as pd
 
-    train = folders["train"]
-    history, perf = pd.read_csv(train / "history.csv"), pd.read_csv(train / "perf.csv")
-    numbers: dict[str, float] = {}
-    if len(history):
-        last = history.iloc[-max(1, len(history) // 20) :]
-        numbers |= {f"final/{name}": float(last[name].mean()) for name in ("d_loss", "g_loss")}
-    if len(perf):
-        numbers["final/seconds"] = float(perf["seconds"].iloc[-1])
-        numbers["final/images_per_second"] = float(perf["images_per_second"].median())
-    evals = pd.read_csv(train / "evals.csv").dropna(subset=["kid_light"])
-    if len(evals):
-        best = evals.sort_values("kid_light", kind="stable").iloc[0]
-        numbers["final/kid_light"] = float(evals["kid_light"].iloc[-1])
-        numbers |= {"best/kid_light": float(best["kid_light"]), "best/nimg": float(best["nimg"])}
-    return {name: number for name, number in numbers.items() if math.isfinite(number)}
+    history, perf, evals = (pd.read_csv(folder / f"{name}.csv") for name in ("history", "perf", "evals"))
+    last_steps = history.tail(max(1, len(history) // 20))
+    evals = evals.dropna(subset="kid_light").astype(float)
+    best = evals.nsmallest(1, "kid_light")
+    numbers = {
+        "final/d_loss": last_steps["d_loss"].mean(),
+        "final/g_loss": last_steps["g_loss"].mean(),
+        "final/seconds": perf["seconds"].max(),
+        "final/images_per_second": perf["images_per_second"].median(),
+        "final/kid_light": evals["kid_light"].tail(1).mean(),
+        "best/kid_light": best["kid_light"].mean(),
+        "best/nimg": best["nimg"].mean(),
+    }
+    return {name: float(number) for name, number in numbers.items() if math.isfinite(number)}

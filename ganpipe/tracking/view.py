@@ -1,16 +1,18 @@
-"""The prepared view of MLflow's page of runs: what a researcher looks at first, as a tag that its UI reads.
+"""The prepared view of MLflow's page of runs, written as an experiment tag that MLflow's UI reads.
 
-The format is internal to MLflow (3.17): a view that a later version cannot read leaves its own page.
+The format is internal to MLflow (3.17). Values that the tag leaves out have MLflow's defaults; a version that
+cannot read the tag shows its own page.
 """
 
 import base64
 import json
 import re
-import time
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
+
+from ganpipe.tracking.run import FIXED_Z, now_ms, picture_pattern
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -18,148 +20,110 @@ if TYPE_CHECKING:
 
 KEY = "ganpipe"
 TAG, COLOUR = f"mlflow.sharedViewState.{KEY}", "mlflow.runColor"
-# Told apart by people who see colours differently too (Okabe & Ito).
+# Distinguishable for people with colour blindness too (Okabe & Ito).
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999933")
-GRIDS = "samples/fixed_z"
-SHOWN = 10  # runs that MLflow shows at first
-MOST_PARAMS = 6  # columns of params that differ
-LONGEST = 5000  # characters of a tag
-SECTIONS = ("Generated images, the same z", "Scores", "Losses", "While training", "Speed")
-# Collapsed: MLflow puts a chart of each other metric into the section of its prefix.
-OTHERS = ("eval", "train", "perf", "samples", "final", "best")
+MAX_RUNS = 10  # runs that MLflow shows at first
+MAX_PARAMS = 6  # columns of params that differ
+MAX_TAG = 5000  # characters
+SECTIONS = ("Generated images from the same z", "Scores", "Losses", "Scores during training", "Speed")
+# Collapsed: MLflow adds a chart of each other metric to the section that its prefix names.
+OTHER_SECTIONS = ("eval", "train", "perf", "samples", "final", "best")
 
 
-def write(client: "MlflowClient", number: str) -> str:
-    """Write the view of an experiment's runs and give each a colour of its own.
+def write_view(client: "MlflowClient", experiment_id: str) -> str:
+    """Write the view of an experiment's runs, and give each run without a colour one.
 
     Returns:
-        What the address of the view has after the server's.
+        The view's address after that of the server.
     """
-    runs = client.search_runs([number], order_by=["start_time DESC"], max_results=1000)
+    runs = client.search_runs([experiment_id], order_by=["start_time DESC"], max_results=1000)
     _colour(client, runs)
-    shown = runs[:SHOWN]
-    state = _state(shown, _last_step(client, shown))
-    now = time.time_ns() // 1_000_000
-    packed = base64.b64encode(zlib.compress(json.dumps(state, separators=(",", ":")).encode(), 9)).decode()
+    first_runs = runs[:MAX_RUNS]
+    state = json.dumps(_state(first_runs, _last_step(client, first_runs)), separators=(",", ":"))
+    packed = base64.b64encode(zlib.compress(state.encode(), 9)).decode()
+    now = now_ms()
     view = {"name": "ganpipe", "createdAt": now, "updatedAt": now, "state": f"deflate;{packed}"}
-    if len(text := json.dumps(view)) <= LONGEST:
-        client.set_experiment_tag(number, TAG, text)
-    where = f"workflowType=machine_learning&compareRunsMode=CHART&viewStateShareKey={KEY}"
-    return f"/#/experiments/{number}/runs?{where}"
+    if len(text := json.dumps(view)) <= MAX_TAG:
+        client.set_experiment_tag(experiment_id, TAG, text)
+    query = f"workflowType=machine_learning&compareRunsMode=CHART&viewStateShareKey={KEY}"
+    return f"/#/experiments/{experiment_id}/runs?{query}"
 
 
 def _colour(client: "MlflowClient", runs: Sequence["Run"]) -> None:
-    """Give a run without a colour the one that the fewest have; the others keep theirs."""
+    """Give each run without a colour the one that the fewest runs have."""
     count = Counter(dict.fromkeys(COLOURS, 0))
     count.update(run.data.tags[COLOUR] for run in runs if COLOUR in run.data.tags)
     for run in reversed(runs):
         if COLOUR not in run.data.tags:
-            colour = min(COLOURS, key=lambda each: count[each])
+            colour = min(COLOURS, key=count.__getitem__)
             client.set_tag(run.info.run_id, COLOUR, colour)
             count[colour] += 1
 
 
 def _last_step(client: "MlflowClient", runs: Iterable["Run"]) -> int:
-    """Return the latest step of which the most runs have a grid."""
+    """Return the latest of the steps at which the most runs have a grid."""
     steps: Counter[int] = Counter()
-    name = re.compile(rf"images/{GRIDS.replace('/', '[~#]')}[+%]step[+%](\d+)[+%]")
+    pattern = picture_pattern(FIXED_Z, r"(\d+)")
     for run in runs:
-        paths = (file.path for file in client.list_artifacts(run.info.run_id, "images"))
-        steps.update({int(found[1]) for path in paths if (found := name.match(path))})
+        files = client.list_artifacts(run.info.run_id, "images")
+        steps.update({int(match[1]) for file in files if (match := pattern.match(file.path))})
     return max(steps, key=lambda step: (steps[step], step), default=0)
 
 
 def _state(runs: Sequence["Run"], step: int) -> dict[str, Any]:
-    keys = sorted({key for run in runs for key in run.data.metrics})
-
-    def held(*patterns: str) -> list[str]:
-        return [key for pattern in patterns for key in keys if re.fullmatch(pattern, key)]
-
-    kid, fd = held(r"eval/kid_[a-z0-9]+")[:1], held(r"eval/(fid|fd_[a-z0-9]+)")[:1]
-    floors = [f"{key}_floor" for key in fd if f"{key}_floor" in keys]
-    numbers = [*kid, *fd, *floors, *held("eval/recall", "eval/authenticity")]
-    values = {name for run in runs for name in run.data.params}
-    differing = [name for name in sorted(values) if len({run.data.params.get(name) for run in runs}) > 1]
-    charts: list[dict[str, Any]] = [
-        _chart("IMAGE", 0, imageKeys=[GRIDS], step=step, showRunParams=False),
-        *(_chart("BAR", 1, key) for key in kid),
-        *(_chart("BAR", 1, key, several=[*fd, *floors]) for key in fd),
-        *(_chart("BAR", 1, key) for key in held("eval/recall", "eval/authenticity")),
-        _line(2, "Both losses", ["train/d_loss", "train/g_loss"]),
-        _line(2, "D's probability of real", ["train/d_real", "train/d_fake"]),
-        *(_line(3, key, [key]) for key in held(r"train/(kid_light|spread|real_spread)")),
-        _line(4, "images a second", ["perf/images_per_second"]),
+    """Return the state of MLflow's page: order, columns, charts and sections."""
+    metrics = sorted({name for run in runs for name in run.data.metrics})
+    kid = _matching(metrics, r"eval/kid_[a-z0-9]+")[:1]
+    fd = _matching(metrics, r"eval/(fid|fd_[a-z0-9]+)")[:1]
+    floor = [f"{name}_floor" for name in fd if f"{name}_floor" in metrics]
+    others = _matching(metrics, r"eval/(authenticity|recall)")
+    params = sorted({name for run in runs for name in run.data.params})
+    differing = [name for name in params if len({run.data.params.get(name) for run in runs}) > 1]
+    charts = [
+        _chart("IMAGE", 0, imageKeys=[FIXED_Z], step=step, showRunParams=False),
+        *(_chart("BAR", 1, [name]) for name in kid),
+        *(_chart("BAR", 1, [name], selectedMetricKeys=[name, *floor]) for name in fd),
+        *(_chart("BAR", 1, [name]) for name in others),
+        _line(2, "Losses of D and G", ["train/d_loss", "train/g_loss"]),
+        _line(2, "D's probability that an image is real", ["train/d_real", "train/d_fake"]),
+        *(_line(3, name, [name]) for name in _matching(metrics, r"train/(kid_light|spread)")),
+        _line(4, "Images per second", ["perf/images_per_second"]),
     ]
-    sections = [
-        {"uuid": f"s{i}", "name": name, "display": True, "isReordered": True, "deleted": False}
-        | {"isGenerated": False}
+    used = {chart["metricSectionId"] for chart in charts}
+    sections: list[dict[str, Any]] = [
+        {"uuid": f"s{i}", "name": name, "display": True, "isReordered": True}
         for i, name in enumerate(SECTIONS)
-        if any(chart["metricSectionId"] == f"s{i}" for chart in charts)
+        if f"s{i}" in used
     ]
     sections[0] |= {"columns": 1, "cardHeight": 560}
     sections += [
-        {"uuid": f"o{i}", "name": name, "display": False, "isReordered": True, "deleted": False}
-        | {"isGenerated": False}
-        for i, name in enumerate(OTHERS)
+        {"uuid": f"o{i}", "name": name, "display": False, "isReordered": True}
+        for i, name in enumerate(OTHER_SECTIONS)
     ]
+    columns = [f"metrics.`{name}`" for name in (*kid, *fd, *floor, *others)]
     return {
-        "searchFilter": "",
         "orderByKey": f"metrics.`{kid[0]}`" if kid else "attributes.start_time",
         "orderByAsc": bool(kid),
-        "startTime": "ALL",
-        "lifecycleFilter": "Active",
-        "datasetsFilter": [],
-        "modelVersionFilter": "All Runs",
-        "selectedColumns": [
-            *(f"metrics.`{name}`" for name in numbers),
-            *(f"params.`{name}`" for name in differing[:MOST_PARAMS]),
-        ],
-        "columnOrder": [],
-        "columnWidths": {},
-        "runsHiddenMode": "FIRST_10_RUNS",
+        "selectedColumns": columns + [f"params.`{name}`" for name in differing[:MAX_PARAMS]],
         "compareRunCharts": charts,
         "compareRunSections": sections,
-        "viewMaximized": False,
-        "runListHidden": False,
         "isAccordionReordered": True,
-        "useGroupedValuesInCharts": True,
-        "hideEmptyCharts": True,
-        "groupBy": None,
-        "groupsExpanded": {},
-        "globalLineChartConfig": {"xAxisKey": "step", "lineSmoothness": 0, "selectedXAxisMetricKey": ""},
-        "chartsSearchFilter": "",
     }
 
 
-def _chart(
-    kind: str, section: int, key: str = "", several: Sequence[str] = (), title: str = "", **rest: Any
-) -> dict[str, Any]:
-    chart = {
-        "uuid": f"{kind}{section}{key}{title}",
-        "type": kind,
-        "runsCountToCompare": SHOWN,
-        "metricSectionId": f"s{section}",
-        "deleted": False,
-        "isGenerated": False,
-    }
-    if key:
-        chart |= {"metricKey": key, "displayName": title or key.rpartition("/")[2]}
-    if several:
-        chart |= {"selectedMetricKeys": list(several)}
-    return chart | rest
+def _matching(names: Iterable[str], pattern: str) -> list[str]:
+    return [name for name in names if re.fullmatch(pattern, name)]
 
 
-def _line(section: int, title: str, keys: Sequence[str]) -> dict[str, Any]:
-    return _chart("LINE", section, keys[0], keys, title) | {
-        "lineSmoothness": 0,
-        "xAxisScaleType": "linear",
-        "scaleType": "linear",
-        "range": {},
-        "xAxisKey": "step",
-        "selectedXAxisMetricKey": "",
-        "yAxisKey": "metric",
-        "yAxisExpressions": [],
-        "ignoreOutliers": False,
-        "useGlobalXaxisKey": True,
-        "useGlobalLineSmoothing": True,
-    }
+def _chart(kind: str, section: int, metrics: Sequence[str] = (), **settings: Any) -> dict[str, Any]:
+    """Return a chart of the first of some metrics, in a section of SECTIONS."""
+    chart: dict[str, Any] = {"uuid": f"{kind}{section}{'-'.join(metrics)}", "type": kind}
+    chart |= {"metricSectionId": f"s{section}", "runsCountToCompare": MAX_RUNS}
+    if metrics:
+        chart |= {"metricKey": metrics[0], "displayName": metrics[0].rpartition("/")[2]}
+    return chart | settings
+
+
+def _line(section: int, title: str, metrics: Sequence[str]) -> dict[str, Any]:
+    shared = {"useGlobalXaxisKey": True, "useGlobalLineSmoothing": True}  # steps, not smoothed
+    return _chart("LINE", section, metrics, displayName=title, selectedMetricKeys=list(metrics), **shared)

@@ -296,7 +296,7 @@ def overhead(side: int, width: int, batch_size: int, seconds: float, device: str
 
     from ganpipe import params
     from ganpipe.common import dataset as packed
-    from ganpipe.tracking import mirror as tracking
+    from ganpipe.tracking.mirror import recording
     from ganpipe.train import plan as schedule
     from ganpipe.train import stage as train_stage
 
@@ -330,7 +330,7 @@ def overhead(side: int, width: int, batch_size: int, seconds: float, device: str
             plan = schedule.plan(chosen.model, chosen.train, root)
             with ExitStack() as stack:
                 if kind == "whole":
-                    stack.enter_context(tracking.recording(root, "train", plan.folder))
+                    stack.enter_context(recording(root, "train", plan.folder))
                 cadence = {} if kind == "whole" else {"log_seconds": START, "checkpoint_seconds": 1e9}
                 train_stage.train(plan, root, device, **cadence)  # type: ignore[arg-type]
             perf = pd.read_csv(root / "stages/train/perf.csv")

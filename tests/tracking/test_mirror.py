@@ -1,4 +1,4 @@
-"""The MLflow mirror: complete, without repeats, and never in the way; real databases, no mocks."""
+"""The MLflow mirror is complete, sends nothing twice and never delays a stage; real databases, no mocks."""
 
 import base64
 import io
@@ -31,28 +31,31 @@ from PIL import Image
 from ruamel.yaml import YAML
 
 from ganpipe import models
-from ganpipe.commands import doctor
+from ganpipe.commands.doctor import doctor
 from ganpipe.commands.trained import find_generator
-from ganpipe.common import dataset as packed
-from ganpipe.common import files
+from ganpipe.common import dataset
 from ganpipe.common.errors import Interrupted, UserError
-from ganpipe.models import generator as snapshot
+from ganpipe.common.files import main_checkout
+from ganpipe.models import generator
 from ganpipe.params import Params
-from ganpipe.tracking import mirror as tracking
+from ganpipe.tracking.identity import Stage, identify
+from ganpipe.tracking.mirror import left_running, recording, stage_folders, status_after, update
+from ganpipe.tracking.run import ATTEMPT, TABLES, Status
+from ganpipe.tracking.sync import sync
 
 BATCH_SIZE, TRAIN_IMAGES, STEPS = 16, 20, 600
-KEYS = tuple(tracking.LOSSES.values())
+KEYS = tuple(TABLES["history.csv"].values())
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The main checkout of all tests' runs: one database, because making one takes seconds."""
+    """The main checkout of all tests' runs: one database, because creating one takes seconds."""
     return tmp_path_factory.mktemp("home")
 
 
 @pytest.fixture(autouse=True)
 def environment(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Work as DVC's queue does: in a folder that goes away, with DVC_ROOT naming the main checkout."""
+    """Work as DVC's queue does: in a temporary folder, with DVC_ROOT naming the main checkout."""
     for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "DVC_EXP_NAME", "DVC_EXP_BASELINE_REV"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("DVC_ROOT", str(home))
@@ -62,7 +65,7 @@ def environment(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.fixture
 def checkout(tmp_path: Path, small_params: Params, write_packed: Callable[..., Path]) -> Callable[..., Path]:
-    """Return a function that makes a checkout with the files of all stages; a seed makes it an experiment."""
+    """Return a function that makes a checkout with all stages' files; each seed is another experiment."""
 
     def make(seed: int, steps: int = STEPS, root: Path = tmp_path / "checkout", **changes: Any) -> Path:
         values = updated(
@@ -78,7 +81,7 @@ def checkout(tmp_path: Path, small_params: Params, write_packed: Callable[..., P
         model = values.model.model_dump() | {"train": values.train.model_dump(), "batch_size": BATCH_SIZE}
         model |= {"train_images": TRAIN_IMAGES, "nimg": steps * BATCH_SIZE}
         model |= {"ended": "finished", "interventions": 0}
-        model["data_digest"] = packed.load(data).digest
+        model["data_digest"] = dataset.load(data).digest
         (train / "model.json").write_text(json.dumps(model))
         grow(train, steps)
         for epoch in (1, 2, 10):
@@ -106,34 +109,46 @@ def grow(folder: Path, steps: int, tail: str = "") -> None:
 
 
 def client_of(folder: Path) -> MlflowClient:
-    """Open a database behind tracking's back."""
+    """Open a database without ganpipe.tracking."""
     return MlflowClient(tracking_uri=f"sqlite:///{folder}/mlflow.db")
 
 
 @pytest.fixture
 def client(home: Path) -> MlflowClient:
-    """The database of all tests."""
+    """A client of all tests' database."""
     return client_of(home)
+
+
+def record(
+    root: Path,
+    last: Stage,
+    train_folder: Path | None = None,
+    status: Status = "FINISHED",
+    name: str | None = None,
+) -> str:
+    """Bring the run of a checkout's experiment up to date and return its id."""
+    folders = stage_folders(root, last, train_folder)
+    return update(main_checkout(root), identify(root, name), folders, status).id
 
 
 def runs(client: MlflowClient, experiment: str = "ganpipe") -> list[Run]:
     """Return all runs of an experiment that are not deleted."""
-    found = client.get_experiment_by_name(experiment)
-    return list(client.search_runs([found.experiment_id])) if found else []
+    named = client.get_experiment_by_name(experiment)
+    return list(client.search_runs([named.experiment_id])) if named else []
 
 
 def run_of(client: MlflowClient, seed: int, status: str | None = None, steps: int = 0) -> Run:
     """Return the one run of a training seed, once it has a status and the losses of `steps` steps."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
-        found = [run for run in runs(client) if run.data.params.get("train.seed") == str(seed)]
-        assert len(found) <= 1
-        # Of the losses that `grow` writes, d_loss tells the step.
-        done = [run for run in found if 1 / run.data.metrics.get("train/d_loss", math.inf) > steps - 0.5]
+        of_seed = [run for run in runs(client) if run.data.params.get("train.seed") == str(seed)]
+        assert len(of_seed) <= 1
+        # `grow` writes the step's reciprocal as d_loss.
+        done = [run for run in of_seed if 1 / run.data.metrics.get("train/d_loss", math.inf) > steps - 0.5]
         if done and status in (None, done[0].info.status):
             return done[0]
         time.sleep(0.1)
-    pytest.fail(f"the run of seed {seed} did not come to step {steps} and status {status}")
+    pytest.fail(f"the run of seed {seed} did not reach step {steps} and status {status}")
 
 
 def points(client: MlflowClient, run: str, key: str) -> list[tuple[int, float]]:
@@ -144,14 +159,14 @@ def points(client: MlflowClient, run: str, key: str) -> list[tuple[int, float]]:
 def pictures(client: MlflowClient, run: str) -> Counter[tuple[str, int]]:
     """Count a run's pictures by key and step, read from MLflow's file names."""
     names = [Path(file.path).name for file in client.list_artifacts(run, "images")]
-    found = [re.match(r"(.+?)[+%]step[+%](\d+)[+%].*(?<!compressed)\.(png|webp)", name) for name in names]
-    return Counter((match[1], int(match[2])) for match in found if match and match[3] == "png")
+    pattern = re.compile(r"(.+?)[+%]step[+%](\d+)[+%].*(?<!compressed)\.png")
+    return Counter((match[1], int(match[2])) for name in names if (match := pattern.match(name)))
 
 
 def state(client: MlflowClient, run: str) -> dict[str, Any]:
-    """Return all that a run holds."""
+    """Return everything that a run holds."""
     data, info = client.get_run(run).data, client.get_run(run).info
-    artifacts = [file.path for place in (None, "images") for file in client.list_artifacts(run, place)]
+    artifacts = [file.path for folder in (None, "images") for file in client.list_artifacts(run, folder)]
     history = {key: points(client, run, key) for key in data.metrics}
     return {"info": dict(info), "tags": data.tags, "params": data.params, "at": artifacts, "points": history}
 
@@ -164,10 +179,10 @@ def closed_address() -> str:
 
 
 def test_run_is_complete(checkout: Callable[..., Path], client: MlflowClient, home: Path) -> None:
-    """A failure means that MLflow shows less than the files in stages/, or something else."""
+    """A failure means that MLflow shows less than the files in stages/ hold, or other values."""
     root = checkout(seed=1)
-    run = tracking.record(root, "evaluate")
-    found = client.get_run(run)
+    run = record(root, "evaluate")
+    held = client.get_run(run)
     for key, values in {
         "train/d_loss": [float(f"{1 / i:.6g}") for i in range(1, STEPS + 1)],
         "train/g_loss": [2.5] * STEPS,
@@ -182,36 +197,36 @@ def test_run_is_complete(checkout: Callable[..., Path], client: MlflowClient, ho
     assert points(client, run, "perf/images_per_second") == speeds
     spreads = [(i * BATCH_SIZE, i + 0.5) for i in range(100, STEPS + 1, 100)]
     assert points(client, run, "train/spread") == spreads
-    assert found.data.tags["ganpipe.ended"] == "finished"
+    assert held.data.tags["ganpipe.ended"] == "finished"
     last = STEPS * BATCH_SIZE
-    evals = {key: points(client, run, key) for key in found.data.metrics if key.startswith("eval/")}
+    evals = {key: points(client, run, key) for key in held.data.metrics if key.startswith("eval/")}
     assert evals == {"eval/kid_lite0": [(last, 0.1 + 0.2)], "eval/n": [(last, 20.0)]}
     grids = {("samples~fixed_z", epoch * TRAIN_IMAGES): 1 for epoch in (1, 2, 10)}
     finals = {("samples~final", 0): 1, ("samples~real_fake", 0): 1}
     assert pictures(client, run) == grids | finals
-    assert found.data.params["train.seed"] == "1"
-    assert found.data.params["train.snapshot_epochs"] == "[1,2]"
-    assert found.info.status == "FINISHED"
-    assert found.info.run_name == f"repro-{found.data.tags['ganpipe.key'][:6]}"
-    assert found.info.artifact_uri.startswith((home / "mlruns").as_uri())
+    assert held.data.params["train.seed"] == "1"
+    assert held.data.params["train.snapshot_epochs"] == "[1,2]"
+    assert held.info.status == "FINISHED"
+    assert held.info.run_name == f"repro-{held.data.tags['ganpipe.key'][:6]}"
+    assert held.info.artifact_uri.startswith((home / "mlruns").as_uri())
     files = {file.path for file in client.list_artifacts(run)}
     assert files == {"images", "params.yaml", "events.csv", "metrics.json", "grid.png", "real_fake.png"}
     stored = home / "mlruns/ganpipe" / run / "artifacts"
     assert YAML(typ="safe").load(stored / "params.yaml")["train"]["batch_size"] == BATCH_SIZE
     grid = next(path for path in (stored / "images").glob("*step+200+*.png"))
     assert np.asarray(Image.open(grid)).min() == np.asarray(Image.open(grid)).max() == 10
-    assert list(Path().iterdir()) == [], "something was left in the current folder"
+    assert list(Path().iterdir()) == [], "a file was left in the current folder"
 
 
 def test_pages_of_a_grid(
     checkout: Callable[..., Path], client: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A page without scores, data or the way to its neighbours is one that nobody opens twice."""
+    """A failure means that a run's page lacks scores, data or links to the grid's other runs."""
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "pages")
     ids = {}
     for seed in (0, 1):
         root = checkout(seed=70 + seed, root=tmp_path / f"checkout{seed}")
-        ids[seed] = tracking.record(root, "evaluate", name=f"xin2024-two-rates-glr=2-s{seed}")
+        ids[seed] = record(root, "evaluate", name=f"xin2024-two-rates-glr=2-s{seed}")
     first = client.get_run(ids[0])
     assert {run.data.tags["ganpipe.grid"] for run in runs(client, "pages")} == {"xin2024-two-rates"}
     assert first.data.tags["ganpipe.cell"] == "xin2024-two-rates-glr=2"
@@ -235,14 +250,14 @@ def test_pages_of_a_grid(
         "best/nimg": 600.0 * BATCH_SIZE,
     }
     before = state(client, ids[1])
-    tracking.record(tmp_path / "checkout0", "evaluate", name="xin2024-two-rates-glr=2-s0")
+    record(tmp_path / "checkout0", "evaluate", name="xin2024-two-rates-glr=2-s0")
     assert state(client, ids[1]) == before and state(client, ids[0])["tags"] == first.data.tags
 
 
 def test_the_generator_is_the_runs_model(
     checkout: Callable[..., Path], client: MlflowClient, small_params: Params
 ) -> None:
-    """The model would be pickled code, another network's images, or one more each time."""
+    """A failure means a model that is pickled code, generates other images, or is sent at each update."""
     import mlflow
 
     root = checkout(seed=75)
@@ -251,44 +266,44 @@ def test_the_generator_is_the_runs_model(
     save_generator(train, small_params)
     (train / "model.json").write_text(json.dumps(content | json.loads((train / "model.json").read_text())))
     expected = find_generator(None, root)
-    run = tracking.record(root, "evaluate")
-    place = f"runs:/{run}/generator"
+    run = record(root, "evaluate")
+    uri = f"runs:/{run}/generator"
     mlflow.set_tracking_uri(client.tracking_uri)
-    answer = mlflow.pyfunc.load_model(place).predict(["x"], params={"n": 3, "seed": 5, "z_scale": 0.5})
-    z = snapshot.z_of_seeds(expected.spec.params, 5, 3, 0.5)
-    shown = [np.asarray(Image.open(io.BytesIO(base64.b64decode(each["png"])))) for each in answer]
-    assert np.array_equal(np.stack(shown), snapshot.images_of(expected.network, z)[..., 0])
-    assert [each["seed"] for each in answer] == [5, 6, 7]
-    found = find_generator(place, Path(os.environ["DVC_ROOT"]))
-    assert np.array_equal(snapshot.images_of(found.network, z), snapshot.images_of(expected.network, z))
+    answer = mlflow.pyfunc.load_model(uri).predict(["x"], params={"n": 3, "seed": 5, "z_scale": 0.5})
+    z = generator.z_of_seeds(expected.spec.params, 5, 3, 0.5)
+    images = [np.asarray(Image.open(io.BytesIO(base64.b64decode(image["png"])))) for image in answer]
+    assert np.array_equal(np.stack(images), generator.images_of(expected.network, z)[..., 0])
+    assert [image["seed"] for image in answer] == [5, 6, 7]
+    loaded = find_generator(uri, Path(os.environ["DVC_ROOT"]))
+    assert np.array_equal(generator.images_of(loaded.network, z), generator.images_of(expected.network, z))
     with pytest.raises(UserError, match=r"runs:/0/generator: cannot be downloaded from MLflow at sqlite"):
         find_generator("runs:/0/generator", Path(os.environ["DVC_ROOT"]))
     local = Path(client.download_artifacts(run, "generator", str(root)))
     names = {path.suffix for path in local.rglob("*") if path.is_file()}
     assert ".pkl" not in names and ".pt" not in names
     before = client.get_run(run).data.tags["ganpipe.model"]
-    tracking.record(root, "evaluate")
+    record(root, "evaluate")
     assert client.get_run(run).data.tags["ganpipe.model"] == before
     other = models.build_generator(expected.spec)
-    snapshot.save_generator(other, expected.spec, train / "generator.safetensors")
-    tracking.record(root, "evaluate")
+    generator.save_generator(other, expected.spec, train / "generator.safetensors")
+    record(root, "evaluate")
     after = client.get_run(run).data.tags["ganpipe.model"]
-    held = client.search_logged_models([client.get_run(run).info.experiment_id])
-    assert [model.model_id for model in held] == [after] and after != before
+    models_held = client.search_logged_models([client.get_run(run).info.experiment_id])
+    assert [model.model_id for model in models_held] == [after] and after != before
 
 
 def test_second_call_changes_nothing(checkout: Callable[..., Path], client: MlflowClient) -> None:
-    """A failure means points or pictures twice, or a run whose end moves each time it is looked after."""
+    """A failure means that points or pictures are sent twice, or that a run's end time changes."""
     root = checkout(seed=2)
-    run = tracking.record(root, "evaluate")
+    run = record(root, "evaluate")
     before, count = state(client, run), len(runs(client))
-    assert tracking.record(root, "evaluate") == run
+    assert record(root, "evaluate") == run
     assert state(client, run) == before
     assert len(runs(client)) == count
 
 
 def test_growing_history_arrives_once(checkout: Callable[..., Path], client: MlflowClient) -> None:
-    """A failure means lost or repeated steps in a live run, or a half-written line taken for numbers."""
+    """A failure means lost or repeated steps in a live run, or that a half-written line is read."""
     root = checkout(seed=3, steps=1)
     folder = root / "stages/train"
     for steps, tail in (
@@ -300,7 +315,7 @@ def test_growing_history_arrives_once(checkout: Callable[..., Path], client: Mlf
         (600, ""),
     ):
         grow(folder, steps, tail)
-        run = tracking.record(root, "train", folder, status="RUNNING")
+        run = record(root, "train", folder, status="RUNNING")
         assert [step for step, _ in points(client, run, "train/d_loss")] == [
             BATCH_SIZE * i for i in range(1, steps + 1)
         ]
@@ -308,18 +323,18 @@ def test_growing_history_arrives_once(checkout: Callable[..., Path], client: Mlf
 
 
 def test_rescued_attempts_stand_apart(checkout: Callable[..., Path], client: MlflowClient) -> None:
-    """A rescued run would pass for a plain one, or have two values at a step."""
+    """A failure means that a rescue is not visible in the curves, or that a step has two values."""
     root = checkout(seed=30, steps=5)
     folder = root / "stages/train"
-    tracking.record(root, "train", folder, status="RUNNING")
+    record(root, "train", folder, status="RUNNING")
     lines = (folder / "history.csv").read_text().splitlines(keepends=True)
     again = [f"{i},{i * BATCH_SIZE},{i / 2},1,0.5,2.5,0.75,0.25,8,9\n" for i in (4, 5, 6)]
     (folder / "history.csv").write_text("".join(lines[:4] + again))
     (folder / "events.csv").write_text("step,attempt,what,action,back_to,text\n6,0,diverged,rescue,3,nan\n")
     model = json.loads((folder / "model.json").read_text()) | {"interventions": 1}
     (folder / "model.json").write_text(json.dumps(model))
-    run = tracking.record(root, "train")
-    tracking.record(root, "train")
+    run = record(root, "train")
+    record(root, "train")
     assert [step for step, _ in points(client, run, "train/d_loss")] == [BATCH_SIZE * i for i in range(1, 6)]
     rescued = points(client, run, "train/d_loss attempt 1")
     assert rescued == [(BATCH_SIZE * i, 0.5) for i in (4, 5, 6)]
@@ -328,15 +343,15 @@ def test_rescued_attempts_stand_apart(checkout: Callable[..., Path], client: Mlf
 
 
 def test_partly_sent_run_is_completed(checkout: Callable[..., Path], client: MlflowClient) -> None:
-    """A failure means that an update that broke off leaves a gap or repeats for good."""
+    """A failure means that an interrupted update leaves a gap or repeated steps for good."""
     root = checkout(seed=4, steps=5)
-    run = tracking.record(root, "train")
+    run = record(root, "train")
     grow(root / "stages/train", STEPS)
     # Another client died while it sent the next rows one metric at a time.
     ahead = [Metric("train/d_loss", 1.0 / i, 0, i * BATCH_SIZE) for i in range(6, 301)]
     client.log_batch(run, metrics=ahead)
     client.log_batch(run, metrics=[Metric("train/g_loss", 2.5, 0, i * BATCH_SIZE) for i in range(6, 9)])
-    tracking.record(root, "train")
+    record(root, "train")
     for key in KEYS:
         assert [step for step, _ in points(client, run, key)] == [BATCH_SIZE * i for i in range(1, STEPS + 1)]
 
@@ -346,27 +361,27 @@ def test_picture_without_preview_is_sent_again(
 ) -> None:
     """A failure means that a kill between a picture and its preview leaves a hole in the UI's slider."""
     root = checkout(seed=5)
-    run = tracking.record(root, "evaluate")
+    run = record(root, "evaluate")
     images = home / "mlruns/ganpipe" / run / "artifacts/images"
     for path in [*images.glob("*fixed_z+step+40+*.webp"), *images.glob("*final*.webp")]:
         path.unlink()
-    tracking.record(root, "evaluate")
+    record(root, "evaluate")
     assert len(list(images.glob("*fixed_z+step+40+*.webp"))) == len(list(images.glob("*final*.webp"))) == 1
 
 
 def test_changed_results_replace_the_old(checkout: Callable[..., Path], client: MlflowClient) -> None:
-    """A failure means that a stage that was run again (on a GPU, say) still shows its old result."""
+    """A failure means that a stage that ran again, such as on a GPU, still shows its old result."""
     root = checkout(seed=6)
-    run = tracking.record(root, "evaluate")
+    run = record(root, "evaluate")
     before = client.get_run(run).data.tags
     Image.new("RGB", (32, 32), (0, 99, 0)).save(root / "stages/sample/grid.png")
     (root / "stages/evaluate/metrics.json").write_text(json.dumps({"kid_lite0": 0.5, "n": 20}))
-    tracking.record(root, "evaluate")
-    found = client.get_run(run).data
-    assert found.metrics["eval/kid_lite0"] == 0.5
+    record(root, "evaluate")
+    data = client.get_run(run).data
+    assert data.metrics["eval/kid_lite0"] == 0.5
     assert [value for _, value in points(client, run, "eval/n")] == [20.0]
     assert pictures(client, run)["samples~final", 0] == 1
-    assert found.tags["ganpipe.sha256.grid.png"] != before["ganpipe.sha256.grid.png"]
+    assert data.tags["ganpipe.sha256.grid.png"] != before["ganpipe.sha256.grid.png"]
     local = client.download_artifacts(run, "grid.png", str(root))
     assert Image.open(local).getpixel((0, 0)) == (0, 99, 0)
 
@@ -374,28 +389,28 @@ def test_changed_results_replace_the_old(checkout: Callable[..., Path], client: 
 def test_later_stages_are_left_out(checkout: Callable[..., Path], client: MlflowClient) -> None:
     """A failure means that a new run shows the numbers and pictures of the experiment before it."""
     root = checkout(seed=7)
-    run = tracking.record(root, "train")
+    run = record(root, "train")
     assert not [key for key in client.get_run(run).data.metrics if key.startswith("eval/")]
     assert {key for key, _ in pictures(client, run)} == {"samples~fixed_z"}
-    tracking.record(root, "sample")
+    record(root, "sample")
     assert {key for key, _ in pictures(client, run)} == {"samples~fixed_z", "samples~final"}
 
 
 def test_params_data_and_code_make_the_run(checkout: Callable[..., Path], client: MlflowClient) -> None:
     """A failure means that two experiments share a run, or one experiment has two."""
     root = checkout(seed=8)
-    first = tracking.record(root, "evaluate")
+    first = record(root, "evaluate")
     text = (root / "params.yaml").read_text()
     (root / "params.yaml").write_text(re.sub(r"count: \d+", "count: 21", text))
-    assert tracking.record(root, "evaluate") != first
+    assert record(root, "evaluate") != first
     (root / "params.yaml").write_text("# a comment is no other experiment\n" + text)
-    assert tracking.record(root, "evaluate") == first
+    assert record(root, "evaluate") == first
     (root / "ganpipe/evaluate/stage.py").write_text("print()\n")
-    assert tracking.record(root, "evaluate") != first
+    assert record(root, "evaluate") != first
     (root / "ganpipe/evaluate/stage.py").write_text('"""evaluate."""\n')
-    assert tracking.record(root, "evaluate") == first
+    assert record(root, "evaluate") == first
     client.delete_run(first)
-    again = tracking.record(root, "evaluate")
+    again = record(root, "evaluate")
     assert again != first
     assert len(points(client, again, "train/d_loss")) == STEPS
 
@@ -411,37 +426,37 @@ def test_model_of_other_params_is_refused(checkout: Callable[..., Path], client:
     ):
         (root / "params.yaml").write_text(re.sub(old, new, text))
         with pytest.raises(UserError, match=name + ".*dvc repro"):
-            tracking.record(root, "train")
+            record(root, "train")
     (root / "params.yaml").write_text(text)
     np.save(root / "stages/preprocess/images.npy", np.ones((TRAIN_IMAGES, 8, 8, 1), np.uint8))
-    packed.write_description(root / "stages/preprocess")
+    dataset.write_description(root / "stages/preprocess")
     with pytest.raises(UserError, match="the data"):
-        tracking.record(root, "train")
+        record(root, "train")
     assert len(runs(client)) == count
 
 
 def test_names(checkout: Callable[..., Path], client: MlflowClient, monkeypatch: pytest.MonkeyPatch) -> None:
     """A failure means that an experiment cannot be found in MLflow by the name that DVC gives it."""
     root = checkout(seed=10)
-    run = tracking.record(root, "train")
+    run = record(root, "train")
     monkeypatch.setenv("DVC_EXP_NAME", "lr-1")
     monkeypatch.setenv("DVC_EXP_BASELINE_REV", "f" * 40)
-    assert tracking.record(root, "train") == run
-    found = client.get_run(run)
-    assert (found.info.run_name, found.data.tags["dvc.exp_name"]) == ("lr-1", "lr-1")
-    assert found.data.tags["dvc.exp_baseline_rev"] == "f" * 40
-    tracking.record(root, "train", name="chosen")
+    assert record(root, "train") == run
+    named = client.get_run(run)
+    assert (named.info.run_name, named.data.tags["dvc.exp_name"]) == ("lr-1", "lr-1")
+    assert named.data.tags["dvc.exp_baseline_rev"] == "f" * 40
+    record(root, "train", name="chosen")
     monkeypatch.delenv("DVC_EXP_NAME")
-    tracking.record(root, "train")
+    record(root, "train")
     assert client.get_run(run).info.run_name == "chosen"
 
 
 def test_recording_follows_the_stage(checkout: Callable[..., Path], client: MlflowClient) -> None:
-    """A failure means that nobody can watch a training in MLflow, or that its end is lost."""
+    """A failure means that a training cannot be watched in MLflow, or that its last steps are lost."""
     root = checkout(seed=11, steps=3)
     final, unfinished = root / "stages/train", root / "unfinished"
     final.rename(unfinished)
-    with tracking.recording(root, "train", unfinished, every=0.05):
+    with recording(root, "train", unfinished, interval=0.05):
         for steps in (3, 10):
             grow(unfinished, steps)
             run = run_of(client, 11, steps=steps)
@@ -464,15 +479,15 @@ def test_recording_follows_the_stage(checkout: Callable[..., Path], client: Mlfl
     ],
 )
 def test_status(ended_by: BaseException | None, status: str) -> None:
-    """A failure means that a broken run passes for a finished one, or a stopped one for a broken one."""
-    assert tracking._status(ended_by) == status
+    """A failure means that a failed run is shown as finished, or an interrupted one as failed."""
+    assert status_after(ended_by) == status
 
 
 def test_killed_stage_leaves_no_running_run(checkout: Callable[..., Path], client: MlflowClient) -> None:
-    """A failure means that `kill -9` leaves a run RUNNING for ever, or shows an older run's samples in it."""
+    """A failure means that `kill -9` leaves a run RUNNING for ever, or with an older run's samples."""
     root = checkout(seed=25, steps=4)
-    stage = "import os, sys; from pathlib import Path; from ganpipe.tracking import mirror as tracking\n"
-    stage += "with tracking.recording(Path(sys.argv[1]), 'sample'): os.kill(os.getpid(), 9)"
+    stage = "import os, sys; from pathlib import Path; from ganpipe.tracking.mirror import recording\n"
+    stage += "with recording(Path(sys.argv[1]), 'sample'): os.kill(os.getpid(), 9)"
     subprocess.run([sys.executable, "-c", stage, str(root)], check=False)
     run = run_of(client, 25, status="KILLED")
     assert len(points(client, run.info.run_id, "train/d_loss")) == 4
@@ -482,10 +497,10 @@ def test_killed_stage_leaves_no_running_run(checkout: Callable[..., Path], clien
 def test_only_the_newest_attempt_sets_the_status(checkout: Callable[..., Path], client: MlflowClient) -> None:
     """A failure means that the late mirror of a killed trainer marks its successor KILLED."""
     root = checkout(seed=26, steps=4)
-    experiment, folders = tracking._identify(root), tracking._folders(root, "train")
+    experiment, folders = identify(root), stage_folders(root, "train")
 
-    def mirror(status: tracking.Status, attempt: str) -> str:
-        run = tracking._mirror(files.main_checkout(root), experiment, folders, status, attempt).id
+    def mirror(status: Status, attempt: str) -> str:
+        run = update(main_checkout(root), experiment, folders, status, attempt).id
         return client.get_run(run).info.status
 
     old, new, later = "1000.50 here 7", "1012.25 here 8", "2000.00 here 7"
@@ -501,24 +516,24 @@ def test_only_the_newest_attempt_sets_the_status(checkout: Callable[..., Path], 
 def test_a_run_whose_stage_and_mirror_were_killed(
     checkout: Callable[..., Path], client: MlflowClient
 ) -> None:
-    """A failure means that a power cut leaves a run RUNNING for ever, or that a living one is ended."""
+    """A failure means that a power cut leaves a run RUNNING for ever, or that a live run is set to KILLED."""
     root = checkout(seed=27, steps=4)
-    stage = "import sys; from pathlib import Path; from ganpipe.tracking import mirror as tracking\n"
-    stage += "with tracking.recording(Path(sys.argv[1]), 'sample'): sys.stdin.readline()"
+    stage = "import sys; from pathlib import Path; from ganpipe.tracking.mirror import recording\n"
+    stage += "with recording(Path(sys.argv[1]), 'sample'): sys.stdin.readline()"
     with subprocess.Popen([sys.executable, "-c", stage, str(root)], stdin=subprocess.PIPE) as process:
         run = run_of(client, 27, status="RUNNING").info
-        assert run.run_id not in dict(tracking.left_running(root))
+        assert run.run_id not in dict(left_running(root))
         (mirror,) = psutil.Process(process.pid).children()
         mirror.kill()
         process.kill()
-    assert tracking.left_running(root) == [(run.run_id, run.run_name)]
+    assert left_running(root) == [(run.run_id, run.run_name)]
     (root / ".dvc").mkdir()
-    assert doctor.doctor(root, fix=False) == 1 and client.get_run(run.run_id).info.status == "RUNNING"
-    assert doctor.doctor(root, fix=True) == 0
-    assert client.get_run(run.run_id).info.status == "KILLED" and not tracking.left_running(root)
-    client.set_tag(run.run_id, tracking.ATTEMPT, f"1.00 elsewhere {os.getpid()}")
+    assert doctor(root, fix=False) == 1 and client.get_run(run.run_id).info.status == "RUNNING"
+    assert doctor(root, fix=True) == 0
+    assert client.get_run(run.run_id).info.status == "KILLED" and not left_running(root)
+    client.set_tag(run.run_id, ATTEMPT, f"1.00 elsewhere {os.getpid()}")
     client.update_run(run.run_id, status="RUNNING")
-    assert not tracking.left_running(root), "another machine's"
+    assert not left_running(root), "its process may live on the other machine"
 
 
 def test_server_away(
@@ -527,26 +542,25 @@ def test_server_away(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """A failure means that training waits for, or dies of, an MLflow server, or that its run is lost."""
+    """A failure means that an unreachable server delays or ends a training, or that its run is lost."""
     root = checkout(seed=61)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", closed_address())
     with (
         pytest.raises(RuntimeError, match="the stage's own"),
-        tracking.recording(root, "train", root / "stages/train", every=0.1),
+        recording(root, "train", root / "stages/train", interval=0.1),
     ):
         raise RuntimeError("the stage's own")
-    said = capsys.readouterr().err.splitlines()
-    assert len(said) == 1
-    assert "ganpipe sync" in said[0]
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "ganpipe sync" in line
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    assert len(points(client, tracking.record(root, "train"), "train/d_loss")) == STEPS
+    assert len(points(client, record(root, "train"), "train/d_loss")) == STEPS
 
 
 @pytest.mark.long
 def test_server_killed_for_ten_seconds(
     checkout: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A failure means that a server's restart costs steps of a run, or holds up the loop of the training."""
+    """A failure means that a server's restart loses steps of a run, or delays the training loop."""
     address, most = closed_address(), 50_000
     store = f"sqlite:///{tmp_path}/server.db"
     words = ["server", "--backend-store-uri", store, "--artifacts-destination", f"{tmp_path}/artifacts"]
@@ -577,7 +591,7 @@ def test_server_killed_for_ten_seconds(
         killed = back = 0.0
         last = most  # the step that ends it, once the server is back
         with (
-            tracking.recording(root, "train", folder, every=0.5),
+            recording(root, "train", folder, interval=0.5),
             open(folder / "history.csv", "a") as history,
         ):
             client = MlflowClient(tracking_uri=address)
@@ -619,17 +633,16 @@ def _record(root: Path, home: Path, start: Any) -> None:
     import mlflow  # noqa: F401
 
     start.wait()
-    tracking.record(root, "train")
+    record(root, "train")
 
 
 def test_two_processes_make_one_database(checkout: Callable[..., Path], tmp_path: Path) -> None:
-    """A failure means that two queue workers that start together break MLflow's database for good."""
+    """A failure means that two queue workers that start together damage MLflow's database for good."""
     roots = [checkout(seed=seed, steps=5, root=tmp_path / str(seed)) for seed in (70, 71)]
     home = tmp_path / "fresh"
     home.mkdir()
-    context = multiprocessing.get_context(
-        "fork"
-    )  # a spawned process would import mlflow again, which takes seconds
+    # A spawned process would import mlflow again, which takes seconds.
+    context = multiprocessing.get_context("fork")
     start = context.Barrier(2)
     workers = [context.Process(target=_record, args=(root, home, start)) for root in roots]
     for worker in workers:
@@ -650,13 +663,13 @@ def test_two_processes_make_one_database(checkout: Callable[..., Path], tmp_path
 def test_deleted_experiment_is_named(
     checkout: Callable[..., Path], client: MlflowClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A failure means that a deleted experiment stops all mirroring without a word of what to do."""
+    """A failure means that a deleted experiment stops all updates without naming the remedy."""
     root = checkout(seed=63, steps=2)
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "other")
-    run = client.get_run(tracking.record(root, "train"))
+    run = client.get_run(record(root, "train"))
     client.delete_experiment(run.info.experiment_id)
     with pytest.raises(UserError, match=f"restore --experiment-id {run.info.experiment_id}"):
-        tracking.record(root, "train")
+        record(root, "train")
 
 
 PIPELINE = """
@@ -698,7 +711,7 @@ def test_sync(
     monkeypatch: pytest.MonkeyPatch,
     small_params: Params,
 ) -> None:
-    """A failure means that runs missed while MLflow was away stay incomplete, or grow each time."""
+    """A failure means that runs stay incomplete after MLflow was unreachable, or grow at each sync."""
     from dvc.repo import Repo
 
     for name, value in {"GIT_AUTHOR_NAME": "t", "GIT_AUTHOR_EMAIL": "t@t", "HOME": str(tmp_path)}.items():
@@ -739,7 +752,7 @@ def test_sync(
         save(repo, "lost")
         lost = Path(repo.cache.local.oid_to_path(_md5(root / "stages/evaluate/real_fake.png")))
         lost.unlink()
-        # What `dvc exp run train` leaves: the samples are those of other code.
+        # As after `dvc exp run train`: the samples were made by other code.
         (root / "ganpipe/sample/stage.py").write_text("print()\n")
         git("add", ".")
         head, stale = git("rev-parse", "HEAD").strip(), git("stash", "create").strip()
@@ -750,7 +763,7 @@ def test_sync(
         (root / "params.yaml").write_text(re.sub(r"neighbours: \d+", "neighbours: 99", text))
     shutil.rmtree(root / ".dvc/tmp", ignore_errors=True)
 
-    first = tracking.sync(root)
+    first = sync(root)
     names = {run.info.run_name: run for run in runs(client, "sync")}
     assert len(names) == 4, first
     assert [line.partition(":")[0] for line in first] == ["workspace", "a", "b", "lost", "stale"]
@@ -766,19 +779,19 @@ def test_sync(
         assert run.data.tags["ganpipe.git_dirty"] == "false"
         assert run.data.tags["dvc.exp_baseline_rev"] == git("rev-parse", "HEAD").strip()
     before = {run.info.run_id: state(client, run.info.run_id) for run in names.values()}
-    second = tracking.sync(root)
+    second = sync(root)
     assert ["complete already" in line for line in second] == [True, True, True, False, True]
     assert {run.info.run_id: state(client, run.info.run_id) for run in runs(client, "sync")} == before
 
-    # A deleted run is made again, and a colleague's clone records the experiment that it has pulled.
+    # A deleted run is created again, and a colleague's clone records the experiment that it has pulled.
     client.delete_run(names["a"].info.run_id)
-    assert re.match(r"a: up to evaluate, run a: \d+ points", tracking.sync(root)[1])
+    assert re.match(r"a: up to evaluate, run a: \d+ points", sync(root)[1])
     assert len(runs(client, "sync")) == 4
     git("init", "-q", "--bare", "-b", "main", str(tmp_path / "hub"))
     git("remote", "add", "origin", str(tmp_path / "hub"))
     git("push", "-q", "origin", "main")
     store = f"[core]\n    remote = store\n['remote \"store\"']\n    url = {tmp_path}/store\n"
-    (root / ".dvc/tmp").mkdir(exist_ok=True)  # DVC makes it but once
+    (root / ".dvc/tmp").mkdir(exist_ok=True)  # DVC does not create it again
     (root / ".dvc/config.local").write_text(store)
     with Repo(str(root)) as repo:
         repo.experiments.push("origin", ["b"], push_cache=True)
@@ -789,7 +802,7 @@ def test_sync(
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "colleague")
     with Repo(str(colleague)) as repo:
         repo.experiments.pull("origin", ["b"], pull_cache=True)
-    assert "nothing to record" in (lines := tracking.sync(colleague))[0]
+    assert "nothing to record" in (lines := sync(colleague))[0]
     assert re.match(r"b: up to evaluate, run b: \d+ points", lines[1])
     (pulled,) = runs(client, "colleague")
     assert pulled.data.params == names["b"].data.params
@@ -797,8 +810,8 @@ def test_sync(
 
 
 def _ref(git: Callable[..., str], name: str) -> str:
-    found = git("for-each-ref", "--format=%(refname)", "refs/exps").split()
-    return next(ref.removeprefix("refs/exps/") for ref in found if ref.endswith(f"/{name}"))
+    refs = git("for-each-ref", "--format=%(refname)", "refs/exps").split()
+    return next(ref.removeprefix("refs/exps/") for ref in refs if ref.endswith(f"/{name}"))
 
 
 def _md5(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""The model in a server of MLflow's own, away from any checkout."""
+"""The generator as an MLflow model in MLflow's own server, without a checkout."""
 
 import base64
 import io
@@ -21,9 +21,9 @@ from conftest import save_generator
 from PIL import Image
 
 from ganpipe.commands.trained import find_generator
-from ganpipe.models import generator as snapshot
+from ganpipe.models.generator import images_of, z_of_seeds
 from ganpipe.params import Params
-from ganpipe.tracking import model as packing
+from ganpipe.tracking.model import write_model
 
 Ask = Callable[[str], tuple[int, dict[str, Any]]]
 
@@ -31,19 +31,19 @@ Ask = Callable[[str], tuple[int, dict[str, Any]]]
 def test_writing_a_model_says_nothing(
     tmp_path: Path, small_params: Params, recwarn: pytest.WarningsRecorder
 ) -> None:
-    """`ganpipe sync` would print MLflow's advice to its programmers."""
+    """A failure means that `ganpipe sync` prints MLflow's advice to programmers."""
     save_generator(tmp_path, small_params)
-    warnings.onceregistry.clear()  # type: ignore[attr-defined]  # what another test has heard is heard again
-    packing.write(tmp_path, tmp_path / "model")
-    assert not [str(each.message) for each in recwarn if "type hints" in str(each.message)]
+    warnings.onceregistry.clear()  # type: ignore[attr-defined]  # warn again of what other tests caused
+    write_model(tmp_path, tmp_path / "model")
+    assert not [warning for warning in recwarn if "type hints" in str(warning.message)]
 
 
 @pytest.fixture(scope="module")
 def ask(tmp_path_factory: pytest.TempPathFactory, small_params: Params) -> Iterator[Ask]:
-    """Return a function that posts JSON to a model that `mlflow models serve` serves: status, answer."""
+    """Return a function that posts JSON to `mlflow models serve` and returns status and answer."""
     folder = tmp_path_factory.mktemp("served")
     save_generator(folder / "train", small_params)
-    packing.write(folder / "train", folder / "model")
+    write_model(folder / "train", folder / "model")
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
@@ -83,17 +83,17 @@ def ask(tmp_path_factory: pytest.TempPathFactory, small_params: Params) -> Itera
 
 @pytest.mark.long
 def test_a_server_answers_with_images(ask: Ask, small_params: Params, tmp_path: Path) -> None:
-    """A studio would ask and get nothing, or other images than ours."""
+    """A failure means that the server does not answer, or not with the images of the seeds."""
     status, answer = ask('{"inputs": ["x"], "params": {"n": 5, "seed": 9, "z_scale": 0.7}}')
     assert status == 200
     save_generator(tmp_path, small_params)
     here = find_generator(str(tmp_path))
-    expected = snapshot.images_of(here.network, snapshot.z_of_seeds(here.spec.params, 9, 5, 0.7))
+    expected = images_of(here.network, z_of_seeds(here.spec.params, 9, 5, 0.7))
     assert ask('{"inputs": ["x"], "params": {"n": null, "z_scale": null}}') == ask('{"inputs": ["x"]}')
-    for i, each in enumerate(answer["predictions"]):
-        assert each["seed"] == 9 + i
-        shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(each["png"]))))
-        assert np.array_equal(shown, expected[i, :, :, 0])
+    for i, prediction in enumerate(answer["predictions"]):
+        assert prediction["seed"] == 9 + i
+        image = np.asarray(Image.open(io.BytesIO(base64.b64decode(prediction["png"]))))
+        assert np.array_equal(image, expected[i, :, :, 0])
 
 
 @pytest.mark.long
@@ -111,7 +111,7 @@ def test_a_server_answers_with_images(ask: Ask, small_params: Params, tmp_path: 
     ],
 )
 def test_absurd_values_get_one_sentence(ask: Ask, wanted: str, words: str) -> None:
-    """A server that falls over, or answers with a traceback."""
+    """A failure means that a wrong value stops the server, or is answered with a traceback."""
     status, answer = ask(f'{{"inputs": ["x"], "params": {{{wanted}}}}}')
     assert status == 400 and words in answer["message"] and "Traceback" not in json.dumps(answer)
     assert ask('{"inputs": ["x"]}')[0] == 200

@@ -1,4 +1,4 @@
-"""What a run's page says, against checkouts in git and the recipes of params.yaml."""
+"""The description on a run's page, compared with checkouts in git and the recipes of params.yaml."""
 
 import json
 import re
@@ -12,7 +12,8 @@ from conftest import ROOT, updated
 
 from ganpipe.experiments import recipes
 from ganpipe.params import Params
-from ganpipe.tracking import page
+from ganpipe.tracking.identity import Stage, nearest_recipe, recipe_and_grid_tags
+from ganpipe.tracking.page import note, repeat_commands
 
 
 @pytest.fixture
@@ -28,7 +29,7 @@ def checkout(tmp_path: Path) -> Path:
 
 
 def test_the_command_makes_the_very_params_again(checkout: Path, default_params: Params) -> None:
-    """Who copies the command would get another run."""
+    """A failure means that the command on a run's page starts another run."""
     head = subprocess.run(
         ["git", "rev-parse", "HEAD"], cwd=checkout, capture_output=True, text=True
     ).stdout.strip()
@@ -41,40 +42,40 @@ def test_the_command_makes_the_very_params_again(checkout: Path, default_params:
         model__z_limit=1.5,
         evaluate__weights=None,
     )
-    command = page.repeat(checkout, changed.experiment, head, clean=False)
+    command = repeat_commands(checkout, changed.experiment, head, clean=False)
     lines = command.splitlines()
     assert lines[0] == f"git checkout {head[:12]}" and len(lines) == 2
     words = shlex.split(lines[1])
     assert words[:3] == ["dvc", "exp", "run"]
     settings = [word for word in words[3:] if word != "-S"]
     assert recipes.apply_settings(default_params, settings, "command") == changed
-    assert page.repeat(checkout, default_params.experiment, head, clean=False).endswith("\ndvc exp run")
+    assert repeat_commands(checkout, default_params.experiment, head, clean=False).endswith("\ndvc exp run")
     (checkout / "ganpipe/train.py").write_text("print(1)\n")
-    assert "changes to the code" in page.repeat(checkout, changed.experiment, head, clean=False)
-    assert page.repeat(checkout, changed.experiment, head, clean=True) == command, "edited after the run"
-    assert page.repeat(checkout, changed.experiment, "0" * 40, clean=True) == ""
-    assert page.repeat(checkout, changed.experiment, None, clean=False) == ""
+    assert "uncommitted changes" in repeat_commands(checkout, changed.experiment, head, clean=False)
+    assert repeat_commands(checkout, changed.experiment, head, clean=True) == command, "edited after the run"
+    assert repeat_commands(checkout, changed.experiment, "0" * 40, clean=True) == ""
+    assert repeat_commands(checkout, changed.experiment, None, clean=False) == ""
 
 
 def test_a_run_is_called_after_its_recipe(default_params: Params) -> None:
-    """A paper's run would go by another paper's name."""
+    """A failure means that a run is named after another paper's recipe."""
     for name in ("stiff2018-mnist", "xin2024-5"):
         words = [*recipes.recipe_settings(default_params, name), "fetch.path=/x"]
         values = recipes.apply_settings(default_params, [*words, "train.epochs=7"], "test")
-        found = page.nearest_recipe(values)
-        assert found is not None and found[0] == name and "train.epochs=7" in found[1]
-    assert page.nearest_recipe(default_params) is None
-    tags = page.origin(default_params, "xin2024-two-rates-dlr=0.0064-glr=0.0032-s12")
+        nearest = nearest_recipe(values)
+        assert nearest is not None and nearest[0] == name and "train.epochs=7" in nearest[1]
+    assert nearest_recipe(default_params) is None
+    tags = recipe_and_grid_tags(default_params, "xin2024-two-rates-dlr=0.0064-glr=0.0032-s12")
     assert tags == {
         "ganpipe.grid": "xin2024-two-rates",
         "ganpipe.cell": "xin2024-two-rates-dlr=0.0064-glr=0.0032",
     }
-    assert page.origin(default_params, "xin2024-two-rates-mine") == {}
+    assert recipe_and_grid_tags(default_params, "xin2024-two-rates-mine") == {}
 
 
 def test_the_note_has_scores_beside_their_floors(tmp_path: Path, default_params: Params) -> None:
-    """A score without its floor says nothing."""
-    folders = {stage: tmp_path / stage for stage in ("train", "evaluate")}
+    """A failure means that a page shows scores without their floors, which give them a meaning."""
+    folders: dict[Stage, Path] = {"train": tmp_path / "train", "evaluate": tmp_path / "evaluate"}
     for folder in folders.values():
         folder.mkdir()
     model = {"train_images": 4451, "batch_size": 64, "data_digest": "d" * 64}
@@ -89,18 +90,17 @@ def test_the_note_has_scores_beside_their_floors(tmp_path: Path, default_params:
     }
     metrics |= {"recall": 0.7, "recall_sd": None, "recall_floor": None}
     metrics |= {"memorisation": "none found", "protocol": "lite0; n=500"}
-    text = json.dumps(metrics)
-    (folders["evaluate"] / "metrics.json").write_text(text)
-    note = page.text(tmp_path, default_params.experiment, {}, folders)
-    assert "| kid_lite0 | **0.162** | 0.01 | -0.0012 |\n| recall | **0.7** | – | – |" in note.replace(
+    (folders["evaluate"] / "metrics.json").write_text(json.dumps(metrics))
+    text = note(tmp_path, default_params.experiment, {}, folders)
+    assert "| kid_lite0 | **0.162** | 0.01 | -0.0012 |\n| recall | **0.7** | – | – |" in text.replace(
         "&emsp;", ""
     )
     for words in (
-        "4,451 images, 40 epochs in batches of 64, seed 0; ended: complete; interventions: 2",
+        "4,451 images, 40 epochs, batch size 64, seed 0; ended: complete; interventions: 2",
         "`mnist5k`, 32 px, digest `dddddddddddddddd`",
         "none found",
         "n=500",
         "dcgan (Radford",
     ):
-        assert words in note
-    assert not re.search("None|nan", note)
+        assert words in text
+    assert not re.search("None|nan", text)

@@ -1,4 +1,4 @@
-"""MLflow's server at the prepared view, in the browser that people have: run with -m browser."""
+"""MLflow's server at the prepared view, in a real browser: run with -m browser."""
 
 import base64
 import io
@@ -22,16 +22,21 @@ from mlflow import MlflowClient
 from PIL import Image
 from ruamel.yaml import YAML
 
-from ganpipe.common import dataset as packed
-from ganpipe.common import sheets as pictures
+from ganpipe.common import dataset
 from ganpipe.common.errors import UserError
-from ganpipe.experiments import compare
+from ganpipe.common.sheets import sheet
+from ganpipe.common.stages import EVALS_COLUMNS, HISTORY_COLUMNS, PERF_COLUMNS
+from ganpipe.experiments.compare import compare
 from ganpipe.params import Params
-from ganpipe.tracking import mirror as tracking
-from ganpipe.tracking import page, ui, view
+from ganpipe.tracking.identity import GRID, identify
+from ganpipe.tracking.mirror import stage_folders, update
+from ganpipe.tracking.page import NOTE
+from ganpipe.tracking.store import connect
+from ganpipe.tracking.ui import served
+from ganpipe.tracking.view import COLOUR, COLOURS, MAX_RUNS, SECTIONS, TAG, write_view
 
 IMAGES, EPOCHS = 500, (1, 2, 4)
-# A folder where pictures of the pages are kept: docs/, when they are to be made anew.
+# A folder that receives screenshots of the pages, such as docs/.
 KEEP = os.environ.get("GANPIPE_SCREENSHOTS")
 
 
@@ -40,8 +45,8 @@ def home(
     tmp_path_factory: pytest.TempPathFactory, small_params: Params, write_packed: Callable[..., Path]
 ) -> Iterator[Path]:
     """A checkout whose MLflow holds three runs of a grid; GANPIPE_SHOWN names another, of real runs."""
-    if shown := os.environ.get("GANPIPE_SHOWN"):
-        yield Path(shown).resolve()
+    if checkout := os.environ.get("GANPIPE_SHOWN"):
+        yield Path(checkout).resolve()
         return
     from dvc.repo import Repo
 
@@ -57,7 +62,7 @@ def home(
         for i, glr in enumerate((0.0032, 0.00128, 0.00064)):
             root = made(folder / f"made/{i}", small_params, write_packed, glr, noise=90 - 40 * i)
             patch.setenv("DVC_EXP_NAME", f"xin2024-two-rates-glr={glr}-s0")
-            tracking.record(root, "evaluate")
+            update(folder, identify(root), stage_folders(root, "evaluate"), "FINISHED")
         patch.delenv("DVC_EXP_NAME")
         patch.delenv("DVC_ROOT")
         shutil.rmtree(folder / "made")
@@ -65,7 +70,7 @@ def home(
 
 
 def made(root: Path, values: Params, write_packed: Callable[..., Path], glr: float, noise: float) -> Path:
-    """Write what the stages leave, the grids being digits under noise that falls with the epochs."""
+    """Write the stages' files; the grids are digits with noise that decreases with the epochs."""
     values = updated(values, train__glr=glr, train__batch_size=50)
     (root / "ganpipe").mkdir(parents=True)
     for name in ("__init__", "train", "sample", "evaluate"):
@@ -76,22 +81,24 @@ def made(root: Path, values: Params, write_packed: Callable[..., Path], glr: flo
         (root / "stages" / stage).mkdir(parents=True)
     train, rng, steps = root / "stages/train", np.random.default_rng(0), EPOCHS[-1] * IMAGES // 50
     model = values.model.model_dump() | {"train": values.train.model_dump(), "batch_size": 50}
-    model |= {"train_images": IMAGES, "nimg": steps * 50, "data_digest": packed.load(data).digest}
+    model |= {"train_images": IMAGES, "nimg": steps * 50, "data_digest": dataset.load(data).digest}
     model |= {"resolution": 28, "channels": 1, "epochs": EPOCHS[-1], "weights": "ema", "steps": steps}
     (train / "model.json").write_text(json.dumps(model))
-    columns = "step,nimg,epoch,d_loss,g_loss,d_real,d_fake,d_grad_norm,g_grad_norm"
-    rows = [
-        f"{i},{i * 50},{i / 10},{1 / i + noise / 90},{2 - 1 / i},0.7,0.3,1,2" for i in range(1, steps + 1)
+    losses = [
+        f"{i},{i * 50},{i / 10},0,{1 / i + noise / 90},{2 - 1 / i},0.7,0.3,1,2" for i in range(1, steps + 1)
     ]
-    (train / "history.csv").write_text("\n".join([columns, *rows]) + "\n")
     evals = [f"{i},{i * 50},{noise / i},0.5,0.6" for i in (10, 20, 40)]
-    (train / "evals.csv").write_text("\n".join(["step,nimg,kid_light,spread,real_spread", *evals]) + "\n")
-    (train / "events.csv").write_text("step\n")
     speeds = [f"{i},{i * 50},{i / 10},{100 + i}" for i in range(10, steps + 1, 10)]
-    (train / "perf.csv").write_text("\n".join(["step,nimg,seconds,images_per_second", *speeds]) + "\n")
+    for name, columns, rows in (
+        ("history.csv", HISTORY_COLUMNS, losses),
+        ("evals.csv", EVALS_COLUMNS, evals),
+        ("perf.csv", PERF_COLUMNS, speeds),
+        ("events.csv", ("step",), []),
+    ):
+        (train / name).write_text("\n".join([",".join(columns), *rows]) + "\n")
     for epoch in EPOCHS:
         noisy = digits()[::78][:64] + rng.normal(0, noise + 200 / epoch, (64, 28, 28, 1))
-        picture = pictures.sheet(noisy.clip(0, 255).astype(np.uint8), 8)
+        picture = sheet(noisy.clip(0, 255).astype(np.uint8), 8)
         picture.save(train / f"grids/{epoch}.png")
         picture.save(root / "stages/sample/grid.png")
         picture.save(root / "stages/evaluate/real_fake.png")
@@ -104,18 +111,18 @@ def made(root: Path, values: Params, write_packed: Callable[..., Path], glr: flo
 
 def client_of(home: Path) -> tuple[MlflowClient, str]:
     """Return a client and the experiment's id."""
-    return tracking.connection(home)
+    return connect(home)
 
 
 @pytest.mark.browser
 def test_the_view_holds_what_is_looked_at_first(home: Path) -> None:
-    """The page would open on noise, in two colours, or without the numbers."""
+    """A failure means that the page opens with noise, with runs in one colour, or without the scores."""
     client, number = client_of(home)
-    place = view.write(client, number)
-    assert place.startswith(f"/#/experiments/{number}")
-    before = {run.info.run_id: run.data.tags[view.COLOUR] for run in client.search_runs([number])}
+    path = write_view(client, number)
+    assert path.startswith(f"/#/experiments/{number}")
+    before = {run.info.run_id: run.data.tags[COLOUR] for run in client.search_runs([number])}
     assert len(set(before.values())) == len(before) >= 3
-    tag = json.loads(client.get_experiment(number).tags[view.TAG])
+    tag = json.loads(client.get_experiment(number).tags[TAG])
     state = json.loads(zlib.decompress(base64.b64decode(tag["state"].removeprefix("deflate;"))))
     assert state["selectedColumns"][:3] == [
         f"metrics.`eval/{name}`" for name in ("kid_lite0", "fd_lite0", "fd_lite0_floor")
@@ -123,16 +130,16 @@ def test_the_view_holds_what_is_looked_at_first(home: Path) -> None:
     assert "params.`train.glr`" in state["selectedColumns"]
     assert state["compareRunCharts"][0]["step"] > 0
     later = [chart["metricKey"] for chart in state["compareRunCharts"] if chart["metricSectionId"] == "s3"]
-    assert later == ["train/kid_light", "train/spread"], "a single point is no curve"
-    view.write(client, number)
-    assert {run.info.run_id: run.data.tags[view.COLOUR] for run in client.search_runs([number])} == before
+    assert later == ["train/kid_light", "train/spread"], "real_spread has a single point"
+    write_view(client, number)
+    assert {run.info.run_id: run.data.tags[COLOUR] for run in client.search_runs([number])} == before
 
 
 @pytest.fixture(scope="module")
 def address(home: Path) -> Iterator[str]:
-    """The address that `ganpipe ui` gives, its server running."""
-    with ui.served(home) as found:
-        yield found
+    """The address that `ganpipe ui` prints, with its server running."""
+    with served(home) as view_address:
+        yield view_address
 
 
 @pytest.fixture(scope="module")
@@ -152,22 +159,22 @@ def browser() -> Iterator[Any]:
 
 
 def wait(condition: Callable[[], Any], what: str, seconds: float = 60) -> Any:
-    """Return what a condition gives once it is true."""
+    """Return a condition's value once it is true."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        if found := condition():
-            return found
+        if value := condition():
+            return value
         time.sleep(0.5)
-    pytest.fail(f"{what} did not come")
+    pytest.fail(f"{what} did not appear")
 
 
 def keep(browser: Any, name: str) -> None:
-    """Keep a picture of the page as a PNG of few colours."""
+    """Save a screenshot of the page as a PNG of few colours and less than 150 kB."""
     if KEEP:
         picture = Image.open(io.BytesIO(browser.get_screenshot_as_png())).convert("RGB")
         colours = 128
         while True:
-            # By the colours' extent: by their count, the few points of a run's colour would go into another.
+            # By the colours' range: by their count, the few pixels of a run's colour would get another's.
             method = Image.Quantize.MAXCOVERAGE
             small = picture.quantize(colours, method=method, kmeans=1, dither=Image.Dither.NONE)
             small.save(Path(KEEP) / name, optimize=True)
@@ -180,56 +187,54 @@ def keep(browser: Any, name: str) -> None:
 def test_grids_stand_side_by_side_at_the_last_step_in_three_colours(
     home: Path, address: str, browser: Any
 ) -> None:
-    """MLflow's own page shows noise at step 0 and two runs in one colour."""
+    """A failure means that the view is as poor as MLflow's own: grids of step 0, two runs in one colour."""
     from selenium.webdriver.common.by import By
 
     browser.get(address)
-    rest(browser, "Close", "Hide banner")
+    close_panels(browser, "Close", "Hide banner")
     client, number = client_of(home)
-    runs = {run.info.run_id: run for run in client.search_runs([number], max_results=view.SHOWN)}
+    runs = {run.info.run_id: run for run in client.search_runs([number], max_results=MAX_RUNS)}
 
     def loaded() -> list[Any]:
-        found = browser.find_elements(By.CSS_SELECTOR, ".rc-image-img")
-        wide = [card for card in found if int(card.get_property("naturalWidth")) > 9]
+        cards = browser.find_elements(By.CSS_SELECTOR, ".rc-image-img")
+        wide = [card for card in cards if int(card.get_property("naturalWidth")) > 9]
         return wide if len(wide) == len(runs) else []
 
     cards = wait(loaded, "the grids of all runs")
     addresses = [unquote(card.get_attribute("src")) for card in cards]
-    assert {each.rpartition("run_uuid=")[2] for each in addresses} == set(runs) and len(runs) >= 3
-    steps = {each.partition("+step+")[2].partition("+")[0] for each in addresses}
+    assert {address.rpartition("run_uuid=")[2] for address in addresses} == set(runs) and len(runs) >= 3
+    steps = {address.partition("+step+")[2].partition("+")[0] for address in addresses}
     assert steps == {str(max(_steps(client, run) for run in runs))}
-    places = [card.location for card in cards[:3]]
-    tops, lefts = ([place[axis] for place in places] for axis in "yx")
-    assert max(tops) - min(tops) < 20, "one below the other"
+    tops, lefts = ([card.location[axis] for card in cards[:3]] for axis in "yx")
+    assert max(tops) - min(tops) < 20, "the grids are not in one row"
     assert min(right - left for left, right in pairwise(sorted(lefts))) > 100
     above = "let e = arguments[0]; while (!e.querySelector('label')) e = e.parentElement;"
     colour = f"{above} return getComputedStyle(e.querySelector('label')).backgroundColor"
-    shown = {browser.execute_script(colour, card) for card in cards}
-    assert len(shown) == min(len(runs), len(view.COLOURS))
-    for title in (*view.SECTIONS, "eval/fd_lite0 vs eval/fd_lite0_floor"):
-        wait(partial(_says, browser, title), title)
+    colours = {browser.execute_script(colour, card) for card in cards}
+    assert len(colours) == min(len(runs), len(COLOURS))
+    for title in (*SECTIONS, "eval/fd_lite0 vs eval/fd_lite0_floor"):
+        wait(partial(_contains, browser, title), title)
     keep(browser, "mlflow-view.png")
 
 
 @pytest.mark.browser
 def test_a_runs_page_says_what_it_is(home: Path, address: str, browser: Any) -> None:
-    """A stranger would see curves, and not what they are of."""
+    """A failure means that the page shows curves, but not which data and training they belong to."""
     from selenium.webdriver.common.by import By
 
     client, number = client_of(home)
     run = client.search_runs([number], order_by=["metrics.`eval/kid_lite0` ASC"])[0]
     base = address.partition("/#/")[0]
     browser.get(f"{base}/#/experiments/{number}/runs/{run.info.run_id}?workflowType=machine_learning")
-    rest(browser, "Close")
-    wait(partial(_says, browser, "kid_lite0"), "the note")
+    close_panels(browser, "Close")
+    wait(partial(_contains, browser, "kid_lite0"), "the note")
     for button in browser.find_elements(By.XPATH, "//button[contains(., 'Show more')]"):
         button.click()  # a long note is folded
-    repeat = ["Repeat it exactly"] if "Repeat it" in run.data.tags[page.NOTE] else []  # a commit is known
+    repeat = ["Repeat this run"] if "Repeat this" in run.data.tags[NOTE] else []  # a commit is known
     for words in ("digest", "Training", "Recipe", "mnist5k", *repeat):
-        wait(partial(_says, browser, words), words)
-    others = [each for each in client.search_runs([number]) if each.info.run_id != run.info.run_id]
-    for other in others:
-        if page.GRID in other.data.tags:
+        wait(partial(_contains, browser, words), words)
+    for other in client.search_runs([number]):
+        if GRID in other.data.tags and other.info.run_id != run.info.run_id:
             assert other.info.run_id in browser.page_source
     time.sleep(1)  # the note unfolds
     keep(browser, "mlflow-run.png")
@@ -239,30 +244,30 @@ def test_a_runs_page_says_what_it_is(home: Path, address: str, browser: Any) -> 
 def test_the_comparison_is_a_page_that_a_stranger_understands(
     home: Path, tmp_path: Path, browser: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The page that is passed on would need the one who made it."""
+    """A failure means that the comparison's page cannot be understood without its author."""
     if not os.environ.get("GANPIPE_SHOWN"):
         pytest.skip("needs finished experiments: GANPIPE_SHOWN names a checkout with some")
     monkeypatch.chdir(home)
-    compare.compare(Path(), grid="xin2024-two-rates", page=tmp_path / "page.html")
+    compare(Path(), grid="xin2024-two-rates", page=tmp_path / "page.html")
     browser.get(f"file://{tmp_path}/page.html")
-    wait(partial(_says, browser, "KID"), "the page")
+    wait(partial(_contains, browser, "KID"), "the page")
     keep(browser, "compare.png")
 
 
-def rest(browser: Any, *names: str) -> None:
-    """Close what MLflow opens over the page."""
+def close_panels(browser: Any, *names: str) -> None:
+    """Close the panels that MLflow opens over the page."""
     from selenium.webdriver.common.by import By
 
     for name in names:
-        deadline = time.monotonic() + 10  # a page may remember that it was closed
+        deadline = time.monotonic() + 10  # it may not open, if it was closed before
         while time.monotonic() < deadline:
-            if found := browser.find_elements(By.CSS_SELECTOR, f"button[aria-label='{name}']"):
-                found[0].click()
+            if buttons := browser.find_elements(By.CSS_SELECTOR, f"button[aria-label='{name}']"):
+                buttons[0].click()
                 break
             time.sleep(0.5)
 
 
-def _says(browser: Any, text: str) -> bool:
+def _contains(browser: Any, text: str) -> bool:
     return text in browser.page_source
 
 
@@ -274,12 +279,12 @@ def _steps(client: MlflowClient, run: str) -> int:
 
 @pytest.mark.browser
 def test_without_a_run_the_message_says_so(tmp_path: Path) -> None:
-    """An empty page would leave a newcomer at a loss."""
+    """A failure means that a newcomer sees an empty page and no remedy."""
     from dvc.repo import Repo
 
     subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
     identity = ["-c", "user.name=t", "-c", "user.email=t@t", "commit", "--allow-empty", "-qm", "first"]
     subprocess.run(["git", *identity], cwd=tmp_path, check=True)
     Repo.init(str(tmp_path)).close()
-    with pytest.raises(UserError, match="no run yet; `dvc repro`"), ui.served(tmp_path):
+    with pytest.raises(UserError, match="no run yet; `dvc repro`"), served(tmp_path):
         pass

@@ -1,0 +1,159 @@
+"""Which experiment a checkout holds: its params, data and code, the key of its MLflow run, and its tags."""
+
+import hashlib
+import json
+import os
+import re
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ganpipe import params
+from ganpipe.common import dataset
+from ganpipe.common.code import code_digest, import_closure
+from ganpipe.common.errors import UserError
+from ganpipe.common.stages import stage_folder
+from ganpipe.experiments.recipes import apply_settings, recipe_settings
+from ganpipe.experiments.revisions import flat_params
+from ganpipe.params import Params
+
+Stage = Literal["train", "sample", "evaluate"]
+Folders = Mapping[Stage, Path]  # stage → the folder that holds its files
+
+TRACKED: tuple[Stage, ...] = ("train", "sample", "evaluate")  # the stages whose results MLflow shows
+COMMIT, DIRTY, BASELINE = "ganpipe.git_commit", "ganpipe.git_dirty", "dvc.exp_baseline_rev"
+RECIPE, GRID, CELL = "ganpipe.recipe", "ganpipe.grid", "ganpipe.cell"
+MAX_DIFFERENT = 8  # values in which a run may differ from a recipe and still be named after it
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What distinguishes an experiment from others, and where it comes from.
+
+    Attributes:
+        values: section → name → value of params.yaml, with train.batch_size set for the resolution.
+        data_digest: digest of the packed data set.
+        code_digest: digest of all files that train, sample and evaluate import.
+        tags: MLflow tags: the commit, DVC's experiment, the recipe, the grid and the digests.
+        name: the run's name; None: an existing run keeps its name.
+    """
+
+    values: dict[str, dict[str, Any]]
+    data_digest: str
+    code_digest: str
+    tags: dict[str, str]
+    name: str | None
+
+    @property
+    def key(self) -> str:
+        """Sixteen hexadecimal characters that identify the experiment's run in MLflow."""
+        content = json.dumps([self.values, self.data_digest, self.code_digest], sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+    @property
+    def flat_values(self) -> dict[str, Any]:
+        """The values by dotted name, such as "train.glr"."""
+        return {f"{section}.{k}": v for section, values in self.values.items() for k, v in values.items()}
+
+    def check(self, model: Mapping[str, Any]) -> None:
+        """Raise a UserError if the model of a model.json was trained with other params or on other data."""
+        trained = {f"model.{name}": model[name] for name in self.values["model"]}
+        trained |= {f"train.{name}": value for name, value in model["train"].items()}
+        trained |= {"train.batch_size": model["batch_size"], "the data's digest": model["data_digest"]}
+        current = self.flat_values | {"the data's digest": self.data_digest}
+        for name, value in trained.items():
+            if current.get(name) != value:
+                raise UserError(
+                    f"the trained model belongs to other params: {name} was {value} and is now "
+                    f"{current.get(name)}; run `dvc repro`"
+                )
+
+
+def identify(
+    root: Path,
+    name: str | None = None,
+    data_digest: str | None = None,
+    origin: Mapping[str, str] | None = None,
+) -> Experiment:
+    """Read from a checkout which experiment it holds.
+
+    Args:
+        root: the checkout.
+        name: the run's name; None: the name of the DVC experiment that is running, if any.
+        data_digest: the digest of the data; None: that of stages/preprocess.
+        origin: tags of git and DVC; None: read from the checkout and DVC's environment variables.
+
+    Raises:
+        UserError: params.yaml is not valid, or the packed data set is not complete.
+    """
+    loaded = params.load(root / params.PARAMS_FILE)
+    values = loaded.experiment
+    values["train"]["batch_size"] = loaded.train.batch_size_for(loaded.preprocess.resolution)
+    modules = {path for stage in TRACKED for path in import_closure(f"ganpipe.{stage}.stage", root)}
+    code = code_digest(modules, root)
+    data = data_digest or dataset.load(stage_folder(root, "preprocess")).digest
+    if origin is None:
+        name = name or os.environ.get("DVC_EXP_NAME")
+        origin = git_tags(root) | {BASELINE: os.environ.get("DVC_EXP_BASELINE_REV", "")}
+    tags = {**origin, **recipe_and_grid_tags(loaded, name), "dvc.exp_name": name or ""}
+    tags |= {"ganpipe.data_digest": data, "ganpipe.code_digest": code}
+    return Experiment(values, data, code, {key: value for key, value in tags.items() if value}, name)
+
+
+def read_model(folder: Path) -> dict[str, Any]:
+    """Return the content of model.json in a folder with the train stage's files."""
+    model: dict[str, Any] = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+    return model
+
+
+def git_tags(root: Path) -> dict[str, str]:
+    """Return tags of the commit and of changes to code, params or pipeline since; none outside git."""
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(root), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.strip()
+
+    try:  # without dvc.lock, which every `dvc repro` changes
+        changed = git("status", "--porcelain", "--", "params.yaml", "dvc.yaml", "ganpipe")
+        return {COMMIT: git("rev-parse", "HEAD"), DIRTY: "true" if changed else "false"}
+    except (OSError, subprocess.SubprocessError):
+        return {}
+
+
+def recipe_and_grid_tags(values: Params, name: str | None) -> dict[str, str]:
+    """Return tags for the recipe that the params are close to, and for the grid that a name belongs to.
+
+    Args:
+        values: the run's params, with all recipes and grids.
+        name: the run's name, <grid>-<settings>-s<seed> for a run of a grid.
+    """
+    tags = {}
+    if nearest := nearest_recipe(values):
+        recipe, differing = nearest
+        tags[RECIPE] = " ".join([recipe, *(["with", *differing] if differing else [])])
+    cell = re.sub(r"-s\d+$", "", name or "")
+    grids = [grid for grid in values.grids if cell.startswith(f"{grid}-")]
+    if grids and cell != name:
+        tags |= {GRID: max(grids, key=len), CELL: cell}
+    return tags
+
+
+def nearest_recipe(values: Params) -> tuple[str, list[str]] | None:
+    """Return the recipe with the fewest differing values, and these as `key=value`; None: none is near."""
+    current, best = flat_params(values), None
+    for recipe in values.recipes:
+        try:
+            applied = flat_params(apply_settings(values, recipe_settings(values, recipe), recipe))
+        except UserError:  # the recipe needs further settings, such as another resolution
+            continue
+        differing = [f"{key}={value_text(current[key])}" for key in current if current[key] != applied[key]]
+        if len(differing) <= MAX_DIFFERENT and (best is None or len(differing) < len(best[1])):
+            best = recipe, differing
+    return best
+
+
+def value_text(value: Any) -> str:
+    """Write a value of params.yaml on one line; text stays as it is."""
+    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))

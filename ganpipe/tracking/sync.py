@@ -1,0 +1,96 @@
+"""Complete the runs of the workspace and of all DVC experiments in MLflow."""
+
+from contextlib import suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from ganpipe.common.errors import UserError
+from ganpipe.common.stages import STAGES, stage_file
+from ganpipe.experiments.revisions import UNREADABLE, Experiment, finished, open_repo, unpack
+from ganpipe.tracking.identity import BASELINE, COMMIT, DIRTY, TRACKED, identify, read_model
+from ganpipe.tracking.mirror import MIRRORED, stage_folders, update
+from ganpipe.tracking.model import WEIGHTS
+from ganpipe.tracking.run import Status
+from ganpipe.tracking.store import address, configure, first_line
+
+
+def sync(root: Path) -> list[str]:
+    """Complete the runs of the workspace and of every finished DVC experiment; a second call changes nothing.
+
+    Returns:
+        A line for the workspace and one for each experiment: what was sent, or why it was skipped.
+
+    Raises:
+        UserError: there is no DVC repository, DVC is busy, or MLflow cannot be brought up to date.
+    """
+    configure()
+    from mlflow.exceptions import MlflowException
+
+    home, names = root.resolve(), dict[str, str]()
+    try:
+        with open_repo(home) as repo:
+            lines = [_sync_workspace(home, repo)]
+            for name, experiments in sorted(finished(repo).items()):
+                for experiment in experiments:
+                    lines.append(f"{name}: {_sync_experiment(home, name, experiment, names)}")
+    except MlflowException as error:
+        problem = f"MLflow at {address(home)} cannot be brought up to date"
+        raise UserError(f"{problem}: {first_line(error)}") from None
+    return lines
+
+
+def _sync_workspace(home: Path, repo: Any) -> str:
+    changed = {name.rpartition(":")[2] for name in repo.status()}
+    stale = next((stage for stage in STAGES if stage in changed), None)
+    valid = [stage for stage in TRACKED if stale is None or STAGES.index(stage) < STAGES.index(stale)]
+    if not valid:
+        return f"workspace: nothing to record, {stale} is not up to date; run `dvc repro`"
+    last = valid[-1]
+    # Without evaluate the run keeps its status: the stage after `last` may have failed.
+    status: Status | None = "FINISHED" if last == "evaluate" else None
+    try:
+        run = update(home, identify(home), stage_folders(home, last), status)
+    except (UserError, FileNotFoundError) as error:
+        return f"workspace: skipped: {first_line(error)}"
+    return f"workspace: up to {last}, {run}"
+
+
+def _sync_experiment(home: Path, name: str, experiment: Experiment, names: dict[str, str]) -> str:
+    """Record an experiment from git and DVC's cache, and add its key → name to `names`."""
+    from dvc.api import DVCFileSystem
+
+    system = DVCFileSystem(str(home), rev=experiment.revision)
+    origin = {COMMIT: experiment.revision, DIRTY: "false", BASELINE: experiment.baseline}
+    try:
+        with TemporaryDirectory(prefix="ganpipe-sync-") as folder:
+            copy = Path(folder)
+            last_valid = unpack(home, experiment.revision, copy)[1]
+            last = next((stage for stage in TRACKED if stage == last_valid), None)
+            if last is None:
+                return "skipped: no trained model belongs to its params and code"
+            folders = stage_folders(copy, last)
+            for file in (file for stage in folders for file in MIRRORED[stage]):
+                _copy_output(system, name, stage_file(Path(), file), copy)
+            with suppress(UserError):  # a run without its model is better than none
+                _copy_output(system, name, stage_file(Path(), WEIGHTS), copy)
+            identity = identify(copy, name, read_model(folders["train"])["data_digest"], origin)
+            twin = names.setdefault(identity.key, name)
+            if twin != name:
+                return f"same params, data and code as {twin}, whose run it shares"
+            return f"up to {last}, {update(home, identity, folders, 'FINISHED')}"
+    except UserError as error:
+        return f"skipped: {first_line(error)}"
+    except UNREADABLE as error:
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        return f"skipped: not readable by this version of ganpipe: {reason}"
+
+
+def _copy_output(system: Any, name: str, path: Path, copy: Path) -> None:
+    """Copy an experiment's file or folder from DVC's cache to the same path below another folder."""
+    (copy / path).parent.mkdir(parents=True, exist_ok=True)
+    try:
+        system.get(str(path), str(copy / path), recursive=True)
+    except (OSError, KeyError):
+        remedy = f"`dvc exp apply {name}` and `dvc repro` make it"
+        raise UserError(f"{path} is not in the cache; {remedy}") from None
