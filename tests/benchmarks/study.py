@@ -3,10 +3,10 @@
     python tests/benchmarks/study.py FOLDER GRID --seeds 3 --set key=value …
     python tests/benchmarks/study.py FOLDER NAME --word recipe=celeba64,dcgan --word train.epochs=5,10 …
 
-For studies whose cells train for less time than the pipeline's five processes take to start. The stages are the
-same functions with the same params and give the same numbers. A cell is a folder FOLDER/<cell>-s<seed> with
-params.json and stages/; finished stages are skipped. Cells with the same pictures share them. If a cell fails,
-its traceback is printed and the others continue. `--train-only` stops each cell after its training.
+For studies whose cells train for less time than the pipeline's five processes take to start. The stages are
+the same functions with the same params and give the same numbers. A cell is a folder FOLDER/<cell>-s<seed>
+with params.json and stages/; finished stages are skipped. Cells with the same pictures share them. If a cell
+fails, its traceback is printed and the others continue. `--train-only` stops each cell after its training.
 """
 
 import hashlib
