@@ -4,17 +4,17 @@ import signal
 
 
 class UserError(Exception):
-    """Something that the user can mend: names what, where and what to do. Ends a command with exit code 2."""
+    """A mistake that the user can correct. The text names it and the remedy. Ends a command with exit code 2."""
 
 
 class Interrupted(Exception):
-    """A signal asked the training to stop after a step; everything up to there is in a checkpoint.
+    """Training was stopped by a signal after a step, whose state is in a checkpoint.
 
-    Ends a command with exit code 128 + signum, so that DVC does not take the stage as done.
+    Ends a command with exit code 128 + signum, so that DVC does not regard the stage as done.
     """
 
     def __init__(self, signum: int, step: int) -> None:
         super().__init__(
-            f"stopped by {signal.Signals(signum).name} after step {step}; run it again to go on from there"
+            f"stopped by {signal.Signals(signum).name} after step {step}; run it again to resume from there"
         )
         self.signum = signum

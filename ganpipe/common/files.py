@@ -1,4 +1,4 @@
-"""Files that are whole or absent: write beside, sync, rename; their sha256; and where work is kept."""
+"""Atomic writes (write beside, sync, rename), sha256 of files, and the main checkout."""
 
 import hashlib
 import os
@@ -9,12 +9,12 @@ from pathlib import Path
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """Give a temporary name in the same folder to write to; it takes the place of `path` once all is on disk.
+    """Yield a temporary path in the same folder; it replaces `path` once its content is on disk.
 
-    A kill at any moment leaves the old file or the new one, never a part. On an exception the old file stays.
+    A kill at any moment leaves the old file or the new one, never a part. An exception leaves the old one.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Always the same name, so that what a kill leaves is overwritten by the next try.
+    # Always the same name, so that the next attempt overwrites a killed one's file.
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         yield temporary
@@ -22,17 +22,17 @@ def whole(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
         sync(path.parent)
     except OSError as error:
-        # A full disk is noticed by a write, which does not know the file's name.
+        # A write to a full disk raises without the file's name.
         if error.errno and not error.filename:
             error.filename = str(path)
         raise
     finally:
-        with suppress(OSError):  # what cannot be removed is overwritten by the next try
+        with suppress(OSError):  # the next attempt overwrites it
             temporary.unlink(missing_ok=True)
 
 
 def sync(path: Path) -> None:
-    """Put a file's bytes, or a folder's names, on the disk, to outlive a power cut."""
+    """Flush a file's bytes, or a folder's names, to the disk, so that they survive a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -47,5 +47,5 @@ def sha256(path: Path) -> str:
 
 
 def main_checkout(root: Path) -> Path:
-    """Return the checkout that outlives a command: DVC runs queued ones in a copy, deleted afterwards."""
+    """Return the permanent checkout: DVC runs queued experiments in a copy that it deletes afterwards."""
     return Path(os.environ.get("DVC_ROOT") or root).resolve()

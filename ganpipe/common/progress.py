@@ -8,19 +8,19 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-# Seconds between two changes of a bar.
-SHOWN = 0.1
+# Seconds between two updates of a bar.
+UPDATE_EVERY = 0.1
 
 
 class Progress:
-    """Show how far a job is, its rate, its time left and a note.
+    """Show how much of a job is done, its rate, the time left and a note.
 
     Args:
-        title: what is being done, such as "train".
+        title: the job's name, such as "train".
         total: units in the whole job.
-        done: units that an earlier, interrupted run has done already.
-        unit: what is counted.
-        every: seconds between plain lines where there is no terminal.
+        done: units that an earlier, interrupted run has done.
+        unit: the plural of a unit.
+        every: seconds between plain lines without a terminal.
     """
 
     def __init__(
@@ -50,18 +50,18 @@ class Progress:
         return (self.done - self.start_done) / max(time.monotonic() - self.started, 1e-9)
 
     def advance(self, amount: int = 1, note: str = "") -> None:
-        """Count `amount` more units as done, and show `note` (losses, say)."""
+        """Count `amount` more units as done, and show `note`, such as losses."""
         self.done += amount
         if self.bar is None:
             if time.monotonic() - self.printed >= self.every:
                 self._line(note)
-        elif time.monotonic() - self.printed >= SHOWN or self.done == self.total:
-            # Not for each of thousands of images a second.
+        elif time.monotonic() - self.printed >= UPDATE_EVERY or self.done == self.total:
+            # Not for each of thousands of images per second.
             self.printed = time.monotonic()
             self.bar.update(self.task, completed=self.done, rate=f"{self.rate:,.0f} {self.unit}/s", note=note)
 
     def say(self, text: str) -> None:
-        """Print a line of its own, above the bar where there is one."""
+        """Print a separate line, above the bar if there is one."""
         self.console.print(text, markup=False, soft_wrap=True)
 
     def _line(self, note: str) -> None:

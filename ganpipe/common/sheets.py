@@ -1,4 +1,4 @@
-"""Sheets of images as pictures: the one way in which this project shows a batch."""
+"""Sheets of images, with gaps, labels and captions: how this project shows a batch."""
 
 import math
 
@@ -7,12 +7,12 @@ from PIL import Image, ImageDraw, ImageFont
 
 Background = tuple[int, int, int]
 WHITE: Background = (255, 255, 255)
-# Pixels: the least side of an image in a labelled row, and the most that the images of a row take together.
+# Pixels: the smallest side of an image in a labelled row, and the largest width of a row of images.
 LEAST_SIDE, ROW_WIDTH = 64, 1200
 
 
 def columns_for(resolution: int) -> int:
-    """Return how many images of a resolution (pixels a side) stand in a grid's row: 8, fewer above 64 px."""
+    """Return the number of images in a row of a grid: 8, or fewer at a resolution above 64 px."""
     return min(8, max(2, 512 // resolution))
 
 
@@ -23,10 +23,10 @@ def sheet(images: np.ndarray, columns: int, gap: int = 0, background: Background
         images: uint8 N×H×W×C in [0, 255], C 1 or 3, N at least 1.
         columns: images in a row.
         gap: pixels between neighbours.
-        background: colour of gaps and of empty places.
+        background: colour of gaps and of empty cells in the last row.
 
     Returns:
-        A picture of mode L for grey images without gap on a full sheet, else RGB.
+        A picture of mode L for grey images without gaps and empty cells, else RGB.
     """
     count, height, width, channels = images.shape
     rows = math.ceil(count / columns)
@@ -36,14 +36,14 @@ def sheet(images: np.ndarray, columns: int, gap: int = 0, background: Background
     for i, image in enumerate(images):
         top, left = i // columns * (height + gap), i % columns * (width + gap)
         canvas[top : top + height, left : left + width] = image
-    plain = channels == 1 and (gap == 0 and rows * columns == count)
-    return Image.fromarray(canvas[:, :, 0] if plain else canvas)
+    grey = channels == 1 and gap == 0 and rows * columns == count
+    return Image.fromarray(canvas[:, :, 0] if grey else canvas)
 
 
 def side_by_side(
     left: Image.Image, right: Image.Image, gap: int = 8, background: Background = WHITE
 ) -> Image.Image:
-    """Join two pictures with a dividing line of `gap` pixels."""
+    """Join two pictures with `gap` pixels between them."""
     canvas = Image.new("RGB", (left.width + gap + right.width, max(left.height, right.height)), background)
     canvas.paste(left, (0, 0))
     canvas.paste(right, (left.width + gap, 0))
@@ -51,15 +51,15 @@ def side_by_side(
 
 
 def cells(images: np.ndarray, columns: int, least: int = LEAST_SIDE) -> np.ndarray:
-    """Enlarge or reduce images by a whole factor to a side that suits rows of `columns` of them.
+    """Enlarge or reduce images by an integer factor to suit rows of `columns` images.
 
     Args:
         images: uint8 N×H×W×C in [0, 255], H = W, C 1 or 3.
-        columns: images in a row, which together take up to ROW_WIDTH pixels.
-        least: pixels that a side must have.
+        columns: images in a row, which takes up to ROW_WIDTH pixels.
+        least: smallest side in pixels of an enlarged image.
 
     Returns:
-        The same in another side: pixels repeated, or averaged over squares.
+        The images at another side: pixels repeated, or averaged over squares.
     """
     side = images.shape[1]
     larger, smaller = math.ceil(least / side), math.ceil(columns * side / ROW_WIDTH)
@@ -70,10 +70,10 @@ def cells(images: np.ndarray, columns: int, least: int = LEAST_SIDE) -> np.ndarr
 
 
 def labelled(images: np.ndarray, columns: int, labels: list[str], caption: str) -> Image.Image:
-    """Lay images out in rows with a label, one line or more, at the left of each and a caption above.
+    """Lay images out in rows, with a label of one or more lines at the left of each row and a caption above.
 
     Args:
-        images: uint8 N×H×W×C in [0, 255], such as `cells` gives.
+        images: uint8 N×H×W×C in [0, 255], such as `cells` returns.
         columns: images in a row.
         labels: one for each row.
         caption: one line.
@@ -92,7 +92,7 @@ def labelled(images: np.ndarray, columns: int, labels: list[str], caption: str) 
 
 
 def captioned(picture: Image.Image, text: str, size: int = 24) -> Image.Image:
-    """Put black text on a white strip above a picture, with white beside it where the text is wider."""
+    """Put black text on a white strip above a picture; a picture narrower than the text gets white margins."""
     font = ImageFont.load_default(size)
     width = max(picture.width, math.ceil(font.getlength(text)))
     canvas = Image.new("RGB", (width, size * 3 // 2 + picture.height), WHITE)

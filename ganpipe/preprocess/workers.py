@@ -31,6 +31,8 @@ START, AHEAD = 120.0, 8
 PRELOADED = ["numpy", "PIL.Image", "pebble", "pydantic", "ruamel.yaml"]
 # Exit code of a worker that reached its memory limit.
 OUT_OF_MEMORY = 77
+# What pebble raises for a task whose worker died or was stopped.
+LOSSES = ProcessExpired, TimeoutError
 
 
 @dataclass(frozen=True)
@@ -58,8 +60,8 @@ def in_order(
 ) -> Iterator[Any]:
     """Yield the result of function(task), or Lost, for each task, in their order, from `workers` processes.
 
-    A worker that dies, hangs or exceeds a limit is replaced. The tasks of its chunk are tried once more, each
-    as a chunk of its own; only a task that ends its worker again is lost.
+    A worker that dies, hangs or exceeds a limit is replaced. The tasks of its chunk are tried once more, one
+    by one; only a task that ends its worker again is lost.
 
     Args:
         function: pickled, as are tasks and results. An exception that it raises ends the whole work.
@@ -73,15 +75,14 @@ def in_order(
         UserError: the workers cannot start or keep running.
     """
     fresh = iter(tasks)
-    # Forked by a server without threads: a fork of this process would copy locks that its threads may hold.
+    # A server without threads forks the workers: a fork of this process could copy locks held by its threads.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     pool = ProcessPool(workers, initializer=_start, initargs=(limits.memory,), context=context)
     run = partial(_run, function, finish, limits.seconds)
 
     def schedule(part: list[Task]) -> ProcessFuture[list[Any]]:
-        try:
-            # For one task the worker's own alarm comes first; this ends stopped workers and slow chunks.
+        try:  # The worker's own alarm comes first; this timeout ends stopped workers and slow chunks.
             return pool.schedule(run, (part,), timeout=2 * limits.seconds)
         except RuntimeError as error:  # pebble's, once the pool is broken
             raise BrokenProcessPool(error) from None
@@ -97,17 +98,15 @@ def in_order(
             part, future = ahead.popleft()
             try:
                 yield from future.result()
-            except (ProcessExpired, TimeoutError):
+            except LOSSES:
                 for retry in [schedule([task]) for task in part]:
                     try:
                         yield from retry.result()
-                    except (ProcessExpired, TimeoutError) as error:
+                    except LOSSES as error:
                         yield Lost(_reason(error, limits))
-    except (BrokenProcessPool, ProcessExpired, TimeoutError) as error:
-        raise UserError(
-            f"worker processes cannot start or keep running ({error}); is there enough memory? "
-            "use fewer workers (GANPIPE_WORKERS=1)"
-        ) from None
+    except (BrokenProcessPool, *LOSSES) as error:
+        text = f"worker processes cannot start or keep running ({error}); is there enough memory? "
+        raise UserError(text + "use fewer workers (GANPIPE_WORKERS=1)") from None
     finally:
         pool.stop()
         pool.join()

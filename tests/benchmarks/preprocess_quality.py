@@ -73,7 +73,7 @@ def nearest(files: list[bytes]) -> tuple[int, float]:
 
 
 def draft(files: list[bytes], factor: int, multiple: float) -> list[float]:
-    """Return each picture's mean change in grey levels if 1/factor is decoded, `multiple` times the result."""
+    """Return each picture's mean change in grey levels if 1/factor is decoded, `multiple` times as large."""
     changes = []
     for data in files:
         side = min(Image.open(BytesIO(data)).size)

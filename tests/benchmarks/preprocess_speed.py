@@ -2,8 +2,8 @@
 
 Two sets of generated JPEG files, 178×218 to 64 px and 1,024×1,024 to 192 px, go through the stage and
 through a bare loop in as many processes. The two alternate every half second, because the machine's load
-varies. The figures are medians and extremes of a few runs, of the time in which the stage reads, without its start and
-report, and of the whole stage; CPU time is that of all processes. --memory uses 200,000 small files instead.
+varies. The figures are medians and extremes of a few runs, of the time in which the stage reads, without its
+start and report, and of the whole stage. CPU time is of all processes. --memory uses 200,000 small files.
 
     python tests/benchmarks/preprocess_speed.py
     python tests/benchmarks/preprocess_speed.py --memory

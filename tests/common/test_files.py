@@ -1,19 +1,19 @@
-"""Files that are whole or absent."""
+"""Atomic writes and sha256."""
 
 import hashlib
 from pathlib import Path
 
 import pytest
 
-from ganpipe.common import files
+from ganpipe.common.files import sha256, whole
 
 
 def test_an_exception_leaves_the_old_file(tmp_path: Path) -> None:
-    """A failure means that a full disk or a kill destroys what was there before."""
+    """A full disk or a kill would destroy the earlier file."""
     path = tmp_path / "deep" / "file.txt"
-    with files.whole(path) as temporary:
+    with whole(path) as temporary:
         temporary.write_text("old")
-    with pytest.raises(OSError, match="full"), files.whole(path) as temporary:
+    with pytest.raises(OSError, match="full"), whole(path) as temporary:
         temporary.write_text("ne")
         raise OSError("full")
     assert path.read_text() == "old"
@@ -26,7 +26,7 @@ def test_a_full_disk_is_named(tmp_path: Path) -> None:
         pytest.skip("needs /dev/full")
     with (
         pytest.raises(OSError, match="No space left") as caught,
-        files.whole(tmp_path / "images.npy"),
+        whole(tmp_path / "images.npy"),
         open("/dev/full", "wb", buffering=0) as full,
     ):
         full.write(b"x")
@@ -36,4 +36,4 @@ def test_a_full_disk_is_named(tmp_path: Path) -> None:
 def test_sha256(tmp_path: Path) -> None:
     """A wrong digest would let damaged files pass."""
     (tmp_path / "a").write_bytes(b"abc")
-    assert files.sha256(tmp_path / "a") == hashlib.sha256(b"abc").hexdigest()
+    assert sha256(tmp_path / "a") == hashlib.sha256(b"abc").hexdigest()

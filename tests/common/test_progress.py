@@ -6,7 +6,7 @@ from ganpipe.common.progress import Progress
 
 
 def test_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
-    """In a queue's log, a bar's control characters would hide what happened; silence looks like a hang."""
+    """In a queue's log a bar's control characters would be unreadable, and silence would look like a hang."""
     with Progress("train", total=10, done=4, every=0) as progress:
         progress.advance(3, note="d_loss 1.00")
     printed = capsys.readouterr()
@@ -16,7 +16,7 @@ def test_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_rate_counts_this_process_alone() -> None:
-    """Images that an interrupted run did would make the rate and the time left of the next one a lie."""
+    """Counting an interrupted run's images would give the next run a wrong rate and time left."""
     progress = Progress("train", total=10, done=4)
     assert progress.rate == 0
     progress.advance()
