@@ -4,7 +4,7 @@ import signal
 
 
 class UserError(Exception):
-    """A mistake that the user can correct. The text names it and the remedy. Ends a command with exit code 2."""
+    """A mistake that the user can correct: the text names the remedy. Ends a command with exit code 2."""
 
 
 class Interrupted(Exception):

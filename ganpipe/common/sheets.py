@@ -92,7 +92,7 @@ def labelled(images: np.ndarray, columns: int, labels: list[str], caption: str) 
 
 
 def captioned(picture: Image.Image, text: str, size: int = 24) -> Image.Image:
-    """Put black text on a white strip above a picture; a picture narrower than the text gets white margins."""
+    """Put black text on a white strip above a picture; one narrower than the text gets white margins."""
     font = ImageFont.load_default(size)
     width = max(picture.width, math.ceil(font.getlength(text)))
     canvas = Image.new("RGB", (width, size * 3 // 2 + picture.height), WHITE)

@@ -16,14 +16,7 @@ from ganpipe.preprocess.prepare import Member
 
 @dataclass(frozen=True)
 class Fetched:
-    """The fetched files.
-
-    Attributes:
-        archive: an uncompressed zip.
-        members: its files.
-        manifest: columns name, sha256 and others, a row for each member.
-        source: name, licence, cite and address of the source, as far as they are known.
-    """
+    """The archive (an uncompressed zip), its members, the manifest with a row for each, and the source's facts."""
 
     archive: Path
     members: list[Member]
