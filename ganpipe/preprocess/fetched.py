@@ -16,7 +16,7 @@ from ganpipe.preprocess.prepare import Member
 
 @dataclass(frozen=True)
 class Fetched:
-    """The archive (an uncompressed zip), its members, the manifest with a row for each, and the source's facts."""
+    """The archive (an uncompressed zip), its members, a manifest row for each, and the source's facts."""
 
     archive: Path
     members: list[Member]
