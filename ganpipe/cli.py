@@ -333,7 +333,9 @@ def compare(
 
 @app.command(rich_help_panel=PEOPLE)
 def doctor(
-    fix: Annotated[bool, typer.Option("--fix", help="Apply the fixes; without it they are only listed.")] = False,
+    fix: Annotated[
+        bool, typer.Option("--fix", help="Apply the fixes; without it they are only listed.")
+    ] = False,
 ) -> None:
     """Find what killed processes left: trainers, runs, locks, copies of the checkout, a detached HEAD."""
     from ganpipe.commands.doctor import doctor
