@@ -1,7 +1,5 @@
 """Find a trained generator: in the train stage's output, a file, a DVC experiment or MLflow."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -9,7 +7,7 @@ from ganpipe.common.errors import UserError
 from ganpipe.common.stages import stage_file, stage_folder
 from ganpipe.experiments import revisions
 from ganpipe.models.generator import TrainedGenerator, load_generator
-from ganpipe.tracking import mirror
+from ganpipe.tracking import store
 
 WEIGHTS = "generator.safetensors"
 
@@ -27,13 +25,12 @@ def find_generator(source: str | None, root: Path = Path()) -> TrainedGenerator:
     """
     if source is None:
         return _load(stage_folder(root, "train"))
-    if ":/" in source:
-        with _mlflow_artifact(source, root) as folder:
-            return _load(folder)
     if Path(source).exists():
         return _load(Path(source))
-    with _experiment_weights(source, root) as path:
-        return _load(path)
+    with TemporaryDirectory(prefix="ganpipe-") as folder:
+        fetch = _download_artifact if ":/" in source else _copy_experiment
+        fetch(source, root, Path(folder))
+        return _load(Path(folder))
 
 
 def _load(path: Path) -> TrainedGenerator:
@@ -48,27 +45,22 @@ def _load(path: Path) -> TrainedGenerator:
     return load_generator(path)
 
 
-@contextmanager
-def _mlflow_artifact(uri: str, root: Path) -> Iterator[Path]:
-    """Download an MLflow artifact into a temporary folder."""
-    server = mirror.address(root)
+def _download_artifact(uri: str, root: Path, folder: Path) -> None:
+    """Download an MLflow artifact into a folder."""
+    server = store.address(root)
     from mlflow.artifacts import download_artifacts
 
-    with TemporaryDirectory(prefix="ganpipe-") as folder:
-        try:
-            download_artifacts(artifact_uri=uri, dst_path=folder, tracking_uri=server)
-        except Exception as error:  # each kind of artifact store raises its own
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise UserError(
-                f"{uri}: cannot be downloaded from MLflow at {server} ({reason}); `ganpipe ui` shows what "
-                f"each run has"
-            ) from None
-        yield Path(folder)
+    try:
+        download_artifacts(artifact_uri=uri, dst_path=str(folder), tracking_uri=server)
+    except Exception as error:  # each kind of artifact store raises its own
+        raise UserError(
+            f"{uri}: cannot be downloaded from MLflow at {server} ({store.first_line(error)}); `ganpipe ui` "
+            f"shows each run's artifacts"
+        ) from None
 
 
-@contextmanager
-def _experiment_weights(name: str, root: Path) -> Iterator[Path]:
-    """Copy the weights of a DVC experiment from DVC's cache into a temporary file."""
+def _copy_experiment(name: str, root: Path, folder: Path) -> None:
+    """Copy the weights of a DVC experiment from DVC's cache into a folder."""
     with revisions.open_repo(root) as repo:
         experiments = revisions.finished(repo).get(name)
     if not experiments:
@@ -78,13 +70,9 @@ def _experiment_weights(name: str, root: Path) -> Iterator[Path]:
     from dvc.api import DVCFileSystem
 
     system = DVCFileSystem(str(root), rev=experiments[0].revision)
-    with TemporaryDirectory(prefix="ganpipe-") as folder:
-        path = Path(folder) / WEIGHTS
-        try:
-            path.write_bytes(system.read_bytes(stage_file(Path(), WEIGHTS).as_posix()))
-        except (OSError, KeyError):
-            raise UserError(
-                f"{name}: its {WEIGHTS} is not in DVC's cache; restore it with `dvc exp apply {name}` and "
-                "`dvc repro`"
-            ) from None
-        yield path
+    try:
+        (folder / WEIGHTS).write_bytes(system.read_bytes(stage_file(Path(), WEIGHTS).as_posix()))
+    except (OSError, KeyError):
+        raise UserError(
+            f"{name}: {WEIGHTS} is not in DVC's cache; restore it with `dvc exp apply {name}` and `dvc repro`"
+        ) from None

@@ -67,25 +67,20 @@ def load_generator(path: Path) -> TrainedGenerator:
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path}: not a readable .safetensors file ({error}); run the train stage") from None
     if header is None:
-        raise UserError(
-            f"{path}: the header lacks the key {HEADER!r}, which describes the network; give a file that "
-            "ganpipe wrote"
-        )
+        raise UserError(f"{path}: the header lacks the key {HEADER!r}; give a file that ganpipe wrote")
     try:
         description = json.loads(header)
         params = Model(**{name: description[name] for name in Model.model_fields})
         spec = NetworkSpec(params, int(description["resolution"]), int(description["channels"]))
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UserError(
-            f"{path}: the header's description of the network is not readable ({error}); train again"
-        ) from None
+        raise UserError(f"{path}: the header's description is not readable ({error}); train again") from None
     G = models.build_generator(spec)
     try:
         G.load_state_dict(safetensors.torch.load_file(path))
     except (OSError, SafetensorError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(
-            f"{path}: the weights do not fit the network in the header ({reason}); train again"
+            f"{path}: the weights do not fit the header's network ({reason}); train again"
         ) from None
     return TrainedGenerator(G.eval().requires_grad_(False), spec)
 
@@ -119,10 +114,7 @@ def draw_z(params: Model, count: int, source: torch.Generator) -> torch.Tensor:
 
 
 def z_of_seeds(params: Model, first_seed: int, count: int, z_scale: float) -> torch.Tensor:
-    """Draw one latent vector per seed, first_seed to first_seed + count - 1; float32 count×nz on the CPU.
-
-    Each is drawn from the distribution in `params` and multiplied by z_scale.
-    """
+    """Draw one latent vector per seed from first_seed on, times z_scale; float32 count×nz on the CPU."""
     z = [draw_z(params, 1, seeds.generator(first_seed + i, "sample")) for i in range(count)]
     return z_scale * torch.cat(z)
 
@@ -130,14 +122,8 @@ def z_of_seeds(params: Model, first_seed: int, count: int, z_scale: float) -> to
 def check_request(n: int, seed: int, z_scale: float, max_images: int = MAX_IMAGES) -> None:
     """Check the values of a command or an HTTP request that generates images.
 
-    Args:
-        n: number of images.
-        seed: the first image's seed; the others follow.
-        z_scale: factor on z.
-        max_images: upper limit of n.
-
     Raises:
-        UserError: a value is out of its range; the message is one sentence.
+        UserError: the number of images n, the first seed or the factor z_scale on z is out of its range.
     """
     if not 1 <= n <= max_images:
         raise UserError(f"n: found {n}, but it must be between 1 and {max_images:,}")

@@ -166,6 +166,4 @@ def _epochs(folder: Path, spec: NetworkSpec) -> Image.Image:
             ) from None
     columns = len(rows[0])
     images, labels = cells(np.concatenate(rows), columns), [f"epoch {epoch}" for epoch in epochs]
-    return labelled(
-        images, columns, labels, "Images of the same z in each column, after these training epochs"
-    )
+    return labelled(images, columns, labels, "Each column shows the same z, each row one epoch of training")

@@ -84,9 +84,9 @@ def test_one_seed_for_each_image() -> None:
     [
         ("missing", "not a readable .safetensors file"),
         ("cut", "not a readable .safetensors file"),
-        ("no header", "the header lacks the key 'ganpipe', which describes the network"),
-        ("not JSON", "the header's description of the network is not readable"),
-        ("other width", "the weights do not fit the network in the header"),
+        ("no header", "the header lacks the key 'ganpipe'"),
+        ("not JSON", "the header's description is not readable"),
+        ("other width", "the weights do not fit the header's network"),
     ],
 )
 def test_unusable_weights_get_one_sentence(
