@@ -250,7 +250,7 @@ def test_a_signal_keeps_everything_and_the_next_start_goes_on(
         until(lambda: runs(checkout, again)[rate].info.status == "RUNNING")
         assert process.poll() is None
     assert process.wait() == 0
-    assert f"going on after step {done[-1]} of" in (checkout.parent / "said").read_text()
+    assert f"resuming after step {done[-1]} of" in (checkout.parent / "said").read_text()
     table = pd.read_csv(checkout / "stages/train/history.csv")
     assert table.step.tolist() == list(range(1, -(-epochs * 4451 // 256) + 1))
     run = runs(checkout, again)[rate]

@@ -1,7 +1,7 @@
-"""Trials of training that cannot be lost: random kills, system calls that fail, damage, every split point.
+"""Trials that no training is lost: random kills, failing system calls, damage, interruption at every step.
 
-`pytest` runs short forms, `pytest -m long -rP tests/test_reliability.py` the full ones with figures: the last
-stand in docs/reliability.md.
+`pytest` runs short forms; `pytest -m long -rP tests/test_reliability.py` runs the full ones and prints
+numbers. docs/reliability.md has the latest.
 """
 
 import itertools
@@ -30,6 +30,7 @@ from ganpipe.params import Params
 from ganpipe.train import checkpoint
 from ganpipe.train.options import TrainOptions
 from ganpipe.train.plan import plan_training
+from ganpipe.train.players import Players
 from ganpipe.train.stage import train
 from ganpipe.train.state import state_of
 
@@ -61,7 +62,7 @@ def result(root: Path) -> dict[str, bytes]:
 def test_random_kills_change_no_byte(
     checkout: Callable[..., Path], small_params: Params, kills: int, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """A chain of `kill -9` at any moment would cost a training, or silently make it another one."""
+    """`kill -9` at some moment would lose a training or silently change its result."""
     params = updated(
         small_params,
         train__epochs=max(9, kills // 15),
@@ -81,7 +82,7 @@ def test_random_kills_change_no_byte(
     steps = whole["stages/train/history.csv"].count(b"\n") - 1
 
     def life(seconds: float | None) -> bool:
-        """Live so long, and say whether the training came to its end."""
+        """Train for so many seconds, and return whether the training finished."""
         child = fork.Process(target=life_of)
         child.start()
         child.join(seconds)
@@ -106,7 +107,7 @@ def test_random_kills_change_no_byte(
         where["after the last step"] += bool([*unfinished.rglob(f"{steps:09d}.checkpoint")])
     assert life(None)
     assert not [*(root / ".ganpipe/unfinished").rglob("*.damaged")]
-    capfd.readouterr()  # what the lives said
+    capfd.readouterr()  # discard what the children printed
     print(
         f"{done} random kills of {steps}-step trainings, {finished + 1} of which came to their end with the "
         f"bytes of the undisturbed one; {where['within a write']} kills left a half-written file, "
@@ -115,7 +116,7 @@ def test_random_kills_change_no_byte(
 
 
 def life_until_a_step(child: multiprocessing.process.BaseProcess, root: Path) -> float:
-    """Let a child live until the first checkpoint is there, kill it, and return the seconds that it took."""
+    """Kill a child once the first checkpoint exists, and return the seconds that this took."""
     began = time.monotonic()
     child.start()
     while not [*(root / ".ganpipe/unfinished").rglob("*.checkpoint")]:
@@ -126,19 +127,19 @@ def life_until_a_step(child: multiprocessing.process.BaseProcess, root: Path) ->
     return time.monotonic() - began
 
 
-# What opens, writes, names and reads; and in full every call that takes a path or a file.
+# System calls of the short form; the full form takes every call that takes a path or a file.
 TOUCHING = ("write", "fsync", "rename", "unlink", "openat")
 
 
 @pytest.fixture
 def saved(tmp_path: Path, small_params: Params) -> tuple[Path, list[dict[str, torch.Tensor]]]:
-    """A folder with the checkpoints of steps 1 and 2 of small networks, and the states of steps 1 to 3."""
+    """Return a folder with checkpoints of steps 1 and 2 of small networks, and the states of steps 1 to 3."""
     torch.manual_seed(0)
     G, D = (
         models.build_generator(NetworkSpec(small_params.model, 16, 1)),
         models.build_discriminator(NetworkSpec(small_params.model, 16, 1)),
     )
-    states = [state_of({"G": G, "D": D}, {"Adam": torch.optim.Adam(G.parameters())})]
+    states = [state_of(Players(G, D, torch.optim.Adam(G.parameters()), torch.optim.Adam(D.parameters())))]
     states += [{name: tensor + n for name, tensor in states[0].items()} for n in (1, 2)]
     for step in (1, 2):
         checkpoint.save(tmp_path / "saved", step, states[step - 1], {"torch": "x"})
@@ -147,17 +148,17 @@ def saved(tmp_path: Path, small_params: Params) -> tuple[Path, list[dict[str, to
 
 def survivor(folder: Path, states: list[dict[str, torch.Tensor]]) -> int:
     """Return the step of the checkpoint that would be loaded, its tensors checked."""
-    found = checkpoint.load(folder, states[0])
-    assert found is not None and found.environment == {"torch": "x"}
-    assert all(torch.equal(tensor, states[found.step - 1][name]) for name, tensor in found.tensors.items())
-    return found.step
+    loaded = checkpoint.load(folder, states[0])
+    assert loaded is not None and loaded.environment == {"torch": "x"}
+    assert all(torch.equal(tensor, states[loaded.step - 1][name]) for name, tensor in loaded.state.items())
+    return loaded.step
 
 
 def save_under_strace(folder: Path, states: list[dict[str, torch.Tensor]], log: Path, *options: str) -> int:
     """Save step 3 in a child that strace watches; return the wait status of the child."""
     child = os.fork()
     if child == 0:
-        os.kill(os.getpid(), signal.SIGSTOP)  # until strace is there
+        os.kill(os.getpid(), signal.SIGSTOP)  # until strace is attached
         try:
             checkpoint.save(folder, 3, states[2], {"torch": "x"})
         except OSError as error:
@@ -183,7 +184,7 @@ def test_every_system_call_of_a_save(
     full: bool,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """A full disk, a defect or a kill at a badly chosen moment would cost the training."""
+    """A full disk, a defect or a kill during a save would lose the training."""
     folder, states = saved
     kept, log, began = tmp_path / "kept", tmp_path / "log", time.monotonic()
     shutil.copytree(folder, kept)
@@ -225,15 +226,15 @@ def test_every_system_call_of_a_save(
 def test_damage_is_noticed(
     saved: tuple[Path, list[dict[str, torch.Tensor]]], count: int, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """One flipped bit that is loaded is another network; the one before must take its place."""
+    """Weights with a flipped bit would be loaded instead of the checkpoint before."""
     folder, states = saved
     newest = folder / "000000002.checkpoint"
     whole, draw, began = newest.read_bytes(), random.Random(0), time.monotonic()
     for i in range(count):
         content = bytearray(whole)
         if i % 2:
-            place = draw.randrange(8 * len(whole))
-            content[place // 8] ^= 1 << place % 8
+            bit = draw.randrange(8 * len(whole))
+            content[bit // 8] ^= 1 << bit % 8
         else:
             del content[draw.randrange(len(whole)) :]
             if i % 4:  # as a file system leaves it that knew the length before a power cut
@@ -277,7 +278,7 @@ def test_a_split_changes_no_byte(
     chosen: tuple[int, ...],
     splits: range | tuple[int, ...],
 ) -> None:
-    """A training of 40 steps that was killed right after a checkpoint would end as another one."""
+    """A training that was killed right after a checkpoint would end with another result."""
     side, root = NETWORKS[architecture], checkout("root", NETWORKS[architecture])
     params = updated(
         small_params,

@@ -6,7 +6,12 @@ import psutil
 
 
 def alive(pid: int, began: float) -> bool:
-    """Say whether a process lives, and is not another one that got the same number later."""
+    """Return whether a process is alive and is not a later one with the same number.
+
+    Args:
+        pid: its number.
+        began: when it started, in seconds since 1970.
+    """
     try:
         process = psutil.Process(pid)
         return process.status() != psutil.STATUS_ZOMBIE and abs(process.create_time() - began) < 60
@@ -15,9 +20,9 @@ def alive(pid: int, began: float) -> bool:
 
 
 def ancestry(pid: int, parent: int) -> list[tuple[int, int]]:
-    """Return the (process, parent) pairs from a process to the dvc that runs it, or to who adopted it.
+    """Return (process, parent) pairs from a process up to the dvc that runs it, or to its adoptive parent.
 
-    Between them: the launcher of several ranks, or a shell that did not replace itself, as dash.
+    The launcher of several ranks may be between them, or a shell that did not replace itself, such as dash.
     """
     line = [(pid, parent)]
     with suppress(psutil.NoSuchProcess, psutil.AccessDenied):

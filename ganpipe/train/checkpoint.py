@@ -9,6 +9,7 @@ import hashlib
 import io
 import pickle
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,9 @@ from typing import Any
 import torch
 
 from ganpipe.common import files
-from ganpipe.train.state import Tensors, packed
+from ganpipe.train.environment import differences
+from ganpipe.train.players import Players
+from ganpipe.train.state import State, on_cpu, restore_state, state_of
 
 KEEP = 2
 DIGEST = 32  # bytes of a sha256
@@ -26,16 +29,10 @@ PER_TENSOR, OVERHEAD = 1024, 65_536
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A state as it was read.
-
-    Attributes:
-        step: steps done.
-        tensors: the state on the CPU.
-        environment: what computed it, see `environment.describe`.
-    """
+    """The state after `step` steps, on the CPU, and the environment that computed it."""
 
     step: int
-    tensors: Tensors
+    state: State
     environment: dict[str, str]
 
 
@@ -43,7 +40,7 @@ class _DamagedError(Exception):
     """What is wrong with a file."""
 
 
-def save(folder: Path, step: int, tensors: Tensors, environment: dict[str, str], keep: int = KEEP) -> None:
+def save(folder: Path, step: int, state: State, environment: dict[str, str], keep: int = KEEP) -> None:
     """Write the state after `step` steps; then `prune` the folder.
 
     After a kill or an error at any moment, the earlier checkpoints are whole, with or without the new one.
@@ -51,14 +48,16 @@ def save(folder: Path, step: int, tensors: Tensors, environment: dict[str, str],
     Raises:
         OSError: full disk, read-only folder, defect; names the file.
     """
-    payload = packed({"tensors": tensors, "environment": environment})
-    with files.whole(_path(folder, step)) as temporary, open(temporary, "wb") as file:
+    buffer = io.BytesIO()
+    torch.save({"state": on_cpu(state), "environment": environment}, buffer)
+    payload = buffer.getbuffer()
+    with files.whole(folder / f"{step:09d}.checkpoint") as temporary, open(temporary, "wb") as file:
         file.write(hashlib.sha256(payload).digest())
         file.write(payload)
     prune(folder, step, keep)
 
 
-def load(folder: Path, like: Tensors) -> Checkpoint | None:
+def load(folder: Path, like: State) -> Checkpoint | None:
     """Read the newest undamaged checkpoint; only one process may do so.
 
     A damaged one is reported in a line on stderr and renamed to *.damaged, so that it no longer counts.
@@ -76,13 +75,36 @@ def load(folder: Path, like: Tensors) -> Checkpoint | None:
     """
     for path in _paths(folder):
         try:
-            tensors, environment = _read(path, like)
+            return _read(path, like)
         except _DamagedError as problem:
             print(f"train: {path} is damaged ({problem}); trying the one before it", file=sys.stderr)
             path.replace(path.with_suffix(".damaged"))
-            continue
-        return Checkpoint(int(path.stem), tensors, environment)
     return None
+
+
+def resume(folders: Iterable[Path], players: Players, environment: dict[str, str], steps: int) -> int:
+    """Load the last checkpoint of the first folder that has one into the players.
+
+    A line on stderr reports it, and another one how the environment differs from the checkpoint's.
+
+    Args:
+        folders: where `save` wrote.
+        players: receive the state.
+        environment: in which the training resumes.
+        steps: of the whole training.
+
+    Returns:
+        The steps done; 0 if there is no checkpoint.
+    """
+    like = state_of(players)
+    last = next((loaded for folder in folders if (loaded := load(folder, like))), None)
+    if last is None:
+        return 0
+    restore_state(last.state, players)
+    print(f"train: resuming after step {last.step} of {steps} (GANPIPE_FRESH=1 starts anew)", file=sys.stderr)
+    if different := differences(last.environment, environment):
+        print(f"train: not bit-exact, because {different}", file=sys.stderr)
+    return last.step
 
 
 def prune(folder: Path, step: int, keep: int = KEEP) -> None:
@@ -98,17 +120,13 @@ def prune(folder: Path, step: int, keep: int = KEEP) -> None:
         files.sync(folder)  # a power cut must not bring them back
 
 
-def _path(folder: Path, step: int) -> Path:
-    return folder / f"{step:09d}.checkpoint"
-
-
 def _paths(folder: Path) -> list[Path]:
     """List the checkpoints of a folder, the newest first."""
     paths = [path for path in folder.glob("*.checkpoint") if path.stem.isdecimal()]
     return sorted(paths, key=lambda path: int(path.stem), reverse=True)
 
 
-def _read(path: Path, like: Tensors) -> tuple[Tensors, dict[str, str]]:
+def _read(path: Path, like: State) -> Checkpoint:
     limit = DIGEST + OVERHEAD + sum(t.nbytes + 2 * len(name) + PER_TENSOR for name, t in like.items())
     try:
         if (size := path.stat().st_size) > limit:
@@ -121,14 +139,14 @@ def _read(path: Path, like: Tensors) -> tuple[Tensors, dict[str, str]]:
     if hashlib.sha256(content[DIGEST:]).digest() != content[:DIGEST]:
         raise _DamagedError("its sha256 differs")
     try:
-        state = torch.load(io.BytesIO(content[DIGEST:]), weights_only=True)
-        tensors, environment = state["tensors"], state["environment"]
+        payload = torch.load(io.BytesIO(content[DIGEST:]), weights_only=True)
+        checkpoint = Checkpoint(int(path.stem), payload["state"], payload["environment"])
     except (pickle.UnpicklingError, EOFError, LookupError, TypeError) as error:
         raise _DamagedError(f"it is not a checkpoint: {type(error).__name__}") from None
-    if _layout(tensors) != _layout(like):
+    if _layout(checkpoint.state) != _layout(like):
         raise _DamagedError("its tensors differ from this training's in names, shapes or dtypes")
-    return tensors, environment
+    return checkpoint
 
 
-def _layout(tensors: Tensors) -> dict[str, Any]:
-    return {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
+def _layout(state: State) -> dict[str, Any]:
+    return {name: (tensor.shape, tensor.dtype) for name, tensor in state.items()}

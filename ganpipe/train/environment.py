@@ -9,13 +9,10 @@ from pathlib import Path
 import torch
 
 
-def describe(device: str, recorded: bool = False) -> dict[str, str]:
-    """Describe what decides the last bits of a step on a device.
-
-    Args:
-        device: a torch device.
-        recorded: whether the step is replayed as a CUDA graph.
-    """
+def describe(device: str, graph: bool = False) -> dict[str, str]:
+    """Describe what decides the last bits of a step on a torch device, recorded as a CUDA graph or not."""
+    # torch has no public way to read oneDNN's flag alone, and mypy knows none of its attributes.
+    onednn = getattr(torch.backends.mkldnn, "enabled", True) and torch.backends.mkldnn.is_available()
     environment = {
         "torch": str(torch.__version__),  # a subclass of str, which torch.load refuses
         "the device": torch.device(device).type,
@@ -23,11 +20,11 @@ def describe(device: str, recorded: bool = False) -> dict[str, str]:
         "the processor": _processor(),
         "the instruction set": torch.backends.cpu.get_cpu_capability(),
         "the thread count": str(torch.get_num_threads()),
-        "oneDNN": f"{'on' if _onednn() else 'off'}{os.environ.get('ONEDNN_MAX_CPU_ISA', '')}",
+        "oneDNN": f"{'on' if onednn else 'off'}{os.environ.get('ONEDNN_MAX_CPU_ISA', '')}",
     }
     if torch.device(device).type == "cuda":
         environment["the GPU"] = torch.cuda.get_device_name(device)
-        environment["the step"] = "recorded" if recorded else "plain"
+        environment["the step"] = "recorded" if graph else "plain"
         environment["CUDA"] = str(torch.version.cuda)
         environment["cuDNN"] = str(torch.backends.cudnn.version())
     return environment
@@ -45,11 +42,6 @@ def differences(saved: dict[str, str], now: dict[str, str]) -> str:
     """List what differs: "the thread count was 2 and is 1; torch was …"; empty for equal environments."""
     names = [name for name in saved | now if saved.get(name) != now.get(name)]
     return "; ".join(f"{name} was {saved.get(name, 'none')} and is {now.get(name, 'none')}" for name in names)
-
-
-def _onednn() -> bool:
-    # torch has no public way to read the flag alone, and mypy knows none of its attributes.
-    return bool(getattr(torch.backends.mkldnn, "enabled", True)) and torch.backends.mkldnn.is_available()
 
 
 def _processor() -> str:

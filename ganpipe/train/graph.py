@@ -111,12 +111,12 @@ def _difference(a: torch.Tensor, b: torch.Tensor) -> float:
 @contextmanager
 def _players_unchanged(players: Players) -> Iterator[None]:
     """Restore the state of the players afterwards, in place, because a graph knows its addresses."""
-    before = {name: t.clone() for name, t in state_of(players.networks, players.optimizers).items()}
+    before = {name: t.clone() for name, t in state_of(players).items()}
     try:
         yield
     finally:
         with torch.no_grad():
-            for name, tensor in state_of(players.networks, players.optimizers).items():
+            for name, tensor in state_of(players).items():
                 tensor.copy_(before[name])
         players.G.zero_grad()
         players.D.zero_grad()

@@ -14,7 +14,7 @@ from ganpipe.train.plan import Draws, Plan
 from ganpipe.train.players import build_players
 from ganpipe.train.ranks import Ranks
 from ganpipe.train.rescue import Course, Trouble
-from ganpipe.train.resume import asked_to_stop
+from ganpipe.train.resume import stop_signals
 from ganpipe.train.state import share_state
 from ganpipe.train.step import StepSettings, generate, update_d, update_g
 
@@ -37,7 +37,7 @@ def run_attempt(plan: Plan, course: Course, options: TrainOptions, ranks: Ranks)
     players = build_players(plan, course.attempt, options, ranks)
     G, G_ema = players.G, players.G_ema
     journal = Journal(plan, course, players, options) if ranks.first else None
-    start = share_state(ranks, journal.start if journal else 0, players.networks, players.optimizers)
+    start = share_state(ranks, journal.start if journal else 0, players)
 
     # Draw the whole batch of each step on every rank, and take this rank's part of it.
     draws = Draws(plan, course.attempt, ranks.part(plan.batch_size))
@@ -48,7 +48,7 @@ def run_attempt(plan: Plan, course: Course, options: TrainOptions, ranks: Ranks)
         example = feed(*draws.extra(0)), draws.z(0).to(device)
         replay = record_step(players, settings, example, params.precision)
 
-    with journal or nullcontext(), asked_to_stop() as signals:
+    with journal or nullcontext(), stop_signals() as signals:
         for step in range(start + 1, course.steps + 1):
             # Update D, then G through the updated D, on the same generated images.
             real, z = next(batches), draws.z(step).to(device)

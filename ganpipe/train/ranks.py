@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import distributed, nn
@@ -65,8 +66,8 @@ class Ranks:
             gradient.copy_(total.view(gradient.shape))
         return numbers
 
-    def broadcast(self, content: bytes) -> bytes:
-        """Return rank 0's bytes on every rank; the other ranks' argument is ignored."""
+    def broadcast(self, content: Any) -> Any:
+        """Return rank 0's object on every rank; the other ranks' argument is ignored."""
         contents = [content]
         if self.count > 1:
             distributed.broadcast_object_list(contents, device=torch.device("cpu"))

@@ -1,25 +1,25 @@
-"""What went wrong in a training and what was done about it: a table, from which its course follows.
+"""Rescues: what went wrong in a training, what was done about it, and how the training continues.
 
-An attempt goes on with half the learning rates and other random numbers than the one before. It keeps its
-checkpoints in a folder of its own, so that those of an abandoned attempt can never be taken for its own.
+All of it follows from events.csv. A rescue or roll-back starts a new attempt, with half the learning rates
+and other random numbers. Each attempt has its own folder of checkpoints, so that it never resumes from those
+of an abandoned one.
 """
 
 import csv
-import dataclasses
-import io
 import shutil
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Literal
 
-from ganpipe.common import files
+from ganpipe.common.files import whole
 
 Action = Literal["warn", "stop", "rescue", "rollback"]
 
 TABLE = "events.csv"
-ATTEMPTS = 3  # rescues and roll-backs of one training, before it stops
+ATTEMPTS = 3  # rescues and roll-backs of one training before it stops
 DIVERGED = "diverged"
+RETURNS = ("rescue", "rollback")  # actions that start a new attempt
 
 
 @dataclass(frozen=True)
@@ -27,12 +27,12 @@ class Event:
     """A row of events.csv.
 
     Attributes:
-        step: at which it was noticed.
-        attempt: 0 for the plain training, then one more for each rescue or roll-back.
+        step: when it was noticed.
+        attempt: number of the attempt, 0 for the plain training.
         what: "diverged" or the kind of an alarm.
         action: what was done.
-        back_to: step that the training went on from (rescue, rollback) or ends with (stop); else `step`.
-        text: the figures.
+        back_to: the step that the training resumed from (rescue, rollback) or ends with (stop); else `step`.
+        text: the numbers.
     """
 
     step: int
@@ -43,23 +43,23 @@ class Event:
     text: str
 
     def __str__(self) -> str:
-        done = {
-            "warn": "going on (train.on_collapse: warn)",
-            "stop": f"the training ends with step {self.back_to}, and what is there is its result",
-            "rescue": f"going on from step {self.back_to} with half the rates and another seed",
-            "rollback": f"going on from step {self.back_to} with half the rates and another seed",
-        }
-        return f"{self.what} at step {self.step}: {self.text}; {done[self.action]}"
+        if self.action in RETURNS:
+            consequence = f"resuming from step {self.back_to} with half the learning rates and another seed"
+        elif self.action == "stop":
+            consequence = f"the training ends with step {self.back_to}, whose state is its result"
+        else:
+            consequence = "continuing (train.on_collapse: warn)"
+        return f"{self.what} at step {self.step}: {self.text}; {consequence}"
 
 
 class Trouble(Exception):
-    """The training cannot go on as it is.
+    """The training cannot continue as it is.
 
     Args:
-        step: at which it was noticed.
+        step: when it was noticed.
         what: "diverged" or the kind of an alarm.
         healthy: the last step whose state is sound.
-        text: the figures.
+        text: the numbers.
     """
 
     def __init__(self, step: int, what: str, healthy: int, text: str) -> None:
@@ -69,12 +69,12 @@ class Trouble(Exception):
 
 @dataclass(frozen=True)
 class Course:
-    """How a training is to go on after what happened so far.
+    """How a training continues after its events so far.
 
     Attributes:
         events: all so far, in order.
-        steps: the last step.
-        stopped: the event that ends it before its time.
+        steps: the last step to make.
+        stopped: the event that ends it early; None if none does.
     """
 
     events: tuple[Event, ...]
@@ -83,8 +83,8 @@ class Course:
 
     @property
     def attempt(self) -> int:
-        """0 for the plain training, then one more for each rescue or roll-back."""
-        return sum(event.action in ("rescue", "rollback") for event in self.events)
+        """Number of the attempt: how many rescues and roll-backs there were."""
+        return sum(event.action in RETURNS for event in self.events)
 
     @property
     def ended(self) -> str:
@@ -93,70 +93,70 @@ class Course:
             return "finished"
         return DIVERGED if self.stopped.what == DIVERGED else "collapsed"
 
+    def until(self, step: int) -> list[Event]:
+        """Return the events without the present attempt's warnings of later steps."""
+        now = self.attempt
+        return [e for e in self.events if e.action != "warn" or e.attempt < now or e.step <= step]
 
-def read(folder: Path) -> bytes:
-    """Return the table of a training's folder, no bytes where it is not there yet."""
-    return (folder / TABLE).read_bytes() if (folder / TABLE).exists() else b""
 
-
-def course(table: bytes, steps: int) -> Course:
-    """Work out from its table how a training of so many steps is to go on."""
+def read_course(folder: Path, steps: int) -> Course:
+    """Return how a training of `steps` steps continues after the events in its events.csv, if any."""
     events = []
-    for row in csv.DictReader(io.StringIO(table.decode(), newline="")):
-        numbers = {name: int(row[name]) for name in ("step", "attempt", "back_to")}
-        events.append(Event(**(row | numbers)))  # type: ignore[arg-type]
+    if (folder / TABLE).exists():
+        with open(folder / TABLE, newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                numbers = {name: int(row[name]) for name in ("step", "attempt", "back_to")}
+                events.append(Event(**(row | numbers)))  # type: ignore[arg-type]
     stops = [event for event in events if event.action == "stop"]
     last = min([steps, *(event.back_to for event in stops)])
     return Course(tuple(events), last, stops[-1] if stops else None)
 
 
-def write(folder: Path, events: Iterable[Event]) -> None:
-    """Write the table, whole or not at all; one without rows where nothing has happened."""
-    names = [field.name for field in dataclasses.fields(Event)]
-    with files.whole(folder / TABLE) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        table = csv.DictWriter(file, names, lineterminator="\n")
+def write_events(folder: Path, events: Iterable[Event]) -> None:
+    """Write events.csv, whole or not at all; without events it has only its header."""
+    rows = sorted(events, key=lambda event: (event.attempt, event.step))
+    with whole(folder / TABLE) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        table = csv.DictWriter(file, [field.name for field in fields(Event)], lineterminator="\n")
         table.writeheader()
-        table.writerows(
-            map(dataclasses.asdict, sorted(events, key=lambda event: (event.attempt, event.step)))
-        )
+        table.writerows(map(asdict, rows))
 
 
 def attempt_folder(folder: Path, attempt: int) -> Path:
-    """Return where an attempt keeps its checkpoints."""
+    """Return the folder of an attempt's checkpoints."""
     return folder / "attempts" / str(attempt)
 
 
 def healthy_folder(folder: Path, attempt: int) -> Path:
-    """Return where an attempt keeps the checkpoints that a later attempt may start from."""
+    """Return the folder of the attempt's checkpoints that a later attempt may start from."""
     return attempt_folder(folder, attempt) / "healthy"
 
 
 def respond(folder: Path, steps: int, trouble: Trouble, action: Action, margin: int) -> Event:
-    """Write down what is done about a trouble; `course` then says how the training goes on.
+    """Record how the training responds to a trouble; `read_course` then says how it continues.
 
-    A rescue or roll-back goes to the newest healthy checkpoint at least `margin` steps before the trouble, as
-    that grew for some steps unnoticed; else to the one that the attempt began with, or the start.
+    A rescue or roll-back returns to the newest healthy checkpoint at least `margin` steps before the trouble,
+    which may have grown unnoticed for some steps; else to the one that the attempt began with, or the start.
 
     Args:
         folder: the training's.
         steps: of the whole training.
         trouble: what happened.
-        action: what the params ask for; after ATTEMPTS attempts it is "stop".
-        margin: steps.
+        action: the params' choice; after ATTEMPTS rescues and roll-backs it is "stop".
+        margin: in steps.
     """
-    now, back_to = course(read(folder), steps), trouble.healthy
-    if action in ("rescue", "rollback") and now.attempt < ATTEMPTS:
-        saved = sorted(healthy_folder(folder, now.attempt).glob("*.checkpoint"))
-        begun = max(event.back_to for event in now.events if event.action == action) if now.attempt else 0
+    course, back_to = read_course(folder, steps), trouble.healthy
+    if action in RETURNS and course.attempt < ATTEMPTS:
+        begun = max((event.back_to for event in course.events if event.action in RETURNS), default=0)
+        saved = sorted(healthy_folder(folder, course.attempt).glob("*.checkpoint"))
         sound = [path for path in saved if int(path.stem) <= max(trouble.step - margin, begun)]
         back_to = int(sound[-1].stem) if sound else 0
-        target = healthy_folder(folder, now.attempt + 1)
+        target = healthy_folder(folder, course.attempt + 1)
         shutil.rmtree(target, ignore_errors=True)
         if sound:
-            with files.whole(target / sound[-1].name) as temporary:
+            with whole(target / sound[-1].name) as temporary:
                 shutil.copyfile(sound[-1], temporary)
     else:
         action = "stop"
-    event = Event(trouble.step, now.attempt, trouble.what, action, back_to, trouble.text)
-    write(folder, (*now.events, event))
+    event = Event(trouble.step, course.attempt, trouble.what, action, back_to, trouble.text)
+    write_events(folder, (*course.events, event))
     return event

@@ -1,6 +1,6 @@
-"""Unfinished training: a folder outside DVC's reach, held by one process, which stops when it is asked to.
+"""The folder of an unfinished training, outside DVC's reach, and the process that holds it.
 
-A stage that dvc runs has nobody to take its result once that dvc is gone: it stops as if asked to.
+A stage whose dvc is gone stops as if by SIGTERM, because nobody would record its result.
 """
 
 import functools
@@ -26,19 +26,20 @@ import ganpipe
 from ganpipe.common import files, processes
 from ganpipe.common.errors import UserError
 
-POLL = 0.5  # seconds between looks at whether dvc is still there
-SAME = 1.0  # seconds within which a second signal is the first one's echo: dvc's group gets some twice
-PATIENCE = 60.0  # seconds that a successor waits for one whose dvc is gone to write its checkpoint
+POLL = 0.5  # seconds between checks that dvc is still there
+ECHO = 1.0  # seconds within which a second signal counts as the first: dvc's group receives some twice
+PATIENCE = 60.0  # seconds to wait for a process whose dvc is gone to write its checkpoint
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 @dataclass(frozen=True)
 class Holder:
-    """Who holds a training, as written beside its lock.
+    """The process that holds a training, as written beside its lock.
 
     Attributes:
         pid: of the process that trains.
         checkout: the folder that it runs in, a copy for a queued experiment.
-        dvc: id and start (seconds since 1970) of the dvc that runs it; None where none does.
+        dvc: number and start (seconds since 1970) of the dvc that runs it; None if none does.
     """
 
     pid: int
@@ -52,7 +53,7 @@ class Holder:
 
 
 def folder_for(root: Path, identity: dict[str, Any]) -> Path:
-    """Return the folder of a training in the main checkout, also where DVC runs a temporary copy of it.
+    """Return the folder of a training, in the main checkout even if DVC runs a temporary copy of it.
 
     Args:
         root: the checkout that the command runs in.
@@ -63,21 +64,21 @@ def folder_for(root: Path, identity: dict[str, Any]) -> Path:
 
 
 @contextmanager
-def held(folder: Path, root: Path) -> Iterator[None]:
-    """Hold a folder, made if absent, and the checkout, where the result goes, for this process alone.
+def locked(folder: Path, root: Path) -> Iterator[None]:
+    """Lock a training's folder, created if absent, and the checkout that receives the result.
 
     Raises:
-        UserError: another process holds one of them, the orphan of a killed command, say.
+        UserError: another process holds one of them, such as the orphan of a killed command.
     """
     folder.mkdir(parents=True, exist_ok=True)
     (root / ".ganpipe").mkdir(exist_ok=True)
-    me = Holder(os.getpid(), str(root.resolve()), _dvc())
+    holder = Holder(os.getpid(), str(root.resolve()), _dvc())
     with ExitStack() as stack:
-        for place in (root / ".ganpipe" / "train", folder):
-            lock, note = FileLock(place.with_suffix(".lock")), place.with_suffix(".pid")
+        for path in (root / ".ganpipe" / "train", folder):
+            lock, note = FileLock(path.with_suffix(".lock")), path.with_suffix(".pid")
             _acquire(lock, note)
             stack.callback(lock.release)
-            note.write_text(json.dumps(asdict(me)))
+            note.write_text(json.dumps(asdict(holder)))
             stack.callback(note.unlink, missing_ok=True)
         yield
 
@@ -86,53 +87,49 @@ def _acquire(lock: FileLock, note: Path) -> None:
     with suppress(Timeout):
         lock.acquire(blocking=False)
         return
-    holder = _read(note)
-    if holder and holder.orphaned:
-        print(f"train: waiting for process {holder.pid}, whose dvc is gone, to end", file=sys.stderr)
-        with suppress(Timeout):
-            lock.acquire(timeout=PATIENCE)
-            return
-        remedy = "stop it with `ganpipe doctor --fix`"
-    else:
-        remedy = f"wait for it, or stop it with `kill {holder.pid}`" if holder else "wait for it"
-    who = (
-        f"process {holder.pid} is training already, in {holder.checkout}"
-        if holder
-        else f"{lock.lock_file} is held"
-    )
-    raise UserError(f"{who}; {remedy} and run this again: training goes on from the last checkpoint")
+    reason, remedy = f"{lock.lock_file} is locked", "wait for the process that holds it"
+    if holder := _read(note):
+        reason = f"process {holder.pid} is already training in {holder.checkout}"
+        remedy = f"wait for it, or stop it with `kill {holder.pid}`"
+        if holder.orphaned:
+            print(f"train: waiting for process {holder.pid}, whose dvc is gone, to end", file=sys.stderr)
+            with suppress(Timeout):
+                lock.acquire(timeout=PATIENCE)
+                return
+            remedy = "stop it with `ganpipe doctor --fix`"
+    raise UserError(f"{reason}; {remedy}, then run this again: training resumes from the last checkpoint")
 
 
 def holders(root: Path) -> list[Holder]:
-    """List who trains in a checkout and in the copies that DVC made of it."""
-    found = []
+    """List the processes that train in a checkout and in the copies that DVC made of it."""
+    living = []
     for note in sorted((root / ".ganpipe" / "unfinished").glob("*.pid")):
         lock = FileLock(note.with_suffix(".lock"))
         try:
             lock.acquire(blocking=False)
-            lock.release()  # nobody's: the note is what a kill left
+            lock.release()  # nobody holds it: a killed process left the note
         except Timeout:
-            found.append(_read(note))
-    return [holder for holder in found if holder]
+            living.append(_read(note))
+    return [holder for holder in living if holder]
 
 
 def _read(note: Path) -> Holder | None:
     try:
         values = json.loads(note.read_text())
         return Holder(values["pid"], values["checkout"], values["dvc"] and tuple(values["dvc"]))
-    except (OSError, ValueError, KeyError):  # it ends, or was just begun
+    except (OSError, ValueError, KeyError):  # the process is about to end, or has just started
         return None
 
 
 @functools.cache
-def _line() -> list[tuple[int, int]]:
+def _ancestry() -> list[tuple[int, int]]:
     return processes.ancestry(os.getpid(), ganpipe.PARENT) if "DVC_STAGE" in os.environ else []
 
 
 def _dvc() -> tuple[int, float] | None:
-    if not (line := _line()):
+    if not _ancestry():
         return None
-    pid = line[-1][1]
+    pid = _ancestry()[-1][1]
     try:
         return pid, psutil.Process(pid).create_time()
     except psutil.NoSuchProcess:
@@ -140,47 +137,45 @@ def _dvc() -> tuple[int, float] | None:
 
 
 def orphaned() -> bool:
-    """Say whether the dvc that runs this process is gone: what it started has another parent now."""
+    """Return whether the dvc that runs this process is gone, which gives a process below it a new parent."""
     try:
-        return any(psutil.Process(child).ppid() != parent for child, parent in _line())
+        return any(psutil.Process(child).ppid() != parent for child, parent in _ancestry())
     except psutil.NoSuchProcess:
         return True
 
 
 @contextmanager
-def asked_to_stop() -> Iterator[list[int]]:
-    """Collect SIGTERM, SIGINT and SIGUSR1 in a list instead of dying of them; a second one does its worst.
+def stop_signals() -> Iterator[list[int]]:
+    """Record SIGTERM, SIGINT and SIGUSR1 in a list instead of exiting; a second one has its usual effect.
 
     The end of the dvc that runs this process counts as SIGTERM.
     """
-    asked: list[int] = []
+    received: list[int] = []
     first, done = 0.0, threading.Event()
-    watched = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
-    def note(signum: int, frame: FrameType | None = None) -> None:
+    def record(signum: int, frame: FrameType | None = None) -> None:
         nonlocal first
-        if not asked:
+        if not received:
             first = time.monotonic()
-            asked.append(signum)
-        elif time.monotonic() - first > SAME:
-            signal.signal(signum, before[signal.Signals(signum)])
+            received.append(signum)
+        elif time.monotonic() - first > ECHO:
+            signal.signal(signum, handlers[signal.Signals(signum)])
             signal.raise_signal(signum)
 
     def watch() -> None:
         while not done.wait(POLL):
             if orphaned():
-                return note(signal.SIGTERM)
+                return record(signal.SIGTERM)
 
-    before = {each: signal.signal(each, note) for each in watched}
-    watcher = threading.Thread(target=watch, daemon=True)
-    if _line():
-        watcher.start()
+    handlers = {signum: signal.signal(signum, record) for signum in STOP_SIGNALS}
+    if _ancestry():
+        threading.Thread(target=watch, daemon=True).start()
     try:
-        yield asked
+        yield received
     finally:
         done.set()
-        for each in watched:
-            signal.signal(each, before[each])
+        for signum, handler in handlers.items():
+            signal.signal(signum, handler)
 
 
 def remove(folder: Path) -> None:

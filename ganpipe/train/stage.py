@@ -35,7 +35,7 @@ def train(plan: Plan, root: Path, options: TrainOptions) -> None:
         UserError: the same training already runs, or its ranks cannot split its batches.
     """
     device = rank_device(options.device)
-    with join_ranks(device) as ranks, resume.held(plan.folder, root) if ranks.first else nullcontext():
+    with join_ranks(device) as ranks, resume.locked(plan.folder, root) if ranks.first else nullcontext():
         options = dataclasses.replace(options, device=device)
         options = dataclasses.replace(options, graph=options.graph and can_record(options, ranks))
         if options.fresh and ranks.first:
@@ -44,8 +44,8 @@ def train(plan: Plan, root: Path, options: TrainOptions) -> None:
 
         # Each attempt after the first begins where a rescue or a roll-back went back to.
         while True:
-            events = rescue.read(plan.folder) if ranks.first else b""
-            course = rescue.course(ranks.broadcast(events), plan.steps)
+            read = rescue.read_course(plan.folder, plan.steps) if ranks.first else None
+            course = ranks.broadcast(read)
             try:
                 run_attempt(plan, course, options, ranks)
                 break

@@ -21,14 +21,14 @@ from ganpipe.common.errors import UserError
 TRAINER = """
 import os, sys, time
 from pathlib import Path
-from ganpipe.train import resume as unfinished
+from ganpipe.train.resume import folder_for, locked, stop_signals
 main = Path(os.environ["DVC_ROOT"])
-with unfinished.held(unfinished.folder_for(Path(), {}), Path()), unfinished.asked_to_stop() as asked:
+with locked(folder_for(Path(), {}), Path()), stop_signals() as received:
     (main / "began.tmp").write_text(str(os.getpid()))
     (main / "began.tmp").rename(main / "began")
-    while not asked:
+    while not received:
         time.sleep(0.02)
-    (main / "asked").write_text(str(asked))
+    (main / "asked").write_text(str(received))
 sys.exit(143)
 """
 PIPELINE = """

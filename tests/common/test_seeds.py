@@ -1,32 +1,32 @@
-"""Random numbers by (seed, purpose, step)."""
+"""Random numbers that depend only on (seed, purpose, step)."""
 
 import torch
 
-from ganpipe.common import seeds as rng
-from ganpipe.models import generator as snapshot
+from ganpipe.common import seeds
+from ganpipe.models.generator import draw_z
 from ganpipe.params import Params
 
 
 def test_numbers_depend_on_seed_purpose_and_step_alone() -> None:
-    """If earlier draws mattered, a resumed run would not be the same run."""
-    first = torch.rand(3, generator=rng.generator(1, "z", 5))
+    """Earlier draws would matter, so that a resumed run would differ from an uninterrupted one."""
+    first = torch.rand(3, generator=seeds.generator(1, "z", 5))
     torch.rand(100)
-    assert torch.equal(first, torch.rand(3, generator=rng.generator(1, "z", 5)))
+    assert torch.equal(first, torch.rand(3, generator=seeds.generator(1, "z", 5)))
     for other in ((2, "z", 5), (1, "flip", 5), (1, "z", 6)):
-        assert not torch.equal(first, torch.rand(3, generator=rng.generator(*other)))
+        assert not torch.equal(first, torch.rand(3, generator=seeds.generator(*other)))
 
 
 def test_golden_seed() -> None:
-    """A changed derivation changes every experiment silently."""
-    assert rng.derived_seed(0, "init") == 2783952298198786259
+    """A changed derivation would silently change every experiment."""
+    assert seeds.derived_seed(0, "init") == 2783952298198786259
 
 
 def test_z_distributions(default_params: Params) -> None:
-    """A wrong distribution would sample where the generator was not trained."""
+    """The generator would be sampled where it was not trained."""
 
     def draw(distribution: str, limit: float | None) -> torch.Tensor:
         model = default_params.model.model_copy(update={"z_distribution": distribution, "z_limit": limit})
-        return snapshot.draw_z(model, 200, rng.generator(0, "z"))
+        return draw_z(model, 200, seeds.generator(0, "z"))
 
     normal = draw("normal", None)
     assert normal.shape == (200, 100)

@@ -1,4 +1,4 @@
-"""The alarms: on made-up tables, and on a small training whose z is always the same."""
+"""The alarms: on made-up tables, and on a small training whose z is constant."""
 
 import json
 from collections.abc import Callable
@@ -11,20 +11,20 @@ import pytest
 import torch
 from conftest import ROOT, digits, updated
 
-from ganpipe.models import generator as snapshot
 from ganpipe.params import Params
-from ganpipe.train import alarms as health
-from ganpipe.train import journal
+from ganpipe.train import alarms, plan, probe
+from ganpipe.train.alarms import WINDOW, from_evals, from_history
 from ganpipe.train.options import TrainOptions
 from ganpipe.train.plan import plan_training
+from ganpipe.train.probe import Probe
 from ganpipe.train.stage import train
 
 PLAIN, ONE_SIDED, BOTH = (1.0, 0.0), (0.9, 0.0), (0.9, 0.1)
 
 
 def window(*values: float) -> np.ndarray:
-    """Return steps that are all alike: d_loss, g_loss, d_real, d_fake and both norms, float64 WINDOW×6."""
-    return np.tile(values, (health.WINDOW, 1))
+    """Return WINDOW equal steps: d_loss, g_loss, d_real, d_fake and both norms, float64 WINDOW×6."""
+    return np.tile(values, (WINDOW, 1))
 
 
 @pytest.mark.parametrize(
@@ -37,8 +37,8 @@ def window(*values: float) -> np.ndarray:
     ],
 )
 def test_healthy_trainings_are_left_alone(labels: tuple[float, float], values: tuple[float, ...]) -> None:
-    """Nobody would listen to alarms, and roll-backs would throw away good trainings."""
-    assert health.from_history(1000, window(*values), labels) == []
+    """False alarms would be ignored, and roll-backs would discard good trainings."""
+    assert from_history(1000, window(*values), labels) == []
 
 
 @pytest.mark.parametrize(
@@ -57,23 +57,23 @@ def test_healthy_trainings_are_left_alone(labels: tuple[float, float], values: t
 def test_each_alarm_of_a_history(
     labels: tuple[float, float], values: tuple[float, ...], kind: str, words: str
 ) -> None:
-    """A player has lost, and the night goes on for nothing."""
-    (alarm,) = health.from_history(1000, window(*values), labels)
+    """A training in which a player has lost would continue for nothing."""
+    (alarm,) = from_history(1000, window(*values), labels)
     assert (alarm.kind, alarm.severe) == (kind, True) and words in alarm.text
-    assert health.from_history(100, window(*values), labels) == [], "at first it is not an alarm"
+    assert from_history(100, window(*values), labels) == [], "no alarm during the warm-up"
     spike = window(1.3, 0.8, 0.5, 0.45, 2.0, 2.0)
-    spike[: health.WINDOW // 2 - 1] = values
-    assert health.from_history(1000, spike, labels) == [], "a while is not an alarm"
+    spike[: WINDOW // 2 - 1] = values
+    assert from_history(1000, spike, labels) == [], "less than half of the window is no alarm"
 
 
-def test_marchesis_bounds_are_a_note_where_both_are_broken() -> None:
-    """Healthy trainings break the one or the other most of the time."""
+def test_marchesis_bounds_only_warn_and_only_together() -> None:
+    """Healthy trainings, which violate one of the bounds most of the time, would raise alarms."""
     for losses, told in (((1.3, 2.9), []), ((0.2, 4.0), []), ((1.3, 3.1), [("bounds", False)])):
-        alarms = health.from_history(1000, window(*losses, 0.6, 0.3, 1.0, 1.0), PLAIN)
-        assert [(alarm.kind, alarm.severe) for alarm in alarms] == told
+        raised = from_history(1000, window(*losses, 0.6, 0.3, 1.0, 1.0), PLAIN)
+        assert [(alarm.kind, alarm.severe) for alarm in raised] == told
 
 
-def judged(shares: list[float], kids: list[float], every: int = 100) -> list[list[float]]:
+def evaluations(shares: list[float], kids: list[float], every: int = 100) -> list[list[float]]:
     """Return rows of evals.csv."""
     rows = zip(shares, kids, strict=True)
     return [[every * i, 6400.0 * i, kid, 40 * share, 40.0] for i, (share, kid) in enumerate(rows, 1)]
@@ -94,17 +94,17 @@ def judged(shares: list[float], kids: list[float], every: int = 100) -> list[lis
     ],
 )
 def test_alarms_of_images(shares: list[float], kids: list[float], kinds: list[str]) -> None:
-    """A collapse would pass unnoticed, or a healthy beginning be taken for one."""
-    rows = judged(shares, kids)
-    told = [alarm.kind for i in range(len(rows)) for alarm in health.from_evals(rows[: i + 1])]
+    """A collapse would pass unnoticed, or a healthy beginning would be taken for one."""
+    rows = evaluations(shares, kids)
+    told = [alarm.kind for i in range(len(rows)) for alarm in from_evals(rows[: i + 1])]
     assert list(dict.fromkeys(told)) == kinds
 
 
-def test_g_judged_often_does_not_stand_still() -> None:
-    """Between two judgements a few steps apart little changes."""
+def test_g_that_is_evaluated_often_is_not_frozen() -> None:
+    """A healthy G, which changes little within a few steps, would raise an alarm."""
     kids = [5 * 0.997**i for i in range(60)]
-    assert health.from_evals(judged([0.8] * 60, kids, every=10)) == []
-    assert [a.kind for a in health.from_evals(judged([0.8] * 60, [5.0] * 60, every=10))] == ["frozen"]
+    assert from_evals(evaluations([0.8] * 60, kids, every=10)) == []
+    assert [a.kind for a in from_evals(evaluations([0.8] * 60, [5.0] * 60, every=10))] == ["frozen"]
 
 
 @pytest.fixture
@@ -124,9 +124,9 @@ def trained(root: Path, params: Params) -> tuple[list[Any], str]:
 
 
 def test_a_real_collapse(root: Path, small_params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An alarm that only knows made-up tables; or one that a kill makes forget."""
-    monkeypatch.setattr(health, "WARM_UP", 60)
-    # 90 steps, judged after 45 and 90.
+    """A real collapse would pass unnoticed, or a kill would make the training forget its warning."""
+    monkeypatch.setattr(alarms, "WARM_UP", 60)
+    # 90 steps, evaluated after 45 and 90.
     params = updated(small_params, train__epochs=24, train__eval_every_kimg=0.72, train__snapshot_epochs=[])
     params = updated(params, train__dlr=1e-3, train__glr=1e-3, model__ngf=8, model__ndf=8)
     assert trained(root, params) == ([], "finished")
@@ -134,21 +134,22 @@ def test_a_real_collapse(root: Path, small_params: Params, monkeypatch: pytest.M
     def one_z(model: Any, count: int, source: torch.Generator) -> torch.Tensor:
         return torch.ones(count, model.nz)
 
-    monkeypatch.setattr(snapshot, "draw_z", one_z)
+    for module in (plan, probe):
+        monkeypatch.setattr(module, "draw_z", one_z)
     expected = [(90, "collapsed", "warn")]
     warned = updated(params, train__seed=1)
     assert trained(root, warned) == (expected, "finished")
     whole = (root / "stages/train/events.csv").read_bytes()
 
-    calls, probe = iter(range(9)), journal.Probe.__call__
+    calls, evaluate = iter(range(9)), Probe.__call__
     with monkeypatch.context() as patch:
 
-        def dies(self: journal.Probe, G: torch.nn.Module) -> tuple[float, float]:
+        def dies(self: Probe, G: torch.nn.Module) -> tuple[float, float]:
             if next(calls) == 1:
                 raise KeyboardInterrupt
-            return probe(self, G)
+            return evaluate(self, G)
 
-        patch.setattr(journal.Probe, "__call__", dies)
+        patch.setattr(Probe, "__call__", dies)
         with pytest.raises(KeyboardInterrupt):
             trained(root, warned)
     assert trained(root, warned) == (expected, "finished")

@@ -18,44 +18,69 @@ from torch import nn
 from ganpipe.common import files
 from ganpipe.train import checkpoint
 from ganpipe.train.environment import describe
+from ganpipe.train.players import Players
 from ganpipe.train.state import restore_state, state_of
 
 
-def trained(steps: int) -> tuple[dict[str, nn.Module], dict[str, torch.optim.Optimizer]]:
-    """A small channels_last network and its Adam after some steps on fixed data."""
+def trained(steps: int) -> Players:
+    """Two small channels_last networks and their Adams after some steps."""
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).to(memory_format=torch.channels_last)
-    optimizer = torch.optim.Adam(net.parameters(), 0.1, fused=True)
-    step(net, optimizer, steps)
-    return {"net": net}, {"optimizer": optimizer}
+    G, D = (
+        nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).to(memory_format=torch.channels_last)
+        for _ in "GD"
+    )
+    G_optimizer, D_optimizer = (torch.optim.Adam(net.parameters(), 0.1, fused=True) for net in (G, D))
+    players = Players(G, D, G_optimizer, D_optimizer)
+    step(players, steps)
+    return players
 
 
-def step(net: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> None:
+def step(players: Players, steps: int) -> None:
     """Train on images that are always the same."""
     images = torch.linspace(-1, 1, 2 * 3 * 8 * 8).reshape(2, 3, 8, 8)
-    for _ in range(steps):
+    pairs = ((players.G, players.G_optimizer), (players.D, players.D_optimizer))
+    for network, optimizer in pairs * steps:
         optimizer.zero_grad()
-        net(images).square().mean().backward()
+        network(images).square().mean().backward()
         optimizer.step()
 
 
 def test_a_restored_training_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
     """The state lacks something, so that a resumed run differs from an uninterrupted one."""
-    networks, optimizers = trained(7)
-    expected = state_of(networks, optimizers)
-
-    networks, optimizers = trained(3)
-    checkpoint.save(tmp_path, 3, state_of(networks, optimizers), describe("cpu"))
-    networks, optimizers = trained(0)
-    loaded = checkpoint.load(tmp_path, state_of(networks, optimizers))
+    expected = state_of(trained(7))
+    checkpoint.save(tmp_path, 3, state_of(trained(3)), describe("cpu"))
+    players = trained(0)
+    loaded = checkpoint.load(tmp_path, state_of(players))
     assert loaded is not None and loaded.step == 3 and loaded.environment == describe("cpu")
-    restore_state(loaded.tensors, networks, optimizers)
-    step(networks["net"], optimizers["optimizer"], 4)
-    state = state_of(networks, optimizers)
-    assert state.keys() == expected.keys() and "optimizer/0/exp_avg_sq" in state
+    restore_state(loaded.state, players)
+    step(players, 4)
+    state = state_of(players)
+    assert state.keys() == expected.keys() and "G_optimizer/0/exp_avg_sq" in state
     for name, tensor in state.items():
         assert torch.equal(tensor, expected[name]), name
         assert tensor.stride() == expected[name].stride(), name
+
+
+def test_resume_reports_where_and_how_exactly(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A user would not know that a training resumed, or that its numbers may differ."""
+    players, environment = trained(0), describe("cpu")
+    folders = tmp_path / "empty", tmp_path / "full"
+    assert checkpoint.resume(folders, players, environment, 9) == 0
+    assert capsys.readouterr().err == ""
+    checkpoint.save(folders[1], 3, state_of(trained(3)), environment | {"torch": "2.0"})
+    assert checkpoint.resume(folders, players, environment, 9) == 3
+    assert all(torch.equal(tensor, state_of(trained(3))[name]) for name, tensor in state_of(players).items())
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("train: resuming after step 3 of 9")
+    assert lines[1].startswith("train: not bit-exact, because torch was 2.0")
+
+
+def test_an_optimizer_keeps_its_rate() -> None:
+    """After a rescue the training would continue with the learning rate that made it diverge."""
+    players = trained(0)
+    players.G_optimizer.param_groups[0]["lr"] = 0.05
+    restore_state(state_of(trained(3)), players)
+    assert [o.param_groups[0]["lr"] for o in players.optimizers.values()] == [0.05, 0.1]
 
 
 A = {"a": torch.zeros(100)}
@@ -104,7 +129,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(
         }[damage]
     )
     loaded = checkpoint.load(tmp_path, A)
-    assert loaded is not None and loaded.step == 2 and loaded.tensors["a"][0] == 2
+    assert loaded is not None and loaded.step == 2 and loaded.state["a"][0] == 2
     assert loaded.environment == {"torch": "x"} and not (tmp_path / "ran").exists()
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1 and f"{newest} is damaged" in lines[0]
@@ -198,19 +223,19 @@ def test_going_back_drops_the_later(tmp_path: Path) -> None:
     assert steps(tmp_path) == [1, 2, 3]
     checkpoint.save(tmp_path, 2, full(7), {})
     loaded = checkpoint.load(tmp_path, A)
-    assert steps(tmp_path) == [1, 2] and loaded is not None and loaded.tensors["a"][0] == 7
+    assert steps(tmp_path) == [1, 2] and loaded is not None and loaded.state["a"][0] == 7
 
 
 def test_a_fresh_training_has_the_layout_of_a_running_one() -> None:
     """No checkpoint would be accepted, or Adam would start otherwise from listed zeros than from no state."""
-    fresh, running = state_of(*trained(0)), state_of(*trained(2))
+    fresh, running = state_of(trained(0)), state_of(trained(2))
     assert {k: (v.shape, v.dtype) for k, v in fresh.items()} == {
         k: (v.shape, v.dtype) for k, v in running.items()
     }
-    networks, optimizers = trained(0)
-    restore_state(fresh, networks, optimizers)
-    step(networks["net"], optimizers["optimizer"], 2)
-    assert all(torch.equal(v, running[k]) for k, v in state_of(networks, optimizers).items())
+    players = trained(0)
+    restore_state(fresh, players)
+    step(players, 2)
+    assert all(torch.equal(tensor, running[name]) for name, tensor in state_of(players).items())
 
 
 FAILPOINTS = ["before write", "mid write", "before fsync", "before rename", "after rename", "before prune"]
@@ -263,7 +288,7 @@ def save_until(folder: Path, where: str, fail: Callable[[], None]) -> None:
 def survivor(folder: Path) -> int:
     """The step of the checkpoint that would be loaded, its content checked."""
     loaded = checkpoint.load(folder, A)
-    assert loaded is not None and torch.equal(loaded.tensors["a"], full(loaded.step)["a"])
+    assert loaded is not None and torch.equal(loaded.state["a"], full(loaded.step)["a"])
     return loaded.step
 
 

@@ -52,7 +52,7 @@ class Training:
 
     def bytes(self) -> dict[str, bytes]:
         """Return all weights, statistics and moments."""
-        state = state_of(self.players.networks, self.players.optimizers)
+        state = state_of(self.players)
         return {name: tensor.detach().contiguous().numpy().tobytes() for name, tensor in state.items()}
 
 

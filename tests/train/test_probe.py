@@ -1,4 +1,4 @@
-"""The light judgement of a generator in mid-training."""
+"""The light evaluation of a generator during training."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +13,7 @@ from ganpipe.train.probe import Probe
 
 
 class Replay(nn.Module):
-    """Gives pictures from a stock instead of generating them."""
+    """Returns given images instead of generating them."""
 
     def __init__(self, images: np.ndarray, rows: Callable[[int], torch.Tensor]) -> None:
         super().__init__()
@@ -22,19 +22,19 @@ class Replay(nn.Module):
         self.at = 0
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
-        """Return the next len(z) pictures, float32 N×C×H×W in [-1, 1]."""
+        """Return the next len(z) images, float32 N×C×H×W in [-1, 1]."""
         self.at += len(z)
         return self.images[self.rows(self.at)[-len(z) :]]
 
 
 def test_ranks_good_bad_and_collapsed_generators(tmp_path: Path, small_params: Params) -> None:
-    """The best weights would be the wrong ones, and a collapse would not be seen."""
+    """Other weights than the best would be kept, and a collapse would stay unnoticed."""
     images, count = np.random.default_rng(1).permutation(digits())[:256], 64
     probe = Probe(small_params.model, images, np.arange(count), 0, "cpu")
     noise = np.random.default_rng(0).integers(0, 256, images.shape, dtype=np.uint8)
     good, bad, collapsed = (
-        probe(Replay(stock, rows))
-        for stock, rows in [
+        probe(Replay(source, rows))
+        for source, rows in [
             (images, lambda end: torch.arange(count, count + end)),
             (noise, lambda end: torch.arange(end)),
             (images, lambda end: torch.full((end,), 3)),

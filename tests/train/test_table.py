@@ -11,7 +11,7 @@ from ganpipe.train.table import Table
 
 
 def test_cut_back_to_a_step(tmp_path: Path) -> None:
-    """A row too many would stand twice in the history of a resumed run, one too few would be missing."""
+    """The history of a resumed run would repeat rows or lack some."""
     path = tmp_path / "history.csv"
     with Table(path, ("step", "loss")) as table:
         for step in range(1, 6):
@@ -28,17 +28,16 @@ def test_cut_back_to_a_step(tmp_path: Path) -> None:
     assert path.read_text() == "step,loss\n1,0.333333\n2,0.666667\n3,1\n4,0.123457\n"
 
 
-def test_rows_are_there_after_a_flush(tmp_path: Path) -> None:
-    """Live views read the file while it grows."""
+def test_rows_are_visible_at_once(tmp_path: Path) -> None:
+    """Live views of a running training would lag behind."""
     with Table(tmp_path / "t.csv", ("step",)) as table:
         assert table.recent == []
         table.add(1)
-        table.flush()
         assert (tmp_path / "t.csv").read_text() == "step\n1\n"
 
 
 def test_a_kill_while_it_is_opened_costs_no_row(tmp_path: Path) -> None:
-    """The checkpoint would go on from a step whose history is gone."""
+    """The training would resume from a step whose history is lost."""
     path = tmp_path / "history.csv"
     path.write_text("step\n1\n2\n3\n")
 

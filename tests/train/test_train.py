@@ -173,7 +173,7 @@ PLACES = {
     "step": ("ganpipe.train.step", "g_loss", False),
     "before rename": ("os", "replace", False),
     "after checkpoint": ("ganpipe.train.checkpoint", "save", True),
-    "event": ("ganpipe.train.rescue", "write", True),
+    "event": ("ganpipe.train.rescue", "write_events", True),
     "best": ("ganpipe.train.journal", "save_generator", True),
     "publish": ("shutil", "copyfile", False),
 }
@@ -263,7 +263,7 @@ def test_fresh_forgets(root: Path, small_params: Params, capsys: pytest.CaptureF
     """A user who asks for a new start would get the interrupted training."""
     kill_in_training(root, small_params, "step", 6)
     run(root, small_params, fresh=True)
-    assert "going on" not in capsys.readouterr().err
+    assert "resuming" not in capsys.readouterr().err
 
 
 def test_identity_of_a_training(

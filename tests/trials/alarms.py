@@ -25,13 +25,14 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from ganpipe import params
-from ganpipe.common import seeds as rng
+from ganpipe.common import seeds
 from ganpipe.common.dataset import write_description
-from ganpipe.models import generator as snapshot
-from ganpipe.train import alarms as health
-from ganpipe.train import plan as schedule
-from ganpipe.train import stage as train
-from ganpipe.train.journal import EVALS, NUMBERS
+from ganpipe.common.stages import EVALS_COLUMNS, STEP_NUMBERS, stage_folder
+from ganpipe.models.generator import draw_z, images_of, load_generator
+from ganpipe.train import plan, probe
+from ganpipe.train.alarms import WINDOW, from_evals, from_history
+from ganpipe.train.options import TrainOptions
+from ganpipe.train.stage import train
 
 ROOT = Path(__file__).resolve().parents[2]
 PAIRS = 72
@@ -110,32 +111,36 @@ def run(folder: Path, i: int, cause: str | None) -> None:
     for section, changes in values.items():
         plain[section] |= changes
     p = params.parse(plain, "trial")
-    draw_z, name = snapshot.draw_z, _place(folder, i, cause).stem
+    draw, name = draw_z, _result_path(folder, i, cause).stem
     if cause == "constant z":
-        one = snapshot.draw_z(p.model, 1, rng.generator(i, "one"))
-        draw_z = mock.Mock(side_effect=lambda model, count, source: one.repeat(count, 1))
-    with mock.patch.object(snapshot, "draw_z", draw_z), tempfile.TemporaryDirectory() as place:
-        root = Path(place)
-        (root / "ganpipe").symlink_to(Path(train.__file__).parent)
-        packed = root / "stages/preprocess"
+        one = draw_z(p.model, 1, seeds.generator(i, "one"))
+        draw = mock.Mock(side_effect=lambda model, count, source: one.repeat(count, 1))
+    with (
+        mock.patch.object(plan, "draw_z", draw),
+        mock.patch.object(probe, "draw_z", draw),
+        tempfile.TemporaryDirectory() as temporary,
+    ):
+        root = Path(temporary)
+        (root / "ganpipe").symlink_to(ROOT / "ganpipe")
+        packed = stage_folder(root, "preprocess")
         packed.mkdir(parents=True)
         images = pictures(i)
         np.save(packed / "images.npy", images)
         table = {"name": [f"{k}.png" for k in range(len(images))], "split": "train"}
         pd.DataFrame(table).to_csv(packed / "index.csv", index=False)
         write_description(packed)
-        plan = schedule.plan(p.model, p.train, root)
-        train.train(plan, root, log_seconds=1e9, checkpoint_seconds=1e9)
-        stage = root / train.FOLDER
+        options = TrainOptions(log_seconds=1e9, checkpoint_seconds=1e9)
+        train(plan.plan_training(p.model, p.train, root), root, options)
+        stage = stage_folder(root, "train")
         found: dict[str, Any] = {"cause": cause, "pair": i, "settings": values}
         found["ended"] = json.loads((stage / "model.json").read_text())["ended"]
         for kind in ("history", "evals"):
             found[kind] = pd.read_csv(stage / f"{kind}.csv").to_dict("list")
-        G = snapshot.load_generator(stage / "generator.safetensors").network
-        z = snapshot.draw_z(p.model, 256, rng.generator(i, "trial"))
-        np.savez_compressed(folder / f"{name}.npz", snapshot.images_of(G, z))
+        G = load_generator(stage / "generator.safetensors").network
+        z = draw(p.model, 256, seeds.generator(i, "trial"))
+        np.savez_compressed(folder / f"{name}.npz", images_of(G, z))
         shutil.copy(next(iter((stage / "grids").iterdir())), folder / f"{name}.png")
-    _place(folder, i, cause).write_text(json.dumps(found))
+    _result_path(folder, i, cause).write_text(json.dumps(found))
 
 
 def tasks() -> list[tuple[int, str | None]]:
@@ -166,14 +171,14 @@ def distance(real: np.ndarray, fake: np.ndarray) -> float:
 def told(found: dict[str, Any]) -> set[str]:
     """Return the kinds of alarms that a training gives, from its tables as the loop reads them."""
     history, evals, values = found["history"], found["evals"], found["settings"]["train"]
-    rows = np.array([history[name] for name in NUMBERS]).T
+    rows = np.array([history[name] for name in STEP_NUMBERS]).T
     labels = values["real_label"], values["fake_label"]
     alarms = []
-    for step in range(health.WINDOW, len(rows) + 1, health.WINDOW):
-        alarms += health.from_history(step, rows[step - health.WINDOW : step], labels)
-    judged = list(zip(*(evals[name] for name in EVALS), strict=True))
+    for step in range(WINDOW, len(rows) + 1, WINDOW):
+        alarms += from_history(step, rows[step - WINDOW : step], labels)
+    judged = list(zip(*(evals[name] for name in EVALS_COLUMNS), strict=True))
     for count in range(1, len(judged) + 1):
-        alarms += health.from_evals(judged[:count])
+        alarms += from_evals(judged[:count])
     return {alarm.kind for alarm in alarms}
 
 
@@ -181,8 +186,8 @@ def report(folder: Path) -> bool:
     """Print both tables; return whether the goal is reached on the odd pairs."""
     rows = []
     for i, cause in tasks():
-        found = json.loads(_place(folder, i, cause).read_text())
-        fake = np.load(_place(folder, i, cause).with_suffix(".npz"))["arr_0"]
+        found = json.loads(_result_path(folder, i, cause).read_text())
+        fake = np.load(_result_path(folder, i, cause).with_suffix(".npz"))["arr_0"]
         row = {"pair": i, "cause": cause or "healthy", "distance": distance(pictures(i), fake)}
         rows.append(row | {kind: kind in told(found) for kind in KINDS})
     table = pd.DataFrame(rows)
@@ -210,7 +215,7 @@ def report(folder: Path) -> bool:
     return good
 
 
-def _place(folder: Path, i: int, cause: str | None) -> Path:
+def _result_path(folder: Path, i: int, cause: str | None) -> Path:
     return folder / f"{i:03d} {cause or 'healthy'}.json"
 
 
@@ -222,7 +227,7 @@ def _run(task: tuple[Path, int, str | None]) -> None:
 def main(folder: Path, processes: int = 1) -> bool:
     """Run what is missing and report."""
     folder.mkdir(parents=True, exist_ok=True)
-    missing = [(folder, *task) for task in tasks() if not _place(folder, *task).exists()]
+    missing = [(folder, *task) for task in tasks() if not _result_path(folder, *task).exists()]
     with multiprocessing.Pool(processes) as pool:
         for _ in pool.imap_unordered(_run, missing):
             pass
