@@ -16,10 +16,7 @@ from ganpipe.train.ranks import Ranks
 
 
 def prepare_network(network: nn.Module, params: Train, options: TrainOptions, ranks: Ranks) -> nn.Module:
-    """Make a network compute as the params and options say.
-
-    The result replaces `network`, whose parts it uses; its state_dict has the same names.
-    """
+    """Return a network that computes as params and options say, built of the parts of `network`."""
     if params.sync_batch_norm and ranks.count > 1:
         network = replace_modules(network, synchronize)
     if options.save_memory:
@@ -56,15 +53,14 @@ class Bfloat16(nn.Module):
         return output.float()
 
 
-# A segment begins at each of these; the layers after it may work in place, so they need its output in theirs.
+# A segment begins at each of these; the layers after it may change its output in place.
 HEAVY = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear, nn.Upsample)
 
 
 class Recomputed(nn.Sequential):
     """Layers that store only the inputs of their segments and recompute the rest in the backward pass.
 
-    A segment is a convolution or dense layer with the layers up to the next one. Gradients are the same to
-    the last bit on a CPU, and batch norm's statistics count each batch once.
+    Gradients are the same to the last bit on a CPU, and batch norm's statistics count each batch once.
     """
 
     def __init__(self, layers: nn.Sequential) -> None:

@@ -28,23 +28,14 @@ class Feed:
     Args:
         images: uint8 N×H×W×C in [0, 255], memory-mapped or not.
         device: the device of the batches.
-        memory_gb: keep all images on a GPU if they take at most so many GB (10^9 bytes); None: at most a
-            quarter of its free memory.
-        way: how images are gathered; None: as fits device and memory.
+        way: how images are gathered, see `way_for`.
     """
 
-    def __init__(
-        self,
-        images: np.ndarray,
-        device: torch.device,
-        memory_gb: float | None = None,
-        way: Way | None = None,
-    ) -> None:
-        self.images, self.device = images, device
-        self.way: Way = way or _way_for(images.nbytes, device, memory_gb)
+    def __init__(self, images: np.ndarray, device: torch.device, way: Way) -> None:
+        self.images, self.device, self.way = images, device, way
         # Only from pinned memory is a copy to a GPU asynchronous; without a GPU torch has none.
-        self.pinned = self.way == "ahead" and device.type == "cuda"
-        if self.way == "device":
+        self.pinned = way == "ahead" and device.type == "cuda"
+        if way == "device":
             self.store = torch.empty(images.shape, dtype=torch.uint8, device=device)
             count = max(1, CHUNK // images[:1].nbytes)
             for i in range(0, len(images), count):
@@ -95,7 +86,14 @@ class Feed:
         return to_float(batch)
 
 
-def _way_for(nbytes: int, device: torch.device, memory_gb: float | None) -> Way:
+def way_for(nbytes: int, device: torch.device, memory_gb: float | None = None) -> Way:
+    """Choose how to gather: all images on a GPU if they take at most `memory_gb`, else a thread ahead of it.
+
+    Args:
+        nbytes: size of all images.
+        device: the device of the batches.
+        memory_gb: in GB (10^9 bytes); None: a quarter of the GPU's free memory.
+    """
     if device.type != "cuda":
         return "host"
     budget = torch.cuda.mem_get_info(device)[0] / 4 if memory_gb is None else memory_gb * 1e9

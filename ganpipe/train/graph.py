@@ -17,10 +17,8 @@ from ganpipe.train.step import StepSettings, generate, update_d, update_g
 
 # Takes a batch and its latent vectors, and returns the numbers of `update_d` and of `update_g`.
 Replay = Callable[[torch.Tensor, torch.Tensor], list[torch.Tensor]]
-# Takes a call without arguments, and returns one that repeats it on the same memory.
-Capture = Callable[[Callable[[], None]], Callable[[], None]]
 WARM_UP = 3  # steps before the recording, in which libraries choose algorithms and allocate memory
-# Bounds of `_difference` between a replay's numbers and a plain step's: some kernels add in any order.
+# Relative and absolute tolerance of a replay's numbers, because some kernels add in any order.
 TOLERANCE = {"float32": 2e-3, "bfloat16": 5e-2}
 
 
@@ -29,16 +27,12 @@ def can_record(options: TrainOptions, ranks: Ranks) -> bool:
     reason = "" if torch.device(options.device).type == "cuda" else "it needs a GPU"
     reason = reason or (f"{ranks.count} ranks share each batch" if ranks.count > 1 else "")
     if reason:
-        print(f"train: the step is not recorded as a graph: {reason}", file=sys.stderr)
+        print(f"train: the step is not replayed as a graph: {reason}", file=sys.stderr)
     return not reason
 
 
 def record_step(
-    players: Players,
-    settings: StepSettings,
-    example: tuple[torch.Tensor, torch.Tensor],
-    precision: str,
-    capture: Capture | None = None,
+    players: Players, settings: StepSettings, example: tuple[torch.Tensor, torch.Tensor], precision: str
 ) -> Replay | None:
     """Record the update of both players, compare it with the plain one, and leave the players unchanged.
 
@@ -47,10 +41,9 @@ def record_step(
         settings: of the step.
         example: a batch, float32 B×C×H×W, and latent vectors, float32 B×nz, of the shapes of all later ones.
         precision: of the networks, a key of TOLERANCE.
-        capture: how to record; None: as a CUDA graph.
 
     Returns:
-        The replay; None where recording fails or gives other numbers, which a line on stderr explains.
+        The replay; None, with the reason on stderr, if recording fails or the replay gives other numbers.
     """
     real, z = (tensor.clone() for tensor in example)
     numbers: list[torch.Tensor] = []
@@ -75,21 +68,20 @@ def record_step(
         with _players_unchanged(players):
             plain = numbers_of_two(step)
         with _players_unchanged(players):
-            replay = (capture or _cuda_graph)(step)
+            replay = capture(step)
         with _players_unchanged(players):
-            difference = _difference(plain, numbers_of_two(replay))
-    except (RuntimeError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        print(f"train: the step is not recorded as a graph: {reason}", file=sys.stderr)
+            tolerance = TOLERANCE[precision]
+            torch.testing.assert_close(numbers_of_two(replay), plain, rtol=tolerance, atol=tolerance)
+    except (RuntimeError, NotImplementedError, AssertionError) as error:
+        reason = "other numbers" if isinstance(error, AssertionError) else str(error).splitlines()[0]
+        print(f"train: the step is not replayed as a graph: {reason}", file=sys.stderr)
         return None
-    agrees = difference <= TOLERANCE[precision]
-    outcome = "is replayed as a graph" if agrees else "is not recorded as a graph"
-    print(f"train: the step {outcome}: its numbers differ by {difference:.2g}", file=sys.stderr)
-    return replay_on if agrees else None
+    print("train: the step is replayed as a graph", file=sys.stderr)
+    return replay_on
 
 
-def _cuda_graph(step: Callable[[], None]) -> Callable[[], None]:
-    """Warm up on a side stream, as recording requires, and record."""
+def capture(step: Callable[[], None]) -> Callable[[], None]:
+    """Record a call as a CUDA graph, after warming up on a side stream, and return its replay."""
     side_stream = torch.cuda.Stream()
     side_stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side_stream):
@@ -100,12 +92,6 @@ def _cuda_graph(step: Callable[[], None]) -> Callable[[], None]:
     with torch.cuda.graph(graph):
         step()
     return graph.replay
-
-
-def _difference(a: torch.Tensor, b: torch.Tensor) -> float:
-    """Return the largest difference of two vectors, relative to the larger number or to 1; NaN for a NaN."""
-    differences = (a - b).abs() / torch.maximum(a.abs(), b.abs()).clamp(min=1)
-    return float(differences.max())
 
 
 @contextmanager

@@ -38,13 +38,11 @@ def exit_with_launcher() -> None:
 
 
 def launch(count: int, arguments: list[str]) -> int:
-    """Run `python -m ganpipe` with these arguments in `count` ranks, and wait for all of them.
+    """Run `python -m ganpipe` in `count` ranks; return 0, or the exit code of the first rank that failed.
 
     Signals are forwarded to the ranks, which agree on the step to stop after. When a rank fails, the others
-    get GRACE seconds to end before they are killed, which no checkpoint is harmed by.
-
-    Returns:
-        0, or the exit code of the first rank that failed.
+    get GRACE seconds to end before they are killed, which harms no checkpoint. torchrun cannot replace this:
+    SIGUSR1 and SIGKILL end it without its ranks, and its exit code after any failure or signal is 1.
 
     Raises:
         UserError: a rank was killed.

@@ -6,7 +6,8 @@ from contextlib import nullcontext
 import torch
 
 from ganpipe.common.errors import Interrupted
-from ganpipe.train.feed import Feed
+from ganpipe.train.ema import update_ema
+from ganpipe.train.feed import Feed, way_for
 from ganpipe.train.graph import record_step
 from ganpipe.train.journal import Journal
 from ganpipe.train.options import TrainOptions
@@ -27,22 +28,22 @@ def run_attempt(plan: Plan, course: Course, options: TrainOptions, ranks: Ranks)
         Trouble: the training diverged or collapsed; raised by all ranks after the same step.
         UserError: the ranks cannot split the batches.
     """
-    params, device = plan.train, torch.device(options.device)
-    settings = StepSettings(
-        params.real_label, params.fake_label, plan.batch_size, params.micro_batch_size, ranks
-    )
+    params, device, B = plan.train, torch.device(options.device), plan.batch_size
+    settings = StepSettings(params.real_label, params.fake_label, B, params.micro_batch_size, ranks)
     settings.check(params.sync_batch_norm)
 
     # Build G, D, the average of G, the best G so far and both optimizers, and load the last checkpoint.
     players = build_players(plan, course.attempt, options, ranks)
-    G, G_ema = players.G, players.G_ema
     journal = Journal(plan, course, players, options) if ranks.first else None
     start = share_state(ranks, journal.start if journal else 0, players)
 
     # Draw the whole batch of each step on every rank, and take this rank's part of it.
-    draws = Draws(plan, course.attempt, ranks.part(plan.batch_size))
-    feed = Feed(plan.data.images, device, options.data_memory_gb)
+    draws = Draws(plan, course.attempt, ranks.part(B))
+    images = plan.data.images
+    feed = Feed(images, device, way_for(images.nbytes, device, options.data_memory_gb))
     batches = feed.batches(draws.batches(start))
+
+    # Record a step on a GPU, if that is wanted and possible, to replay it instead of both updates.
     replay = None
     if options.graph:
         example = feed(*draws.extra(0)), draws.z(0).to(device)
@@ -55,7 +56,7 @@ def run_attempt(plan: Plan, course: Course, options: TrainOptions, ranks: Ranks)
             if replay:
                 numbers = replay(real, z)
             else:
-                fake = generate(G, z, settings)
+                fake = generate(players.G, z, settings)
                 d_numbers = update_d(players, real, z, fake, settings)
                 g_numbers = update_g(players, z, fake, settings)
                 numbers = [d_numbers, g_numbers]
@@ -67,8 +68,8 @@ def run_attempt(plan: Plan, course: Course, options: TrainOptions, ranks: Ranks)
                     numbers.append(update_g(players, z, None, settings))
                 else:
                     numbers.append(update_d(players, feed(*draws.extra(step)), z, None, settings))
-            if G_ema:
-                G_ema.update(G, step * plan.batch_size)
+            if players.G_ema and params.ema_halflife_kimg is not None:
+                update_ema(players.G_ema, players.G, params.ema_halflife_kimg, B, nimg=step * B)
 
             # Record the step, and stop after it, on all ranks alike, if a signal came to any of them.
             signum = ranks.maximum(signals[0] if signals else 0)
@@ -82,11 +83,7 @@ def run_attempt(plan: Plan, course: Course, options: TrainOptions, ranks: Ranks)
 def _record(
     journal: Journal | None, ranks: Ranks, step: int, numbers: Sequence[torch.Tensor], stopping: bool
 ) -> None:
-    """Record a step on the first rank, which has the journal.
-
-    Raises:
-        Trouble: on all ranks, if the journal raised it.
-    """
+    """Record a step in the first rank's journal; raise Trouble on all ranks if the journal raises it."""
     trouble = None
     if journal:
         try:
@@ -94,4 +91,4 @@ def _record(
         except Trouble as error:
             trouble = error
     if ranks.maximum(int(trouble is not None)):
-        raise trouble or Trouble(step, "elsewhere", step, "seen by the first rank")
+        raise trouble or Trouble(step, "elsewhere", step, "noticed by the first rank")

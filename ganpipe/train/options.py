@@ -1,15 +1,15 @@
-"""The run-time options of a training: they change how it runs, but not what it computes."""
+"""The run-time options of a training: how it runs, not what it computes."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """The flags of `ganpipe train`, which are no params because no result depends on them.
+    """The flags of `ganpipe train`; they are not params, because a change of them must not train again.
 
     Attributes:
         device: a torch device such as "cpu" or "cuda".
-        fresh: delete the state of an interrupted run of the same training and start anew.
+        fresh: delete an interrupted run of the same training and start anew.
         save_memory: recompute activations in the backward pass instead of storing them.
         graph: record a step as a CUDA graph and replay it.
         log_seconds: seconds between reads of the losses from the device.

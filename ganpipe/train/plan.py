@@ -1,4 +1,4 @@
-"""The plan of a training, known before its first step, and the random draws of each step."""
+"""The plan of a training, known before its first step, and the random draws of its steps."""
 
 import math
 from collections.abc import Collection, Iterator
@@ -52,8 +52,8 @@ class Plan:
     @property
     def anchors(self) -> Collection[int]:
         """Steps whose state is saved for a rescue or roll-back: the evaluations, else the snapshots."""
-        wanted = self.train.on_nonfinite == "rescue" or self.train.on_collapse == "rollback"
-        return (self.eval_steps or self.snapshot_steps.keys()) if wanted else ()
+        going_back = self.train.on_nonfinite == "rescue" or self.train.on_collapse == "rollback"
+        return (self.eval_steps or self.snapshot_steps.keys()) if going_back else ()
 
     @property
     def resolution(self) -> int:
@@ -71,35 +71,26 @@ class Plan:
 
 
 def plan_training(model: Model, train: Train, root: Path = Path()) -> Plan:
-    """Open the packed images and compute the plan; the folder follows from params, data and code.
+    """Open the packed images and compute the plan; params, data and code decide its folder.
 
     Raises:
-        UserError: there are no packed images, or they do not fit the params.
+        UserError: there are no packed images.
     """
     data = dataset.load(stage_folder(root, "preprocess"))
     rows = data.train_rows
     batch_size = train.batch_size_for(data.images.shape[1])
-    steps_of = {
-        epoch: math.ceil(epoch * len(rows) / batch_size) for epoch in (*train.snapshot_epochs, train.epochs)
-    }
-    steps = steps_of[train.epochs]
+    epochs = (*(epoch for epoch in train.snapshot_epochs if epoch <= train.epochs), train.epochs)
+    snapshot_steps = {math.ceil(epoch * len(rows) / batch_size): epoch for epoch in epochs}
+    steps = math.ceil(train.epochs * len(rows) / batch_size)
+    eval_steps = _eval_steps(train.eval_every_kimg, steps, batch_size)
     identity = {
         "model": model.model_dump(),
         "train": train.model_dump() | {"batch_size": batch_size},
         "data": data.digest,
         "code": code_digest(import_closure("ganpipe.train.stage", root), root),
     }
-    return Plan(
-        model,
-        train,
-        data,
-        rows,
-        batch_size,
-        steps,
-        snapshot_steps={step: epoch for epoch, step in steps_of.items() if epoch <= train.epochs},
-        eval_steps=_eval_steps(train.eval_every_kimg, steps, batch_size),
-        folder=folder_for(root, identity),
-    )
+    folder = folder_for(root, identity)
+    return Plan(model, train, data, rows, batch_size, steps, snapshot_steps, eval_steps, folder)
 
 
 def _eval_steps(every_kimg: float | None, steps: int, batch_size: int) -> frozenset[int]:

@@ -17,26 +17,20 @@ from torch import distributed, nn
 
 from ganpipe.common.errors import UserError
 
-# For a rank that hangs; a killed one is noticed at once by its closed connection. Longer than anything that
-# rank 0 does while the others wait: an evaluation of G, a checkpoint, a grid.
+# For a rank that hangs; a dead one closes its connection. Rank 0 may evaluate G while the others wait.
 TIMEOUT = datetime.timedelta(minutes=10)
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among those that train together; with count 1 no method communicates.
-
-    Attributes:
-        rank: number of this process, from 0; only rank 0 writes files.
-        count: number of processes.
-    """
+    """This process, number `rank` from 0 of `count` that train together; alone it does not communicate."""
 
     rank: int = 0
     count: int = 1
 
     @property
     def first(self) -> bool:
-        """Whether this is the process that writes."""
+        """Whether this is rank 0, the only one that writes files."""
         return self.rank == 0
 
     def part(self, batch_size: int) -> slice:
@@ -44,17 +38,10 @@ class Ranks:
         return slice(self.rank * batch_size // self.count, (self.rank + 1) * batch_size // self.count)
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter], numbers: torch.Tensor) -> torch.Tensor:
-        """Sum gradients over the ranks, in place, and return the sums of numbers.
+        """Sum the gradients of parameters over the ranks in place, and return the sums of numbers float32 K.
 
         Each rank's loss must be its images' share of the *global* batch's mean. Weighting the gradients
         afterwards is not the same: through a synchronized batch norm they come from all ranks' losses.
-
-        Args:
-            parameters: those whose gradients are summed.
-            numbers: float32 K, without gradient.
-
-        Returns:
-            float32 K.
         """
         if self.count == 1:
             return numbers
@@ -74,21 +61,16 @@ class Ranks:
         return contents[0]
 
     def maximum(self, number: int) -> int:
-        """Return the largest of the ranks' numbers, so that all ranks leave the loop after the same step.
-
-        It travels between the CPUs, so that no GPU is waited for. It fails where a rank has died.
-        """
-        if self.count == 1:
-            return number
+        """Return the largest of the ranks' numbers, through the CPUs, so that no GPU is waited for."""
         largest = torch.tensor([number])
-        distributed.all_reduce(largest, distributed.ReduceOp.MAX)
+        if self.count > 1:
+            distributed.all_reduce(largest, distributed.ReduceOp.MAX)
         return int(largest)
 
 
 def rank_device(device: str) -> str:
-    """Return the device of this rank: for "cuda", the GPU with its local rank's number."""
-    local_rank = os.environ.get("LOCAL_RANK")
-    return f"cuda:{local_rank}" if device == "cuda" and local_rank is not None else device
+    """Return the device of this rank: for "cuda", the GPU whose number is its local rank."""
+    return f"cuda:{os.environ['LOCAL_RANK']}" if device == "cuda" and "LOCAL_RANK" in os.environ else device
 
 
 @contextmanager

@@ -22,13 +22,8 @@ from ganpipe.train.rescue import Trouble
 def train(plan: Plan, root: Path, options: TrainOptions) -> None:
     """Train, or resume an interrupted training, and publish the result in stages/train.
 
-    Processes that torchrun's environment variables announce train together; the first of them writes. A
-    training that diverges or collapses, and stops for it, is a result too, published with the reason.
-
-    Args:
-        plan: the training.
-        root: the checkout.
-        options: how it runs.
+    Processes with torchrun's environment variables train together; the first of them writes. A training that
+    stops because it diverged or collapsed is published too, with the reason.
 
     Raises:
         Interrupted: SIGTERM, SIGINT or SIGUSR1 came; a checkpoint was written.
@@ -42,7 +37,7 @@ def train(plan: Plan, root: Path, options: TrainOptions) -> None:
             resume.remove(plan.folder)
             plan.folder.mkdir(parents=True)
 
-        # Each attempt after the first begins where a rescue or a roll-back went back to.
+        # Each rescue or roll-back begins a new attempt at an earlier step.
         while True:
             read = rescue.read_course(plan.folder, plan.steps) if ranks.first else None
             course = ranks.broadcast(read)
@@ -51,23 +46,18 @@ def train(plan: Plan, root: Path, options: TrainOptions) -> None:
                 break
             except Trouble as trouble:
                 if ranks.first:
-                    _respond(plan, trouble)
+                    diverged = trouble.what == rescue.DIVERGED
+                    action = plan.train.on_nonfinite if diverged else plan.train.on_collapse
+                    event = rescue.respond(plan.folder, plan.steps, trouble, action, alarms.WINDOW)
+                    print(f"train: {event}", file=sys.stderr)
 
         if ranks.first:
             _publish(plan.folder, stage_folder(root, "train"))
             if (
                 resume.orphaned()
-            ):  # no dvc is left that would record the result: the next run publishes it again
+            ):  # dvc is gone and cannot record the result, so the next run publishes it again
                 raise Interrupted(signal.SIGTERM, course.steps)
             resume.remove(plan.folder)
-
-
-def _respond(plan: Plan, trouble: Trouble) -> None:
-    """Record what is done about a trouble, as the params say."""
-    diverged = trouble.what == rescue.DIVERGED
-    action = plan.train.on_nonfinite if diverged else plan.train.on_collapse
-    event = rescue.respond(plan.folder, plan.steps, trouble, action, alarms.WINDOW)
-    print(f"train: {event}", file=sys.stderr)
 
 
 def _publish(source: Path, target: Path) -> None:

@@ -21,11 +21,10 @@ from ganpipe.train.ranks import Ranks
 
 @dataclass(frozen=True)
 class StepSettings:
-    """D's targets, and how the global batch is split, the same for every step.
+    """What every step of a training has in common.
 
     Attributes:
-        real_label: D's target for real images, in [0, 1].
-        fake_label: D's target for generated images, in [0, 1].
+        real_label, fake_label: D's targets for real and for generated images, each in [0, 1].
         batch_size: images in the global batch.
         micro_batch_size: images that pass through the networks at once; None: this rank's whole part.
         ranks: the processes that share the global batch.
@@ -38,17 +37,13 @@ class StepSettings:
     ranks: Ranks = Ranks()
 
     def micro_batches(self, count: int) -> Iterator[tuple[slice, float]]:
-        """Yield each micro-batch of `count` images, and its weight in the global batch's mean."""
+        """Yield each micro-batch of this rank's `count` images, and its weight in the global batch's mean."""
         size = self.micro_batch_size or count
         for start in range(0, count, size):
             yield slice(start, start + size), min(size, count - start) / self.batch_size
 
     def check(self, sync_batch_norm: bool) -> None:
-        """Refuse more ranks than images, and ranks that would wait for each other in a batch norm.
-
-        Raises:
-            UserError: names the params to change.
-        """
+        """Raise UserError for more ranks than images, and for ranks that would wait in a batch norm."""
         B, count, size = self.batch_size, self.ranks.count, self.micro_batch_size or self.batch_size
         parts = {len(range(B)[Ranks(rank, count).part(B)]) for rank in range(count)}
         if 0 in parts:
@@ -58,19 +53,16 @@ class StepSettings:
         if sync_batch_norm and len({math.ceil(part / size) for part in parts}) > 1:
             raise UserError(
                 f"train.micro_batch_size: {B} images over {count} ranks in micro-batches of {size} give some "
-                "ranks more micro-batches than others, which train.sync_batch_norm does not allow; "
-                "change one of the four"
+                "ranks more of them than others, which train.sync_batch_norm forbids; change one of the four"
             )
 
 
 def generate(G: nn.Module, z: torch.Tensor, settings: StepSettings) -> torch.Tensor | None:
-    """Generate the images of z, float32 N×C×H×W in [-1, 1], that both updates of a step share.
+    """Generate images float32 N×C×H×W in [-1, 1] from z, float32 N×nz, for both updates of a step.
 
-    With micro-batches, return None: the updates generate them twice, because the graph of the whole batch
-    does not fit in memory.
+    With micro-batches, return None: both updates generate, as the whole batch's graph does not fit in memory.
     """
-    images: torch.Tensor | None = G(z) if len(z) <= (settings.micro_batch_size or len(z)) else None
-    return images
+    return G(z) if len(z) <= (settings.micro_batch_size or len(z)) else None
 
 
 def update_d(
@@ -81,8 +73,8 @@ def update_d(
     Args:
         players: G and D in train mode.
         real: float32 N×C×H×W in [-1, 1], this rank's part of the batch.
-        z: float32 N×nz, used where `fake` is None.
-        fake: the images of z, float32 N×C×H×W in [-1, 1]; None: they are generated in micro-batches.
+        z: float32 N×nz.
+        fake: the images of z with their graph; None: generate them in micro-batches.
         settings: the labels, and how the batch is split.
 
     Returns:
@@ -111,13 +103,7 @@ def update_d(
 def update_g(
     players: Players, z: torch.Tensor, fake: torch.Tensor | None, settings: StepSettings
 ) -> torch.Tensor:
-    """Update G through D, whose weights get no gradients meanwhile.
-
-    Args:
-        players: G and D in train mode.
-        z: float32 N×nz, used where `fake` is None.
-        fake: the images of z with their graph; None: they are generated in micro-batches.
-        settings: how the batch is split.
+    """Update G through D, whose weights get no gradients meanwhile; arguments as for `update_d`.
 
     Returns:
         float32 2, without gradient: G's loss, and the norm of all its gradients.
@@ -146,5 +132,4 @@ def _gradient_norm(network: nn.Module) -> torch.Tensor:
 def _generate_for_d(G: nn.Module, z: torch.Tensor) -> torch.Tensor:
     """Generate images for D alone: G's batch norm statistics count each z once, in G's own update."""
     with keep_statistics(G):
-        images: torch.Tensor = G(z)
-    return images
+        return G(z)

@@ -1,14 +1,13 @@
-"""How fast a training step is, against a plain writing of the standard DCGAN example and the device's limit.
+"""How fast a training step is, compared with the standard DCGAN example and with the device's limit.
 
     python tests/benchmarks/train_speed.py --side 64 --width 64 --batch-size 128
 
 Both loops train the same networks on the same pictures, in turn, each in a process of its own, because the
-threads of the example's wait as its user's would: spinning. The example's loop decodes JPEG files in two
-loader workers in every epoch, computes in float32 and reads five numbers from the device in every step, as
-pytorch/examples' does. The last line is the ratio of the rates end to end, the median over the rounds.
+example's idle OpenMP threads spin, as its user's would. The example's loop decodes JPEG files in two loader
+workers in every epoch, computes in float32 and reads five numbers from the device in every step, as that of
+pytorch/examples does. The last line is the ratio of the rates end to end, the median over the rounds.
 
-Needs torch, numpy, Pillow, typer and pydantic; of this project only what is imported below. `--overhead`
-needs the whole project: it measures what logging, checkpoints and MLflow cost a real `ganpipe train`.
+`--overhead` measures what logging, checkpoints and MLflow cost a real `ganpipe train`.
 """
 
 import io
@@ -36,21 +35,22 @@ from PIL import Image  # noqa: E402
 from torch import nn  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
-from ganpipe.models import generator as snapshot  # noqa: E402
-from ganpipe.common import seeds as rng  # noqa: E402
-from ganpipe.train.feed import Feed  # noqa: E402
+from ganpipe.common.seeds import generator  # noqa: E402
 from ganpipe.models import dcgan  # noqa: E402
+from ganpipe.models.generator import draw_z  # noqa: E402
 from ganpipe.models.layers import NetworkSpec  # noqa: E402
 from ganpipe.params import Model  # noqa: E402
-from ganpipe.train.ranks import Ranks  # noqa: E402
-from ganpipe.train.step import update_d, update_g  # noqa: E402
+from ganpipe.train.compute import Bfloat16  # noqa: E402
+from ganpipe.train.feed import Feed, way_for  # noqa: E402
+from ganpipe.train.players import Players  # noqa: E402
+from ganpipe.train.step import StepSettings, generate, update_d, update_g  # noqa: E402
 
 PICTURES = 1024
 NZ = 100
-# What libgomp does where nobody tells it otherwise.
+# The default of libgomp.
 SPINNING = {"GOMP_SPINCOUNT": "300000"}
 LOG_SECONDS = 2.0
-# Seconds of a training in which MLflow's process loads its libraries: no step of a night feels them.
+# Seconds in which MLflow's process loads its libraries, which do not count in a long training.
 START = 15.0
 
 Rate = Callable[[float], float]  # seconds to measure → images a second
@@ -83,7 +83,7 @@ def pictures(side: int, channels: int) -> np.ndarray:
 
 
 def limit(device: torch.device, dtype: torch.dtype) -> float:
-    """Measure the best rate of a square matrix multiplication on the device, in FLOP a second."""
+    """Measure the highest rate of a square matrix multiplication on the device, in FLOP a second."""
     n = 8192 if device.type == "cuda" else 2048
     a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
     times = []
@@ -96,13 +96,13 @@ def limit(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until a GPU has done what it was told."""
+    """Wait until a GPU has finished its queue."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def rate_of(step: Callable[[], Any], batch_size: int, device: torch.device) -> Rate:
-    """Make a measurement of a step after three that warm up."""
+    """Return a measurement of a step, after three steps of warm-up."""
     for _ in range(3):
         step()
 
@@ -113,7 +113,7 @@ def rate_of(step: Callable[[], Any], batch_size: int, device: torch.device) -> R
             step()
             count += 1
             if device.type == "cuda" and count % 50 == 0:
-                torch.cuda.synchronize(device)  # or the queue would grow past the end of the measurement
+                torch.cuda.synchronize(device)  # so that the queue does not outlast the measurement
         synchronize(device)
         return count * batch_size / (time.perf_counter() - began)
 
@@ -123,27 +123,26 @@ def rate_of(step: Callable[[], Any], batch_size: int, device: torch.device) -> R
 def ours(
     images: np.ndarray, width: int, batch_size: int, device: torch.device, precision: str
 ) -> tuple[Rate, Rate, float]:
-    """Make measurements of our step alone and of our loop end to end, and count the step's FLOP an image."""
+    """Return measurements of our step alone and of our loop end to end, and the step's FLOP an image."""
     _, side, _, channels = images.shape
     G, D, model = networks(side, width, channels)
-    for network in (G, D):
-        network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        if precision == "bfloat16":
-            in_bfloat16(network, device)
-    G_optimizer = torch.optim.Adam(G.parameters(), 2e-4, (0.5, 0.999), fused=True)
-    D_optimizer = torch.optim.Adam(D.parameters(), 2e-4, (0.5, 0.999), fused=True)
-    feed = Feed(images, device)
+    layout: Any = {"device": device, "memory_format": torch.channels_last}
+    G, D = (network.to(**layout) for network in (G, D))
+    if precision == "bfloat16":
+        G, D = (Bfloat16(network, device.type) for network in (G, D))
+    adams = [torch.optim.Adam(net.parameters(), 2e-4, (0.5, 0.999), fused=True) for net in (G, D)]
+    players, settings = Players(G, D, adams[0], adams[1]), StepSettings(1.0, 0.0, batch_size)
+    feed = Feed(images, device, way_for(images.nbytes, device))
 
     def update(real: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
-        fake = G(z)
-        d = update_d(G, D, D_optimizer, real, z, fake, (1.0, 0.0), batch_size, Ranks(), batch_size)
-        g = update_g(G, D, G_optimizer, z, fake, batch_size, Ranks(), batch_size)
-        return torch.cat([d, g.reshape(-1)])
+        fake = generate(G, z, settings)
+        d_numbers = update_d(players, real, z, fake, settings)
+        return torch.cat([d_numbers, update_g(players, z, fake, settings)])
 
     def draws() -> Iterator[tuple[np.ndarray, None]]:
         epoch = 0
         while True:
-            order = torch.randperm(PICTURES, generator=rng.generator(0, "shuffle", epoch)).numpy()
+            order = torch.randperm(PICTURES, generator=generator(0, "shuffle", epoch)).numpy()
             yield from (
                 (rows, None) for rows in np.split(order, range(batch_size, PICTURES, batch_size))[:-1]
             )
@@ -157,7 +156,7 @@ def ours(
     def loop() -> None:
         nonlocal read, count
         count += 1
-        z = snapshot.draw_z(model, batch_size, rng.generator(0, "z", count)).to(device)
+        z = draw_z(model, batch_size, generator(0, "z", count)).to(device)
         rows.append(update(next(batches), z))
         if time.perf_counter() - read > LOG_SECONDS:
             torch.stack(rows).cpu().tolist()
@@ -168,20 +167,8 @@ def ours(
     return step, rate_of(loop, batch_size, device), counter.get_total_flops() / batch_size
 
 
-def in_bfloat16(network: nn.Module, device: torch.device) -> None:
-    """Compute layers in bfloat16 under autocast; what comes out, and so the losses, is float32."""
-    plain = network.forward
-
-    def forward(x: torch.Tensor) -> torch.Tensor:
-        with torch.autocast(device.type, torch.bfloat16):
-            out: torch.Tensor = plain(x)
-        return out.float()
-
-    network.forward = forward
-
-
 class Files(torch.utils.data.Dataset[torch.Tensor]):
-    """JPEG files, decoded each time that they are asked for, float32 C×H×W in [-1, 1]."""
+    """JPEG files, decoded at each access, float32 C×H×W in [-1, 1]."""
 
     def __init__(self, files: list[bytes], side: int, mode: str) -> None:
         self.files, self.side, self.mode = files, side, mode
@@ -198,7 +185,7 @@ class Files(torch.utils.data.Dataset[torch.Tensor]):
 
 
 def example(images: np.ndarray, width: int, batch_size: int, device: torch.device) -> Rate:
-    """Make a measurement of the standard DCGAN example's loop."""
+    """Return a measurement of the standard DCGAN example's loop."""
     _, side, _, channels = images.shape
     netG, netD, _ = networks(side, width, channels)
     netG.to(device), netD.to(device)
@@ -250,7 +237,7 @@ def example(images: np.ndarray, width: int, batch_size: int, device: torch.devic
 
 @contextmanager
 def example_process(words: list[str]) -> Iterator[Rate]:
-    """Run the example in a process of its own, which measures when told to and sleeps meanwhile."""
+    """Run the example in a process of its own, which measures on request and sleeps otherwise."""
     environment = {k: v for k, v in os.environ.items() if k not in ("OMP_WAIT_POLICY", "KMP_BLOCKTIME")}
     process = subprocess.Popen(
         [sys.executable, __file__, *words, "--serve-example"],
@@ -279,7 +266,7 @@ def example_process(words: list[str]) -> Iterator[Rate]:
 
 @contextmanager
 def busy(count: int) -> Iterator[None]:
-    """Keep so many processes busy, as other people's work on the machine."""
+    """Run `count` busy processes, as other users of the machine would."""
     program = "import os\nparent = os.getppid()\nwhile os.getppid() == parent: sum(range(10**5))"
     processes = [subprocess.Popen([sys.executable, "-c", program]) for _ in range(count)]
     try:
@@ -295,24 +282,26 @@ def overhead(side: int, width: int, batch_size: int, seconds: float, device: str
     import pandas as pd
 
     from ganpipe import params
-    from ganpipe.common import dataset as packed
+    from ganpipe.common import dataset
+    from ganpipe.common.stages import stage_file, stage_folder
     from ganpipe.tracking.mirror import recording
-    from ganpipe.train import plan as schedule
-    from ganpipe.train import stage as train_stage
+    from ganpipe.train.options import TrainOptions
+    from ganpipe.train.plan import plan_training
+    from ganpipe.train.stage import train
 
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         (root / "ganpipe").symlink_to(ROOT / "ganpipe")
-        folder = root / "stages/preprocess"
+        folder = stage_folder(root, "preprocess")
         folder.mkdir(parents=True)
         images = pictures(side, 3)
-        np.save(folder / packed.IMAGES, images)
+        np.save(folder / dataset.IMAGES, images)
         table = {"name": [f"{i}.png" for i in range(PICTURES)], "width": side, "height": side, "left": 0}
         table |= {"top": 0, "right": side, "bottom": side, "scale": 1.0, "split": "train"}
-        pd.DataFrame(table).to_csv(folder / packed.INDEX, index=False)
-        packed.write_description(folder)
-        for name in ("stages/train", "stages/fetch", "stages/sample", "stages/evaluate"):
-            (root / name).mkdir()
+        pd.DataFrame(table).to_csv(folder / dataset.INDEX, index=False)
+        dataset.write_description(folder)
+        for stage in ("train", "fetch", "sample", "evaluate"):
+            stage_folder(root, stage).mkdir()
         values = params.load(ROOT / "params.yaml").model_dump()
         values["preprocess"] |= {"resolution": side, "channels": 3}
         values["model"] |= {"ngf": width, "ndf": width}
@@ -327,13 +316,13 @@ def overhead(side: int, width: int, batch_size: int, seconds: float, device: str
             values["train"]["seed"] = seed
             chosen = params.parse(values, "benchmark")
             (root / "params.yaml").write_text(json.dumps(values))
-            plan = schedule.plan(chosen.model, chosen.train, root)
+            plan = plan_training(chosen.model, chosen.train, root)
             with ExitStack() as stack:
                 if kind == "whole":
                     stack.enter_context(recording(root, "train", plan.folder))
-                cadence = {} if kind == "whole" else {"log_seconds": START, "checkpoint_seconds": 1e9}
-                train_stage.train(plan, root, device, **cadence)  # type: ignore[arg-type]
-            perf = pd.read_csv(root / "stages/train/perf.csv")
+                bare = TrainOptions(device, log_seconds=START, checkpoint_seconds=1e9)
+                train(plan, root, TrainOptions(device) if kind == "whole" else bare)
+            perf = pd.read_csv(stage_file(root, "perf.csv"))
             begun, ended = perf[perf.seconds >= START].iloc[0], perf.iloc[-1]
             rates[kind].append((ended.nimg - begun.nimg) / (ended.seconds - begun.seconds))
             print(f"{kind}: {rates[kind][-1]:,.1f} images/s", flush=True)
@@ -346,16 +335,16 @@ def main(
     batch_size: Annotated[int, typer.Option()] = 128,
     channels: Annotated[int, typer.Option(help="1 or 3.")] = 3,
     device: Annotated[str, typer.Option()] = "cuda" if torch.cuda.is_available() else "cpu",
-    precision: Annotated[str, typer.Option(help="Ours: float32 or bfloat16.")] = "float32",
-    jpeg_side: Annotated[int, typer.Option(help="Of the example's files; 0: as the training's.")] = 0,
-    busy_processes: Annotated[int, typer.Option(help="Beside the measurement.")] = 0,
+    precision: Annotated[str, typer.Option(help="Of our loop: float32 or bfloat16.")] = "float32",
+    jpeg_side: Annotated[int, typer.Option(help="Of the example's files; 0: the training's side.")] = 0,
+    busy_processes: Annotated[int, typer.Option(help="Run beside the measurement.")] = 0,
     rounds: Annotated[int, typer.Option()] = 4,
-    seconds: Annotated[float, typer.Option(help="Of one measurement; there are four a round.")] = 3.0,
-    with_overhead: Annotated[bool, typer.Option("--overhead", help="Measure that instead.")] = False,
+    seconds: Annotated[float, typer.Option(help="Of one measurement; a round has four.")] = 3.0,
+    with_overhead: Annotated[bool, typer.Option("--overhead", help="Measure the overhead instead.")] = False,
     serve_example: Annotated[bool, typer.Option(hidden=True)] = False,
 ) -> None:
-    """Measure; see the top of this file."""
-    torch.backends.cudnn.benchmark = True  # for both
+    """Print the rates; see the top of this file."""
+    torch.backends.cudnn.benchmark = True  # for both loops
     where = torch.device(device)
     if serve_example:
         rate = example(pictures(jpeg_side or side, channels), width, batch_size, where)
@@ -366,7 +355,7 @@ def main(
     print(f"{side} px, width {width}, batch {batch_size}, {device} ({name}), torch {torch.__version__}")
     if with_overhead:
         share = overhead(side, width, batch_size, seconds, device)
-        print(f"rate with logging, checkpoints and MLflow against that without: {share:.3f}")
+        print(f"rate with logging, checkpoints and MLflow, relative to the rate without: {share:.3f}")
         return
     words = ["--side", side, "--width", width, "--batch-size", batch_size, "--channels", channels]
     words += ["--device", device, "--jpeg-side", jpeg_side]
@@ -374,26 +363,26 @@ def main(
     step, loop, flop = ours(images, width, batch_size, where, precision)
     top = limit(where, torch.bfloat16 if precision == "bfloat16" else torch.float32)
     threads = torch.get_num_threads()
-    found: dict[str, list[float]] = {}
+    measured: dict[str, list[float]] = {}
     with example_process([str(word) for word in words]) as theirs, busy(busy_processes):
         for _ in range(rounds):
-            found.setdefault("our step", []).append(step(seconds))
-            found.setdefault("our loop", []).append(loop(seconds))
-            found.setdefault("example", []).append(theirs(seconds))
+            measured.setdefault("our step", []).append(step(seconds))
+            measured.setdefault("our loop", []).append(loop(seconds))
+            measured.setdefault("example", []).append(theirs(seconds))
             if where.type == "cpu" and threads > 1:
                 torch.set_num_threads(1)
-                found.setdefault("our step, one thread", []).append(step(seconds))
+                measured.setdefault("our step, one thread", []).append(step(seconds))
                 torch.set_num_threads(threads)
-    for what, rates in found.items():
-        print(f"{what}: {statistics.median(rates):,.1f} images/s ({min(rates):,.1f} to {max(rates):,.1f})")
-    reached = statistics.median(found["our step"]) * flop
+    for name, rates in measured.items():
+        print(f"{name}: {statistics.median(rates):,.1f} images/s ({min(rates):,.1f} to {max(rates):,.1f})")
+    reached = statistics.median(measured["our step"]) * flop
     print(
         f"our step: {flop / 1e9:.2f} GFLOP an image, {reached / 1e9:,.0f} GFLOP/s: {reached / top:.0%} of the"
     )
     print(f"limit, the {top / 1e9:,.0f} GFLOP/s of a matrix multiplication in {precision}")
-    if one := found.get("our step, one thread"):
-        print(f"our step against one thread: {ratio(found['our step'], one):.2f}")
-    print(f"ratio {ratio(found['our loop'], found['example']):.2f}")
+    if one := measured.get("our step, one thread"):
+        print(f"our step relative to one thread: {ratio(measured['our step'], one):.2f}")
+    print(f"ratio {ratio(measured['our loop'], measured['example']):.2f}")
 
 
 def ratio(ours: list[float], theirs: list[float]) -> float:

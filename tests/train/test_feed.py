@@ -1,4 +1,4 @@
-"""Batches of real images, whichever way they come."""
+"""Batches of real images, gathered in each of three ways."""
 
 import threading
 from collections.abc import Iterator
@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from ganpipe.train import feed
-from ganpipe.train.feed import Feed, Way
+from ganpipe.train.feed import Feed, Way, way_for
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (40, 6, 6, 3), dtype=np.uint8)
 CPU = torch.device("cpu")
 
 
 def draws(count: int) -> Iterator[feed.Draw]:
-    """Yield rows and mirroring of batches of 7."""
+    """Yield the rows and the mirroring of batches of 7."""
     for step in range(count):
         source = torch.Generator().manual_seed(step)
         rows = torch.randint(len(IMAGES), (7,), generator=source).numpy()
@@ -31,12 +31,12 @@ def mapped(tmp_path: Path) -> np.ndarray:
 
 
 @pytest.mark.parametrize("way", ["host", "ahead", "device"])
-def test_every_way_gives_the_plain_writing_s_numbers(
+def test_every_way_gives_the_same_numbers(
     mapped: np.ndarray, way: Way, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Other bytes on a GPU, or with less memory there, would be another training."""
+    """A training on a GPU, or on one with less memory, would see other images."""
     monkeypatch.setattr(feed, "CHUNK", 1000)  # the store is filled in parts
-    ours = Feed(mapped, CPU, way=way)
+    ours = Feed(mapped, CPU, way)
     batches = list(ours.batches(draws(11)))
     assert len(batches) == 11
     for batch, (rows, mirrored) in zip(batches, draws(11), strict=True):
@@ -48,42 +48,40 @@ def test_every_way_gives_the_plain_writing_s_numbers(
         assert torch.equal(batch, ours(rows, mirrored))
 
 
-def test_the_thread_is_a_few_batches_ahead_and_ends_with_the_loop() -> None:
+def test_the_thread_is_a_few_batches_ahead_and_ends_with_the_iterator() -> None:
     """A thread without a bound fills the memory; one that outlives the loop keeps the process from ending."""
-    asked: list[int] = []
+    drawn: list[int] = []
 
     def counted() -> Iterator[feed.Draw]:
         for step, draw in enumerate(draws(100)):
-            asked.append(step)
+            drawn.append(step)
             yield draw
 
-    batches = Feed(IMAGES, CPU, way="ahead").batches(counted())
+    batches = Feed(IMAGES, CPU, "ahead").batches(counted())
     for _ in range(3):
         next(batches)
-    assert len(asked) == feed.AHEAD + 3
+    assert len(drawn) == feed.AHEAD + 3
     assert any(thread.name.startswith("feed") for thread in threading.enumerate())
     batches.close()  # type: ignore[attr-defined]
     assert not any(thread.name.startswith("feed") for thread in threading.enumerate())
 
 
 def test_an_error_of_the_thread_reaches_the_loop() -> None:
-    """A disk that fails would otherwise leave a loop that waits for ever."""
+    """If a disk failed, the loop would wait forever."""
 
     class Failing(Feed):
         def _gather(self, rows: np.ndarray) -> torch.Tensor:
             raise OSError(5, "Input/output error")
 
     with pytest.raises(OSError, match="Input/output"):
-        next(Failing(IMAGES, CPU, way="ahead").batches(draws(3)))
+        next(Failing(IMAGES, CPU, "ahead").batches(draws(3)))
 
 
 def test_the_way_follows_device_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Images that do not fit would end the training with the GPU out of memory."""
+    """The GPU would run out of memory."""
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (8 * 10**9, 10**10))
     gpu = torch.device("cuda")
-    assert feed._way_for(10**15, CPU, None) == "host"
-    assert (
-        feed._way_for(2 * 10**9, gpu, None) == "device" and feed._way_for(2 * 10**9 + 1, gpu, None) == "ahead"
-    )
-    assert feed._way_for(10**9, gpu, 1.0) == "device" and feed._way_for(10**9, gpu, 0.5) == "ahead"
-    assert feed._way_for(1, gpu, 0) == "ahead"
+    assert way_for(10**15, CPU) == "host"
+    assert way_for(2 * 10**9, gpu, None) == "device" and way_for(2 * 10**9 + 1, gpu, None) == "ahead"
+    assert way_for(10**9, gpu, 1.0) == "device" and way_for(10**9, gpu, 0.5) == "ahead"
+    assert way_for(1, gpu, 0) == "ahead"
