@@ -79,9 +79,9 @@ def plan_training(model: Model, train: Train, root: Path = Path()) -> Plan:
     data = dataset.load(stage_folder(root, "preprocess"))
     rows = data.train_rows
     batch_size = train.batch_size_for(data.images.shape[1])
-    epochs = (*(epoch for epoch in train.snapshot_epochs if epoch <= train.epochs), train.epochs)
+    epochs = [epoch for epoch in (*train.snapshot_epochs, train.epochs) if epoch <= train.epochs]
     snapshot_steps = {math.ceil(epoch * len(rows) / batch_size): epoch for epoch in epochs}
-    steps = math.ceil(train.epochs * len(rows) / batch_size)
+    steps = max(snapshot_steps)
     eval_steps = _eval_steps(train.eval_every_kimg, steps, batch_size)
     identity = {
         "model": model.model_dump(),

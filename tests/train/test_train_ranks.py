@@ -1,4 +1,4 @@
-"""`ganpipe train` by several processes: one result, whoever dies, and the same bytes after going on."""
+"""`ganpipe train` by several processes, one of which is killed."""
 
 import os
 import shutil
@@ -33,19 +33,19 @@ def change(root: Path, values: Params) -> None:
         YAML().dump(values.model_dump(), file)
 
 
-def start(root: Path, devices: int, *words: str) -> "subprocess.Popen[str]":
-    """Begin to train, a checkpoint a step."""
+def start(root: Path, devices: int) -> "subprocess.Popen[str]":
+    """Start to train, with a checkpoint for each step."""
     environment = os.environ | {"GANPIPE_DEVICES": str(devices), "GANPIPE_CHECKPOINT_SECONDS": "0"}
     environment |= {"PYTHONPATH": str(root), "MLFLOW_TRACKING_URI": f"sqlite:///{root}/mlflow.db"}
-    command = [sys.executable, *words, "-m", "ganpipe", "train"]
+    command = [sys.executable, "-m", "ganpipe", "train"]
     return subprocess.Popen(command, cwd=root, env=environment, text=True, stderr=subprocess.PIPE)
 
 
-def trained(root: Path, devices: int, *words: str) -> bytes:
+def trained(root: Path, devices: int) -> bytes:
     """Train to the end; return the generator's bytes."""
-    running = start(root, devices, *words)
-    _, told = running.communicate(timeout=120)
-    assert running.returncode == 0, told
+    running = start(root, devices)
+    _, err = running.communicate(timeout=120)
+    assert running.returncode == 0, err
     content = (root / "stages/train/generator.safetensors").read_bytes()
     shutil.rmtree(root / "stages/train")
     (root / "stages/train").mkdir()
@@ -53,21 +53,23 @@ def trained(root: Path, devices: int, *words: str) -> bytes:
 
 
 @pytest.mark.parametrize("count", [2, pytest.param(3, marks=pytest.mark.long)])
-def test_a_killed_rank_ends_the_job_which_goes_on(checkout: Path, small_params: Params, count: int) -> None:
-    """A night on several GPUs would hang on a dead one, or end in another model than without the kill."""
+def test_a_killed_rank_ends_the_training_which_resumes(
+    checkout: Path, small_params: Params, count: int
+) -> None:
+    """A training would wait for a dead rank, or end in another model than without the kill."""
     change(checkout, updated(small_params, train__epochs=20, train__flip=True, train__extra_update_every=3))
     whole = trained(checkout, count)
     running = start(checkout, count)
-    found: list[Path] = []
-    while len(found) < 1 or int(found[-1].stem) < 8:
+    saved: list[Path] = []
+    while len(saved) < 1 or int(saved[-1].stem) < 8:
         assert running.poll() is None
-        found = sorted((checkout / ".ganpipe/unfinished").glob("*/attempts/0/*.checkpoint"))
+        saved = sorted((checkout / ".ganpipe/unfinished").glob("*/attempts/0/*.checkpoint"))
         time.sleep(0.02)
     children = Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()
     began = time.monotonic()
     os.kill(int(children[1]), signal.SIGKILL)
-    _, told = running.communicate(timeout=60)
+    _, err = running.communicate(timeout=60)
     assert running.returncode == 2 and time.monotonic() - began < 60
-    assert f"rank 1 of {count} was killed by SIGKILL" in told and "Traceback" not in told
+    assert f"rank 1 of {count} was killed by SIGKILL" in err and "Traceback" not in err
     assert not any(Path(f"/proc/{child}").exists() for child in children)
     assert trained(checkout, count) == whole

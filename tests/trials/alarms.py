@@ -1,10 +1,10 @@
-"""Trial of the alarms on tiny trainings: healthy ones, and the same ones with a forced cause of collapse.
+"""Trial of the alarms on pairs of tiny trainings: a healthy one, and the same one with a cause of collapse.
 
     OMP_NUM_THREADS=1 nice -n 15 python tests/trials/alarms.py FOLDER [PROCESSES]
 
-Each training leaves its numbers and its last images in FOLDER; one that stands there is not run again, so
-that bounds can be tried without it. Then the tables of docs/health.md are printed from what is there; the
-exit code is 1 where false alarms or misses are 5 % or more of the pairs that the bounds were not chosen on.
+Each training saves its numbers and its last images in FOLDER, and is not repeated while they exist, so that
+other bounds can be tried at once. The tables of docs/health.md are printed from them. The exit code is 1 if
+false alarms or misses are 5 % or more of the odd pairs; the bounds were chosen on the even ones.
 """
 
 import functools
@@ -40,7 +40,7 @@ CAUSES = ("G's rate ×100", "both rates ×100", "frozen G", "constant z") * 2 + 
 ANOTHER = {"G's rate ×100": "frozen G", "both rates ×100": "constant z", "D's rate ×100": "frozen G"}
 # Kinds of severe alarms, and the note.
 KINDS = ("collapsed", "frozen", "saturated", "gradients", "runaway", "bounds")
-# From this share on, images are taken for collapsed: see `distance`. What did less harm lies well below.
+# Images count as collapsed from this `distance` on, if it is also this factor above that of the healthy twin.
 FAR, FARTHER = 0.15, 1.5
 
 
@@ -53,19 +53,19 @@ def digits(side: int) -> np.ndarray:
 
 @functools.cache
 def photographs(side: int) -> np.ndarray:
-    """Return 1,500 pieces of the two photographs that install with scikit-learn, uint8 N×side×side×3."""
-    pictures = [Image.fromarray(each) for each in load_sample_images().images]
-    source, pieces = np.random.default_rng(0), []
+    """Return 1,500 crops of the two photographs that install with scikit-learn, uint8 N×side×side×3."""
+    pictures = [Image.fromarray(photograph) for photograph in load_sample_images().images]
+    source, crops = np.random.default_rng(0), []
     for i in range(1500):
         picture = pictures[i % 2]
         width = int(source.integers(2 * side, 4 * side))
         x, y = (int(source.integers(0, extent - width)) for extent in picture.size)
-        pieces.append(np.asarray(picture.resize((side, side), box=(x, y, x + width, y + width))))
-    return np.stack(pieces)
+        crops.append(np.asarray(picture.resize((side, side), box=(x, y, x + width, y + width))))
+    return np.stack(crops)
 
 
 def settings(i: int) -> dict[str, Any]:
-    """Draw what pair `i` trains for 300 steps: the same for its healthy and its forced training."""
+    """Draw the params of pair `i`, which both of its trainings use for 300 steps."""
     draw = np.random.default_rng(i).choice
     architecture = str(draw(["dcgan"] * 3 + ["celeba64"] * 2 + ["upsample"] * 2 + ["residual"]))
     side = 32 if architecture == "residual" else int(draw([16, 16, 20, 28, 32]))
@@ -100,7 +100,7 @@ def pictures(i: int) -> np.ndarray:
 
 
 def run(folder: Path, i: int, cause: str | None) -> None:
-    """Train once and write down what it showed."""
+    """Train once and save the tables, the last grid and 256 images."""
     values = settings(i)
     for net, player in (("dlr", "D"), ("glr", "G")):
         if cause in (f"{player}'s rate ×100", "both rates ×100"):
@@ -132,64 +132,64 @@ def run(folder: Path, i: int, cause: str | None) -> None:
         options = TrainOptions(log_seconds=1e9, checkpoint_seconds=1e9)
         train(plan.plan_training(p.model, p.train, root), root, options)
         stage = stage_folder(root, "train")
-        found: dict[str, Any] = {"cause": cause, "pair": i, "settings": values}
-        found["ended"] = json.loads((stage / "model.json").read_text())["ended"]
+        result: dict[str, Any] = {"cause": cause, "pair": i, "settings": values}
+        result["ended"] = json.loads((stage / "model.json").read_text())["ended"]
         for kind in ("history", "evals"):
-            found[kind] = pd.read_csv(stage / f"{kind}.csv").to_dict("list")
+            result[kind] = pd.read_csv(stage / f"{kind}.csv").to_dict("list")
         G = load_generator(stage / "generator.safetensors").network
         z = draw(p.model, 256, seeds.generator(i, "trial"))
         np.savez_compressed(folder / f"{name}.npz", images_of(G, z))
         shutil.copy(next(iter((stage / "grids").iterdir())), folder / f"{name}.png")
-    _result_path(folder, i, cause).write_text(json.dumps(found))
+    _result_path(folder, i, cause).write_text(json.dumps(result))
 
 
 def tasks() -> list[tuple[int, str | None]]:
-    """List what to train: pair and cause, None for its healthy training."""
+    """List the trainings: the pair and the cause, None for the healthy training."""
     wanted: list[tuple[int, str | None]] = []
     for i in range(PAIRS):
         residual = settings(i)["model"]["architecture"] == "residual"
         if residual and i >= 20:
-            continue  # it takes three times as long: a few are enough
+            continue  # it takes three times as long, so a few are enough
         cause, norm = CAUSES[i % len(CAUSES)], settings(i)["model"]["discriminator_norm"]
         wanted += [(i, None), (i, cause)]
-        # Rates often do no harm, least where D has batch norm: most pairs are forced in another way too.
+        # High rates often do no harm, above all where D has batch norm, so most pairs have a second cause.
         if (another := ANOTHER.get(cause) or (norm == "none" and "both rates ×100")) and not residual:
             wanted.append((i, another))
     return wanted
 
 
 def distance(real: np.ndarray, fake: np.ndarray) -> float:
-    """Return the energy distance of the pixels (Székely & Rizzo 2013), which no alarm looks at.
+    """Return the energy distance of the pixels (Székely & Rizzo 2013), which no alarm uses.
 
-    As a share of what it is for two sets each of one picture: 0 for one distribution, 1 at most.
+    It is relative to that of two sets of one image each: 0 for equal distributions, 1 at most.
     """
-    x, y = (torch.from_numpy(each[:256].astype(np.float32)).flatten(1) for each in (real, fake))
+    x, y = (torch.from_numpy(images[:256].astype(np.float32)).flatten(1) for images in (real, fake))
     within = (torch.pdist(x).mean() + torch.pdist(y).mean()) / 2
     return float(1 - within / torch.cdist(x, y).mean())
 
 
-def told(found: dict[str, Any]) -> set[str]:
-    """Return the kinds of alarms that a training gives, from its tables as the loop reads them."""
-    history, evals, values = found["history"], found["evals"], found["settings"]["train"]
+def alarm_kinds(result: dict[str, Any]) -> set[str]:
+    """Return the kinds of alarms that a training raises, from its tables as the journal reads them."""
+    history, evals, values = result["history"], result["evals"], result["settings"]["train"]
     rows = np.array([history[name] for name in STEP_NUMBERS]).T
     labels = values["real_label"], values["fake_label"]
     alarms = []
     for step in range(WINDOW, len(rows) + 1, WINDOW):
         alarms += from_history(step, rows[step - WINDOW : step], labels)
-    judged = list(zip(*(evals[name] for name in EVALS_COLUMNS), strict=True))
-    for count in range(1, len(judged) + 1):
-        alarms += from_evals(judged[:count])
+    evaluations = list(zip(*(evals[name] for name in EVALS_COLUMNS), strict=True))
+    for count in range(1, len(evaluations) + 1):
+        alarms += from_evals(evaluations[:count])
     return {alarm.kind for alarm in alarms}
 
 
 def report(folder: Path) -> bool:
-    """Print both tables; return whether the goal is reached on the odd pairs."""
+    """Print both tables; return whether false alarms and misses stay below 5 % on the odd pairs."""
     rows = []
     for i, cause in tasks():
-        found = json.loads(_result_path(folder, i, cause).read_text())
+        result = json.loads(_result_path(folder, i, cause).read_text())
         fake = np.load(_result_path(folder, i, cause).with_suffix(".npz"))["arr_0"]
         row = {"pair": i, "cause": cause or "healthy", "distance": distance(pictures(i), fake)}
-        rows.append(row | {kind: kind in told(found) for kind in KINDS})
+        rows.append(row | {kind: kind in alarm_kinds(result) for kind in KINDS})
     table = pd.DataFrame(rows)
     healthy = table.cause == "healthy"
     twin = table.pair.map(table[healthy].set_index("pair").distance)
@@ -225,7 +225,7 @@ def _run(task: tuple[Path, int, str | None]) -> None:
 
 
 def main(folder: Path, processes: int = 1) -> bool:
-    """Run what is missing and report."""
+    """Run the missing trainings and report."""
     folder.mkdir(parents=True, exist_ok=True)
     missing = [(folder, *task) for task in tasks() if not _result_path(folder, *task).exists()]
     with multiprocessing.Pool(processes) as pool:
