@@ -73,10 +73,10 @@ def _last_step(client: "MlflowClient", runs: Iterable["Run"]) -> int:
 def _state(runs: Sequence["Run"], step: int) -> dict[str, Any]:
     """Return the state of MLflow's page: order, columns, charts and sections."""
     metrics = sorted({name for run in runs for name in run.data.metrics})
-    kid = _matching(metrics, r"eval/kid_[a-z0-9]+")[:1]
-    fd = _matching(metrics, r"eval/(fid|fd_[a-z0-9]+)")[:1]
+    kid = [name for name in metrics if re.fullmatch(r"eval/kid_[a-z0-9]+", name)][:1]
+    fd = [name for name in metrics if re.fullmatch(r"eval/(fid|fd_[a-z0-9]+)", name)][:1]
     floor = [f"{name}_floor" for name in fd if f"{name}_floor" in metrics]
-    others = _matching(metrics, r"eval/(authenticity|recall)")
+    others = [name for name in ("eval/recall", "eval/authenticity") if name in metrics]
     params = sorted({name for run in runs for name in run.data.params})
     differing = [name for name in params if len({run.data.params.get(name) for run in runs}) > 1]
     charts = [
@@ -84,22 +84,19 @@ def _state(runs: Sequence["Run"], step: int) -> dict[str, Any]:
         *(_chart("BAR", 1, [name]) for name in kid),
         *(_chart("BAR", 1, [name], selectedMetricKeys=[name, *floor]) for name in fd),
         *(_chart("BAR", 1, [name]) for name in others),
-        _line(2, "Losses of D and G", ["train/d_loss", "train/g_loss"]),
-        _line(2, "D's probability that an image is real", ["train/d_real", "train/d_fake"]),
-        *(_line(3, name, [name]) for name in _matching(metrics, r"train/(kid_light|spread)")),
-        _line(4, "Images per second", ["perf/images_per_second"]),
+        _line(2, ["train/d_loss", "train/g_loss"]),
+        _line(2, ["train/d_real", "train/d_fake"]),
+        *(_line(3, [name]) for name in ("train/kid_light", "train/spread") if name in metrics),
+        _line(4, ["perf/images_per_second"]),
     ]
     used = {chart["metricSectionId"] for chart in charts}
+    names = {f"s{i}": name for i, name in enumerate(SECTIONS) if f"s{i}" in used}
+    names |= {f"o{i}": name for i, name in enumerate(OTHER_SECTIONS)}
     sections: list[dict[str, Any]] = [
-        {"uuid": f"s{i}", "name": name, "display": True, "isReordered": True}
-        for i, name in enumerate(SECTIONS)
-        if f"s{i}" in used
+        {"uuid": uuid, "name": name, "display": uuid in used, "isReordered": True}
+        for uuid, name in names.items()
     ]
     sections[0] |= {"columns": 1, "cardHeight": 560}
-    sections += [
-        {"uuid": f"o{i}", "name": name, "display": False, "isReordered": True}
-        for i, name in enumerate(OTHER_SECTIONS)
-    ]
     columns = [f"metrics.`{name}`" for name in (*kid, *fd, *floor, *others)]
     return {
         "orderByKey": f"metrics.`{kid[0]}`" if kid else "attributes.start_time",
@@ -111,19 +108,15 @@ def _state(runs: Sequence["Run"], step: int) -> dict[str, Any]:
     }
 
 
-def _matching(names: Iterable[str], pattern: str) -> list[str]:
-    return [name for name in names if re.fullmatch(pattern, name)]
-
-
 def _chart(kind: str, section: int, metrics: Sequence[str] = (), **settings: Any) -> dict[str, Any]:
     """Return a chart of the first of some metrics, in a section of SECTIONS."""
     chart: dict[str, Any] = {"uuid": f"{kind}{section}{'-'.join(metrics)}", "type": kind}
     chart |= {"metricSectionId": f"s{section}", "runsCountToCompare": MAX_RUNS}
     if metrics:
-        chart |= {"metricKey": metrics[0], "displayName": metrics[0].rpartition("/")[2]}
+        chart["metricKey"] = metrics[0]
     return chart | settings
 
 
-def _line(section: int, title: str, metrics: Sequence[str]) -> dict[str, Any]:
+def _line(section: int, metrics: Sequence[str]) -> dict[str, Any]:
     shared = {"useGlobalXaxisKey": True, "useGlobalLineSmoothing": True}  # steps, not smoothed
-    return _chart("LINE", section, metrics, displayName=title, selectedMetricKeys=list(metrics), **shared)
+    return _chart("LINE", section, metrics, selectedMetricKeys=list(metrics), **shared)

@@ -139,7 +139,7 @@ def runs(client: MlflowClient, experiment: str = "ganpipe") -> list[Run]:
 
 def run_of(client: MlflowClient, seed: int, status: str | None = None, steps: int = 0) -> Run:
     """Return the one run of a training seed, once it has a status and the losses of `steps` steps."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         of_seed = [run for run in runs(client) if run.data.params.get("train.seed") == str(seed)]
         assert len(of_seed) <= 1

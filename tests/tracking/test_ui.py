@@ -72,9 +72,9 @@ def home(
 def made(root: Path, values: Params, write_packed: Callable[..., Path], glr: float, noise: float) -> Path:
     """Write the stages' files; the grids are digits with noise that decreases with the epochs."""
     values = updated(values, train__glr=glr, train__batch_size=50)
-    (root / "ganpipe").mkdir(parents=True)
-    for name in ("__init__", "train", "sample", "evaluate"):
-        (root / "ganpipe" / f"{name}.py").write_text(f'"""{name}."""\n')
+    for name in ("train", "sample", "evaluate"):
+        (root / "ganpipe" / name).mkdir(parents=True)
+        (root / "ganpipe" / name / "stage.py").write_text(f'"""{name}."""\n')
     YAML().dump(values.model_dump(), root / "params.yaml")
     data = write_packed(root, digits()[:IMAGES])
     for stage in ("train/grids", "sample", "evaluate"):
@@ -102,7 +102,13 @@ def made(root: Path, values: Params, write_packed: Callable[..., Path], glr: flo
         picture.save(train / f"grids/{epoch}.png")
         picture.save(root / "stages/sample/grid.png")
         picture.save(root / "stages/evaluate/real_fake.png")
-    numbers = {"kid_lite0": noise / 100, "fd_lite0": noise, "fd_lite0_floor": 9.0, "recall": 0.5}
+    numbers = {
+        "kid_lite0": noise / 100,
+        "kid_lite0_sd": 0.01,
+        "fd_lite0": noise,
+        "fd_lite0_floor": 9.0,
+        "recall": 0.5,
+    }
     (root / "stages/evaluate/metrics.json").write_text(
         json.dumps(numbers | {"authenticity": 0.8, "n": 60, "protocol": "lite0"})
     )
