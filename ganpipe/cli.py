@@ -167,31 +167,32 @@ def evaluate(device: Device = "auto") -> None:
 
 @app.command(rich_help_panel=PEOPLE)
 def score(
-    real: Annotated[Path, typer.Option(help="Folder, zip, tar or .npy of pictures to be like.")],
-    fake: Annotated[Path, typer.Option(help="The pictures to judge, likewise.")],
+    real: Annotated[Path, typer.Option(help="Folder, zip, tar or .npy of the reference images.")],
+    fake: Annotated[Path, typer.Option(help="The images to score, in the same forms.")],
     held_out: Annotated[
         Path | None,
-        typer.Option(help="More real ones, not trained on: give the floors and show copies."),
+        typer.Option(help="Further real images, not trained on; needed for floors and to find copies."),
     ] = None,
     extractor: Annotated[str, typer.Option(help="lite0, inception, dinov2_vits14 or pixels.")] = "lite0",
     weights: Annotated[
-        str | None, typer.Option(help="Its weights: a file or folder; see GANPIPE_WEIGHTS.")
+        str | None, typer.Option(help="Its weights, a file or folder; else the folder GANPIPE_WEIGHTS.")
     ] = None,
     feature_resolution: Annotated[
         int | None,
-        typer.Option(min=32, max=1024, help="Pixels a side that it sees; 128 (DINOv2 224) if not given."),
+        typer.Option(min=32, max=1024, help="Pixels a side of its input; 128 (DINOv2 224) if not given."),
     ] = None,
     sets: Annotated[
-        int, typer.Option(min=1, help="Sets to cut the judged pictures into, for mean and sd.")
+        int, typer.Option(min=1, help="Sets to cut the images into, for mean and standard deviation.")
     ] = 3,
-    as_json: Annotated[bool, typer.Option("--json", help="Print flat JSON alone.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print only the numbers, as JSON.")] = False,
     device: Device = "auto",
 ) -> None:
-    """Judge any pictures against any others by the numbers of metrics.json; needs no pipeline."""
-    from ganpipe.commands.score import score
+    """Compute the numbers of metrics.json for any images; needs no pipeline."""
+    from ganpipe.commands.score import ScoreOptions, score
     from ganpipe.device import resolve
 
-    score(real, fake, held_out, extractor, weights, feature_resolution, sets, resolve(device), as_json)
+    options = ScoreOptions(extractor, weights, feature_resolution, sets)
+    score(real, fake, held_out, options, resolve(device), as_json)
 
 
 @app.command(rich_help_panel=PEOPLE)

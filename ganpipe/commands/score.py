@@ -1,6 +1,5 @@
-"""All numbers for any images on disk, with no pipeline around them: what `ganpipe score` does."""
+"""`ganpipe score`: the numbers of metrics.json for any images on disk, without the pipeline."""
 
-import functools
 import hashlib
 import json
 import sys
@@ -13,14 +12,15 @@ from PIL import Image
 
 from ganpipe.common.errors import UserError
 from ganpipe.common.progress import Progress
-from ganpipe.evaluate import scores as comparison
-from ganpipe.evaluate.scores import Metrics, Real
+from ganpipe.evaluate.scores import Metrics, RealImages, score_images, summary
 from ganpipe.fetch.archives import Opener, listing
+from ganpipe.metrics.errors import ParamError
 from ganpipe.params import Evaluate
-from ganpipe.preprocess import decode as images
 from ganpipe.preprocess.crop import Rejected
+from ganpipe.preprocess.decode import FORMATS, decoded
 
-# What params.yaml has (a test compares them): there may be none where this runs.
+# The section `evaluate` of params.yaml, repeated because there may be no such file where this runs; a test
+# compares them.
 PROTOCOL = Evaluate(
     extractor="lite0",
     weights=None,
@@ -33,177 +33,162 @@ PROTOCOL = Evaluate(
     kid_subset_size=100,
     seed=0,
 )
-# What errors call a value in params.yaml → what it is here.
-HERE = {
-    "evaluate.neighbours: ": "",
-    "lower it or compare more images (sample.count)": "use fewer --sets or more pictures",
-    "evaluate.seeds": "--sets",
-    "evaluate.extractor": "--extractor",
-    "evaluate.weights": "--weights",
-    "evaluate.feature_resolution": "--feature-resolution",
-}
-# Pixels a side at which DINOv2 is mostly used; 128 is no multiple of its patches.
+# The usual input of DINOv2 in pixels a side; 128 is no multiple of its patches.
 DINOV2_SIDE = 224
+# The values of the section that errors may be about → the options that set them here.
+OPTIONS = {
+    "extractor": "--extractor",
+    "weights": "--weights",
+    "feature_resolution": "--feature-resolution",
+    "seeds": "--sets",
+    "neighbours": "--sets",
+}
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """Pictures on disk.
+class ScoreOptions:
+    """What `ganpipe score` takes from its options in place of the section `evaluate`.
 
     Attributes:
-        images: uint8 N×H×W×C in [0, 255], C 1 or 3, memory-mapped.
-        digest: sha256 (hexadecimal) of their pixels, whatever they are kept in.
+        extractor: as evaluate.extractor.
+        weights: as evaluate.weights.
+        feature_resolution: as evaluate.feature_resolution; None: the usual one of the extractor.
+        sets: as evaluate.seeds.
     """
 
-    images: np.ndarray
-    digest: str
+    extractor: str = PROTOCOL.extractor
+    weights: str | None = None
+    feature_resolution: int | None = None
+    sets: int = PROTOCOL.seeds
+
+    @property
+    def params(self) -> Evaluate:
+        """The whole section."""
+        usual = DINOV2_SIDE if self.extractor == "dinov2_vits14" else PROTOCOL.feature_resolution
+        changes = {"extractor": self.extractor, "weights": self.weights, "seeds": self.sets}
+        changes["feature_resolution"] = self.feature_resolution or usual
+        return PROTOCOL.model_copy(update=changes)
 
 
 def score(
-    real: Path,
-    fake: Path,
-    held_out: Path | None,
-    extractor: str,
-    weights: str | None,
-    feature_resolution: int | None,
-    sets: int,
-    device: str,
-    as_json: bool,
+    real: Path, fake: Path, held_out: Path | None, options: ScoreOptions, device: str, as_json: bool
 ) -> Metrics:
-    """Print how close one set of pictures is to another, in the numbers of metrics.json.
+    """Print how close one set of images is to another, in the numbers of metrics.json.
 
     Args:
-        real: a folder, zip, tar or .npy of the pictures that the others are to be like.
-        fake: likewise, the pictures to judge.
-        held_out: likewise, further real pictures, for the floors; None: there are none.
-        extractor: as evaluate.extractor.
-        weights: as evaluate.weights.
-        feature_resolution: as evaluate.feature_resolution; None: what is usual for the extractor.
-        sets: as evaluate.seeds.
+        real: a folder, zip, tar or .npy of the reference images.
+        fake: the same of the images to score.
+        held_out: the same of further real images, for the floors; None: there are none.
+        options: how to score.
         device: such as "cpu" or "cuda".
-        as_json: print what is returned as JSON, and nothing else.
+        as_json: print only the returned numbers, as JSON.
 
     Raises:
-        UserError: pictures cannot be read or compared, or weights are missing.
+        UserError: images cannot be read or compared, or weights are missing.
     """
-    paths = {"real": real, "fake": fake} | ({"held-out": held_out} if held_out else {})
-    found = {name: opened(path) for name, path in paths.items()}
-    shape = found["real"].images.shape[1:]
-    for name, pictures in found.items():
-        if pictures.images.shape[1:] != shape:
+    paths = {"--real": real, "--fake": fake} | ({"--held-out": held_out} if held_out else {})
+    images = {}
+    for option, path in paths.items():
+        try:
+            images[option] = read_images(path)
+        except UserError as error:
+            raise UserError(f"{option}: {error}") from None
+        if images[option].shape[1:] != images["--real"].shape[1:]:
             raise UserError(
-                f"--{name}: {paths[name]} holds pictures of {_words(pictures.images)}, --real: {real} of "
-                f"{_words(found['real'].images)}; resizing or greying decides the numbers: do it first, to "
-                "both in one way"
+                f"{option}: {path}: found images of {_format(images[option])}, but those of --real have "
+                f"{_format(images['--real'])}; convert both in the same way before: resizing and greyscale "
+                "change the numbers"
             )
-    beyond = found.get("held-out", Pictures(found["real"].images[:0], ""))
-    params = PROTOCOL.model_copy(
-        update={
-            "extractor": extractor,
-            "weights": weights,
-            "feature_resolution": feature_resolution
-            or (DINOV2_SIDE if extractor == "dinov2_vits14" else PROTOCOL.feature_resolution),
-            "seeds": sets,
-        }
-    )
-    rows, beyond_rows = (np.arange(len(each.images)) for each in (found["real"], beyond))
-    known = Real(found["real"].images, rows, beyond.images, beyond_rows, found["real"].digest)
+    reference = images["--real"]
+    beyond = images.get("--held-out", reference[:0])
+    rows, beyond_rows = np.arange(len(reference)), np.arange(len(beyond))
+    known = RealImages(reference, rows, beyond, beyond_rows, _digest(reference))
     try:
-        compared = comparison.compare(known, found["fake"].images, params, device)
-    except UserError as error:
-        words = functools.reduce(lambda text, each: text.replace(*each), HERE.items(), str(error))
-        raise UserError(words) from None
+        scores = score_images(known, images["--fake"], options.params, device)
+    except ParamError as error:
+        raise UserError(f"{OPTIONS[error.param]}: {error.reason}") from None
     if as_json:
-        print(json.dumps(compared.metrics, indent=2))
+        print(json.dumps(scores.metrics, indent=2))
     else:
-        print(comparison.summary(compared.metrics, compared.name, sets))
+        print(summary(scores))
         if not held_out:
-            print("No floor and no measure of copies without --held-out, real pictures kept from training")
-    return compared.metrics
+            print("No floors and no check for copies: they need --held-out, real images not trained on")
+    return scores.metrics
 
 
-def opened(path: Path) -> Pictures:
-    """Read pictures of one size; sets of grey ones have one channel.
+def read_images(path: Path) -> np.ndarray:
+    """Read images of one size, uint8 N×H×W×C in [0, 255], memory-mapped; C is 1 if all of them are grey.
 
     Args:
-        path: a folder with its subfolders, a zip or a tar of picture files, or a .npy of uint8 N×H×W×C or
-            N×H×W. Files without a picture's suffix are left out, and said to be.
+        path: a folder with its subfolders, a zip or tar of image files, or a .npy of uint8 N×H×W×C or N×H×W.
+            Files without an image's suffix are left out, which is reported.
 
     Raises:
-        UserError: it cannot be read, a picture is damaged, they differ in size, or there is none.
+        UserError: it cannot be read, an image is damaged, they differ in size, or there is none.
     """
     if not path.exists():
         raise UserError(f"{path}: no such folder or file")
-    return _array(path) if path.suffix == ".npy" else _decoded(path)
+    if path.suffix == ".npy":
+        return _read_array(path)
+    Image.init()
+    suffixes = {suffix for suffix, kind in Image.EXTENSION.items() if kind in FORMATS}
+    with listing(path) as files:
+        openers = dict(sorted((name, o) for name, o in files if Path(name).suffix.lower() in suffixes))
+        if skipped := len(files) - len(openers):
+            print(f"{path}: left out {skipped:,} files without an image's suffix", file=sys.stderr)
+        if not openers:
+            raise UserError(f"{path}: found no images")
+        return _decode(path, openers)
 
 
-def _array(path: Path) -> Pictures:
+def _read_array(path: Path) -> np.ndarray:
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path}: no .npy that can be read ({error})") from None
+        raise UserError(f"{path}: not a readable .npy file ({error})") from None
     if array.ndim == 3:
         array = array[..., None]
     if array.dtype != np.uint8 or array.ndim != 4 or array.shape[3] not in (1, 3) or not array.size:
         raise UserError(
-            f"{path}: expected images uint8 N×H×W×C in [0, 255], C 1 or 3; found {array.dtype} "
-            f"{'×'.join(map(str, array.shape))}"
+            f"{path}: found {array.dtype} {'×'.join(map(str, array.shape))}, expected images "
+            "uint8 N×H×W×C in [0, 255], C 1 or 3"
         )
-    return _digested(array)
+    return array
 
 
-def _decoded(path: Path) -> Pictures:
-    """Decode every picture once, into a nameless file, so that memory does not grow with them."""
-    try:
-        with listing(path) as listed:
-            names = dict(sorted((n, o) for n, o in listed if Path(n).suffix.lower() in _suffixes()))
-            if len(names) < len(listed):
-                left_out = len(listed) - len(names)
-                print(f"{path}: {left_out:,} files without a picture's suffix are left out", file=sys.stderr)
-            if not names:
-                raise UserError(f"{path}: holds no pictures")
-            return _decode(path, names)
-    except UserError as error:
-        raise UserError(str(error).removeprefix("fetch.path: ")) from None
-
-
-def _suffixes() -> set[str]:
-    Image.init()
-    return {suffix for suffix, kind in Image.EXTENSION.items() if kind in images.FORMATS}
-
-
-def _decode(path: Path, names: dict[str, Opener]) -> Pictures:
-    sizes: list[tuple[int, int]] = []
-    modes: set[str] = set()
-    # Grey as three equal channels, until it is known that all are grey.
-    with Progress(f"read {path.name}", len(names)) as progress, tempfile.TemporaryFile() as file:
-        for name, opener in names.items():
+def _decode(path: Path, openers: dict[str, Opener]) -> np.ndarray:
+    """Decode every image once, into an unnamed file, so that memory does not grow with their number."""
+    grey, width, height = True, 0, 0
+    with Progress(f"read {path.name}", len(openers)) as progress, tempfile.TemporaryFile() as file:
+        for name, opener in openers.items():
             with opener() as stream:
                 data = stream.read()
             try:
-                picture = images.decoded(data)
+                image = decoded(data)
             except Rejected as reason:
-                raise UserError(f"{path}: {name}: {reason}; mend it or take it out") from None
-            modes.add(picture.mode)
-            sizes.append(picture.size)
-            if sizes[-1] != sizes[0]:
+                raise UserError(f"{path}: {name}: {reason}; repair or remove it") from None
+            width, height = (width, height) if width else image.size
+            if image.size != (width, height):
                 raise UserError(
-                    f"{path}: {name} has {picture.width}×{picture.height} pixels, those before it "
-                    f"{sizes[0][0]}×{sizes[0][1]}; resizing decides the numbers, so bring all to one first"
+                    f"{path}: {name} has {image.width}×{image.height} pixels, but earlier images have "
+                    f"{width}×{height}; resize all to one size before: resizing changes the numbers"
                 )
-            file.write(picture.convert("RGB").tobytes())
+            grey &= image.mode == "L"
+            # Three equal channels for grey, as long as it is unknown whether all images are grey.
+            file.write(image.convert("RGB").tobytes())
             progress.advance()
         file.flush()
-        array = np.memmap(file, np.uint8, "r", shape=(len(names), sizes[0][1], sizes[0][0], 3))
-    return _digested(array if "RGB" in modes else array[..., :1])
+        array = np.memmap(file, np.uint8, "r", shape=(len(openers), height, width, 3))
+    return array[..., :1] if grey else array
 
 
-def _digested(array: np.ndarray) -> Pictures:
-    digest = hashlib.sha256(repr(array.shape[1:]).encode())
-    for image in array:
+def _digest(images: np.ndarray) -> str:
+    """Return the sha256 (hexadecimal) of images' pixels and shape, whatever file they were read from."""
+    digest = hashlib.sha256(repr(images.shape[1:]).encode())
+    for image in images:
         digest.update(image.tobytes())
-    return Pictures(array, digest.hexdigest())
+    return digest.hexdigest()
 
 
-def _words(array: np.ndarray) -> str:
-    return f"{array.shape[2]}×{array.shape[1]} px in {'colour' if array.shape[3] == 3 else 'grey'}"
+def _format(images: np.ndarray) -> str:
+    return f"{images.shape[2]}×{images.shape[1]} px in {'colour' if images.shape[3] == 3 else 'grey'}"

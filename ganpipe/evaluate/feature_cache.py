@@ -1,6 +1,6 @@
-"""Features of real images, computed once for each protocol and data set, kept in `.ganpipe/features/`.
+"""Features of real images, computed once for each protocol and data set, cached in `.ganpipe/features/`.
 
-A file is a sha256 in hexadecimal and then the .npy that it belongs to. It may be removed at any time.
+A file contains a sha256 in hexadecimal and then the .npy that it belongs to. It may be deleted at any time.
 """
 
 import hashlib
@@ -14,33 +14,36 @@ from filelock import FileLock
 
 from ganpipe.common import files
 
-DIGEST = 64
+DIGEST_LENGTH = 64
 
 
-def cached(root: Path, key: tuple[str, ...], compute: Callable[[], np.ndarray]) -> np.ndarray:
-    """Return what was computed before under the key, or compute it and keep it.
+def cached(root: Path | None, key: tuple[str, ...], compute: Callable[[], np.ndarray]) -> np.ndarray:
+    """Return the array that is cached under a key, or compute and cache it.
 
-    Of several processes one computes and the others wait. A damaged file is computed again.
+    If several processes ask for it, one computes it and the others wait. A damaged file is computed again.
 
     Args:
-        root: the checkout that the command runs in.
-        key: all that decides the result.
-        compute: gives an array of numbers.
+        root: the checkout in which the command runs; None: nothing is cached.
+        key: everything that determines the result.
+        compute: returns an array of numbers.
     """
+    if root is None:
+        return compute()
     folder = files.main_checkout(root) / ".ganpipe" / "features"
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{hashlib.sha256(repr(key).encode()).hexdigest()[:16]}.features"
     with FileLock(path.with_suffix(".lock")):
         if path.exists():
             content = path.read_bytes()
-            if hashlib.sha256(content[DIGEST:]).hexdigest().encode() == content[:DIGEST]:
-                found: np.ndarray = np.load(io.BytesIO(content[DIGEST:]), allow_pickle=False)
-                return found
+            digest, npy = content[:DIGEST_LENGTH], content[DIGEST_LENGTH:]
+            if hashlib.sha256(npy).hexdigest().encode() == digest:
+                features: np.ndarray = np.load(io.BytesIO(npy), allow_pickle=False)
+                return features
             print(f"{path}: damaged, computed again", file=sys.stderr)
         array = compute()
         buffer = io.BytesIO()
         np.save(buffer, array, allow_pickle=False)
+        npy = buffer.getvalue()
         with files.whole(path) as temporary:
-            content = buffer.getvalue()
-            temporary.write_bytes(hashlib.sha256(content).hexdigest().encode() + content)
+            temporary.write_bytes(hashlib.sha256(npy).hexdigest().encode() + npy)
         return array

@@ -1,4 +1,4 @@
-"""Pictures of what stands behind the numbers: the nearest images, where all lie, and the way there."""
+"""The evaluate stage's pictures: images side by side, nearest training images, features and curves."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -7,61 +7,85 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
-from ganpipe.common import sheets as pictures
-from ganpipe.common.sheets import WHITE
-from ganpipe.evaluate.judgement import Features, Numbers
-from ganpipe.metrics import copies as memorisation
+from ganpipe.common import sheets
+from ganpipe.evaluate.inputs import Interval
+from ganpipe.evaluate.scores import DistanceNames, Features, Numbers
+from ganpipe.metrics.copies import neighbours
 
-# Rows of nearest.png, its most generated images in a row, and most pixels of one.
-ROWS, COLUMNS, WIDTH = 10, 3, 1200
-NEAREST, GAP, STRIP, FONT = 3, 12, 20, 13
-# What stands in snapshots.png beside KID and FD.
+# real_fake.png: width of one half in pixels.
+HALF_WIDTH = 540
+# nearest.png: rows, groups in a row, width in pixels; training images in a group.
+ROWS, COLUMNS, WIDTH, NEAREST = 10, 3, 1200, 3
+# nearest.png, in pixels: space between groups, height of the number under one, size of its font.
+GAP, STRIP, FONT = 12, 20, 13
+# snapshots.png: the numbers of the last panel.
 SHARES = ("precision", "recall", "density", "coverage")
 COLOURS = {"training": "#9a9a9a", "held out": "#1f77b4", "generated": "#e8590c"}
 
 
-def nearest(
+def real_fake_picture(real: np.ndarray, rows: np.ndarray, generated: np.ndarray) -> Image.Image:
+    """Show up to 64 real images beside as many generated ones, small ones enlarged by a whole factor.
+
+    Args:
+        real: uint8 M×H×W×C in [0, 255].
+        rows: of `real`, in random order.
+        generated: uint8 N×H×W×C in [0, 255], N at least as many as rows.
+    """
+    side = real.shape[1]
+    columns = min(sheets.columns_for(side), len(rows))
+    count = min(len(rows), columns * sheets.columns_for(side // 2))
+    factor = max(1, HALF_WIDTH // (columns * side))
+    halves = []
+    for images, caption in ((real[rows[:count]], "real"), (generated[:count], "generated")):
+        enlarged = images.repeat(factor, axis=1).repeat(factor, axis=2)
+        halves.append(sheets.captioned(sheets.sheet(enlarged, columns), caption))
+    return sheets.side_by_side(halves[0], halves[1], gap=16)
+
+
+def nearest_picture(
     features: Features, generated: np.ndarray, train: np.ndarray, train_rows: np.ndarray
 ) -> Image.Image:
     """Show generated images with their three nearest training images, the most suspicious ones first.
 
     Args:
-        features: of what follows.
-        generated: uint8 N×H×W×C, the sets in turn.
+        features: of the images below.
+        generated: uint8 N×H×W×C, the sets one after the other.
         train: uint8 M×H×W×C.
         train_rows: rows of `train` in `features`.
     """
-    found = memorisation.neighbours(np.concatenate(list(features.fakes)), features.train, NEAREST)
-    side, across = generated.shape[1], 1 + found.indices.shape[1]
-    groups = max(1, min(COLUMNS, WIDTH // (across * max(side, pictures.LEAST_SIDE))))
-    order = np.argsort(found.suspicion, kind="stable")[: ROWS * groups]
-    images = [np.concatenate([generated[i][None], train[train_rows[found.indices[i]]]]) for i in order]
-    cells = [pictures.cells(each, across * groups) for each in images]
+    near = neighbours(np.concatenate(list(features.fakes)), features.train, NEAREST)
+    side, across = generated.shape[1], 1 + near.indices.shape[1]
+    groups = max(1, min(COLUMNS, WIDTH // (across * max(side, sheets.LEAST_SIDE))))
+    order = np.argsort(near.relative_distance, kind="stable")[: ROWS * groups]
+    images = [np.concatenate([generated[i][None], train[train_rows[near.indices[i]]]]) for i in order]
+    cells = [sheets.cells(group, across * groups) for group in images]
     height, width = cells[0].shape[1], across * cells[0].shape[2] + (across - 1) * 2
     rows = -(-len(order) // groups)
-    canvas = Image.new("RGB", (groups * (width + GAP) - GAP, rows * (height + STRIP + GAP) - GAP), WHITE)
+    size = (groups * (width + GAP) - GAP, rows * (height + STRIP + GAP) - GAP)
+    canvas = Image.new("RGB", size, sheets.WHITE)
     draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(FONT)
-    for place, (i, each) in enumerate(zip(order, cells, strict=True)):
-        left, top = place % groups * (width + GAP), place // groups * (height + STRIP + GAP)
-        canvas.paste(pictures.sheet(each[:1], 1), (left, top))
-        canvas.paste(pictures.sheet(each[1:], across - 1, 2), (left + each.shape[2] + 2, top))
-        draw.rectangle((left, top, left + each.shape[2] - 1, top + height - 1), outline=COLOURS["generated"])
-        text = f"{found.suspicion[i]:.2f}" if np.isfinite(found.suspicion[i]) else "new"
+    for position, (i, group) in enumerate(zip(order, cells, strict=True)):
+        left, top = position % groups * (width + GAP), position // groups * (height + STRIP + GAP)
+        canvas.paste(sheets.sheet(group[:1], 1), (left, top))
+        canvas.paste(sheets.sheet(group[1:], across - 1, 2), (left + group.shape[2] + 2, top))
+        draw.rectangle((left, top, left + group.shape[2] - 1, top + height - 1), outline=COLOURS["generated"])
+        distance = near.relative_distance[i]
+        text = f"{distance:.2f}" if np.isfinite(distance) else "new"
         draw.text((left, top + height + 2), text, fill=(0, 0, 0), font=font)
     lines = (
         "Generated images (framed) and their three nearest training images, most suspicious first",
-        "Number: distance to the nearest over its distance to its own nearest; 0 a copy, above 1 new",
+        "Number: distance to the nearest one, over its distance to its own nearest; 0: a copy, above 1: new",
     )
     for line in reversed(lines):
-        canvas = pictures.captioned(canvas, line, 16)
+        canvas = sheets.captioned(canvas, line, 16)
     return canvas
 
 
-def scattered(features: Features) -> Image.Image:
-    """Show where training, held-out and generated images lie, and how far from the training images.
+def features_picture(features: Features) -> Image.Image:
+    """Plot the features of training, held-out and generated images, and their distances to training images.
 
-    Left: the two directions in which the training images of the reference differ most. Right: how many images
-    are how far from their nearest training image; generated ones left of the held-out ones may be copies.
+    Left: the first two principal components of the reference. Right: a histogram of distances to the nearest
+    training image; if generated images lie to the left of the held-out ones, they may be copies.
     """
     from sklearn.decomposition import PCA
 
@@ -76,63 +100,97 @@ def scattered(features: Features) -> Image.Image:
         label = f"{name} ({len(x)})"
         left.scatter(x, y, s=9, alpha=0.55, color=COLOURS[name], linewidths=0, label=label)
     shares = plane.explained_variance_ratio_
-    left.set(xlabel=f"first component ({shares[0]:.0%} of the variance)", ylabel=f"second ({shares[1]:.0%})")
-    left.set_title("Features, in the plane that shows most of the training images")
-    far = {
-        name: memorisation.neighbours(rows, features.train, 1).distances[:, 0]
+    left.set(
+        title="Features on the principal components of the training images",
+        xlabel=f"first component ({shares[0]:.0%} of the variance)",
+        ylabel=f"second component ({shares[1]:.0%})",
+    )
+    distances = {
+        name: neighbours(rows, features.train, 1).distances[:, 0]
         for name, rows in sets.items()
         if name != "training"
     }
-    edges = np.histogram_bin_edges(np.concatenate(list(far.values())), 40)
-    for name, distances in far.items():
-        weights = np.full(len(distances), 100 / len(distances))
-        style = {"alpha": 0.5, "color": COLOURS[name], "label": f"{name} ({len(distances)})"}
-        right.hist(distances, edges, weights=weights, **style)
-        right.axvline(float(np.median(distances)), color=COLOURS[name], linestyle="--", linewidth=1.2)
-    right.set(xlabel="distance to the nearest training image (dashed: median)", ylabel="% of the images")
+    edges = np.histogram_bin_edges(np.concatenate(list(distances.values())), 40)
+    for name, values in distances.items():
+        weights = np.full(len(values), 100 / len(values))
+        style = {"alpha": 0.5, "color": COLOURS[name], "label": f"{name} ({len(values)})"}
+        right.hist(values, edges, weights=weights, **style)
+        right.axvline(float(np.median(values)), color=COLOURS[name], linestyle="--", linewidth=1.2)
+    right.set(
+        title="Distance to the nearest training image; 0 is a copy",
+        xlabel="distance between features (dashed: median)",
+        ylabel="% of the images",
+    )
     right.set_xlim(left=0)
-    right.set_title("How new the images are: 0 is a copy")
     for axes in (left, right):
         axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=3)
-    return _drawn(figure)
+    return _rendered(figure)
 
 
-def curves(
-    epochs: Sequence[int], numbers: Sequence[Numbers], names: tuple[str, str], floors: Mapping[str, object]
+def intervals_picture(
+    intervals: Sequence[Interval], numbers: Sequence[Numbers], kid: str, n: int
 ) -> Image.Image:
-    """Show the numbers of a training's snapshots over its epochs.
+    """Show the first images of each interval of z in a row, with its numbers on the left.
 
     Args:
-        epochs: of the snapshots, in rising order.
+        intervals: each with images of the same z, times its factor.
+        numbers: of each interval.
+        kid: the name of KID among them.
+        n: images of an interval from which the numbers were computed.
+    """
+    if not intervals:
+        return _note("No intervals: sample.intervals is empty")
+    images = [interval.images for interval in intervals]
+    columns = min(len(images[0]), max(4, min(8, 1024 // images[0].shape[1])))
+    labels = []
+    for interval, values in zip(intervals, numbers, strict=True):
+        spread = "" if values[f"{kid}_sd"] is None else f" ± {values[f'{kid}_sd']:.3f}"
+        labels.append(
+            f"z × {interval.factor:g}: {interval.z}\nKID {values[kid]:.3f}{spread}\n"
+            f"precision {values['precision']:.2f}   recall {values['recall']:.2f}"
+        )
+    cells = sheets.cells(np.concatenate([part[:columns] for part in images]), columns)
+    caption = f"A column has the same z, times the factor of the row; the numbers are of {n} images a row"
+    return sheets.labelled(cells, columns, labels, caption)
+
+
+def snapshots_picture(
+    epochs: Sequence[int], numbers: Sequence[Numbers], names: DistanceNames, metrics: Mapping[str, object]
+) -> Image.Image:
+    """Plot the numbers of a training's snapshots over its epochs.
+
+    Args:
+        epochs: of the snapshots, ascending.
         numbers: of each.
         names: of KID and FD among them.
-        floors: name with _floor → what as many held-out images score, None: not known.
+        metrics: among them the floors, name with _floor → number or None.
     """
     if not epochs:
-        note = Image.new("L", (540, 8), 255)
-        return pictures.captioned(note, "No snapshots judged: evaluate.snapshots is false", 16)
+        return _note("No scores of snapshots: evaluate.snapshots is false")
     figure = Figure(figsize=(12, 4), dpi=100, layout="constrained")
-    titles = ("KID: 0 is perfect", f"{'FID' if names[1] == 'fid' else 'FD'}: lower is better", "1 is best")
-    panels = ((names[0],), (names[1],), SHARES)
+    titles = ("KID (0 is perfect)", f"{'FID' if names.fd == 'fid' else 'FD'} (lower is better)", "1 is best")
+    panels = ((names.kid,), (names.fd,), SHARES)
     for axes, title, panel in zip(figure.subplots(1, 3), titles, panels, strict=True):
         for name in panel:
-            values = [each[name] for each in numbers]
+            values = [row[name] for row in numbers]
             (line,) = axes.plot(epochs, values, "o-", markersize=4, label=name, clip_on=False)
-            if floors[f"{name}_floor"] is not None:
-                axes.axhline(floors[f"{name}_floor"], color=line.get_color(), linestyle="--", linewidth=1)
-        axes.set(
-            title=title,
-            xlabel="epoch" if floors[f"{panel[0]}_floor"] is None else "epoch (dashed: held-out images)",
-        )
+            if metrics[f"{name}_floor"] is not None:
+                axes.axhline(metrics[f"{name}_floor"], color=line.get_color(), linestyle="--", linewidth=1)
+        floor = "" if metrics[f"{panel[0]}_floor"] is None else " (dashed: held-out images)"
+        axes.set(title=title, xlabel=f"epoch{floor}")
         low, high = axes.get_ylim()
         axes.set_ylim(min(0, low) if panel == panels[0] else 0, max(1, high) if panel == SHARES else high)
         axes.set_xlim(0, epochs[-1] * 1.05)
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.legend(frameon=False, fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=4)
-    return _drawn(figure)
+    return _rendered(figure)
 
 
-def _drawn(figure: Figure) -> Image.Image:
+def _note(text: str) -> Image.Image:
+    return sheets.captioned(Image.new("L", (540, 8), 255), text, 16)
+
+
+def _rendered(figure: Figure) -> Image.Image:
     for axes in figure.axes:
         axes.spines[["top", "right"]].set_visible(False)
     file = io.BytesIO()

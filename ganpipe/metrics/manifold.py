@@ -8,19 +8,20 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ganpipe.common.errors import UserError
-from ganpipe.metrics.kid import checked
+from ganpipe.metrics.errors import ParamError
+from ganpipe.metrics.kid import checked_features
 
-# Entries of a block of the distance matrix: 256 MiB in float64.
+# Entries in a block of the distance matrix: 256 MiB in float64.
 BLOCK = 2**25
 
 
 @dataclass(frozen=True)
 class Balls:
-    """Balls around the points of a set that reach to their k-th nearest neighbour.
+    """A ball around each point of a set; its radius is the distance to the k-th nearest neighbour.
 
     Attributes:
         points: float64 N×d.
+        k: which neighbour.
         squared_radii: float64 N.
         spread: mean distance of two different points.
     """
@@ -32,25 +33,26 @@ class Balls:
 
 
 def balls(points: np.ndarray, k: int, side: str = "real") -> Balls:
-    """Span a set's balls.
+    """Compute a set's balls.
 
     Args:
         points: float N×d.
-        k: which neighbour they reach to.
+        k: the neighbour whose distance is a ball's radius.
         side: what the set is, for errors: real or generated.
 
     Raises:
-        UserError: there is no k-th neighbour.
+        UserError: the set has at most k points.
     """
     if k >= len(points):
-        raise UserError(
-            f"evaluate.neighbours: {k} neighbours need more than {k} images a set, found {len(points)} "
-            f"{side} ones; lower it or compare more images (sample.count)"
+        raise ParamError(
+            "neighbours",
+            f"{k} neighbours need more than {k} images in a set, found {len(points)} {side} ones; "
+            "use more images, fewer sets or fewer neighbours",
         )
-    points, _ = checked(points, points)
+    points, _ = checked_features(points, points)
     radii, total = [], 0.0
     for block in squared_distances(points, points):
-        # The 0th neighbour is the point itself. Copied, because a view keeps the whole block in memory.
+        # The 0th neighbour is the point itself. Copied, because a view would keep the whole block in memory.
         block.partition(k, axis=1)
         radii.append(block[:, k].copy())
         total += float(np.sqrt(block, out=block).sum())
@@ -58,19 +60,20 @@ def balls(points: np.ndarray, k: int, side: str = "real") -> Balls:
 
 
 def overlap(real: Balls, fake: Balls) -> dict[str, float]:
-    """Compare the sets by balls around their points.
+    """Compare two sets by the balls around their points.
 
     Returns:
-        precision: share of fake inside a real ball, recall: share of real inside a fake ball (Kynkäänniemi et
-        al. 2019, eq. 2). density: real balls that hold a fake point, over k; coverage: share of real balls
-        with a fake point (Naeem et al. 2020, eq. 3 and 4). A point on a ball's edge is inside.
+        precision: share of fake points inside a real ball; recall: share of real points inside a fake ball
+        (Kynkäänniemi et al. 2019, eq. 2). density: real balls that contain a fake point, over k; coverage:
+        share of real balls that contain a fake point (Naeem et al. 2020, eq. 3 and 4). A point on a ball's
+        surface is inside.
     """
-    precise = held = start = 0
+    precise = contained = start = 0
     recalled = covered = np.zeros(len(real.points), bool)
     for block in squared_distances(fake.points, real.points):
         inside = block <= real.squared_radii
         precise += inside.any(1).sum()
-        held += inside.sum()
+        contained += inside.sum()
         covered = covered | inside.any(0)
         radii = fake.squared_radii[start : start + len(block), None]
         recalled = recalled | (block <= radii).any(0)
@@ -78,7 +81,7 @@ def overlap(real: Balls, fake: Balls) -> dict[str, float]:
     return {
         "precision": float(precise / len(fake.points)),
         "recall": float(recalled.mean()),
-        "density": float(held / (real.k * len(fake.points))),
+        "density": float(contained / (real.k * len(fake.points))),
         "coverage": float(covered.mean()),
     }
 
@@ -93,6 +96,6 @@ def squared_distances(a: np.ndarray, b: np.ndarray) -> Iterator[np.ndarray]:
         squared *= -2
         squared += norms
         squared += norms_b
-        # Equal images come out a rounding error apart; a ball of radius 0 must still hold its own copies.
+        # Equal images come out a rounding error apart; a ball of radius 0 must still contain its own copies.
         squared[squared <= 2e-10 * norms] = 0
         yield squared

