@@ -403,7 +403,7 @@ def test_a_rescue_goes_back_to_a_healthy_state(
         rates.append(rate)
         return original(parameters, rate, *rest, **words)
 
-    monkeypatch.setattr(torch.optim, "Adam", adam)
+    monkeypatch.setattr("ganpipe.train.players.Adam", adam)
     # The second divergence is too early for a healthy state of its own attempt.
     poison(monkeypatch, rescued, {0: 16, 1: 11, 2: 20, 3: 19})
     run(root, rescued)
