@@ -23,13 +23,12 @@ def import_closure(module: str, root: Path) -> list[str]:
     pending = [module]
     while pending:
         name = pending.pop()
-        path = _file_of(name, root)
-        if path is None or path in paths:
-            continue
-        paths.add(path)
-        pending += [name.rpartition(".")[0]] if "." in name else []
-        if path not in NOT_COUNTED:
-            pending += imports(root / path)
+        stem = name.replace(".", "/")
+        for path in {f"{stem}.py", f"{stem}/__init__.py"} - paths:
+            if (root / path).is_file():
+                paths.add(path)
+                pending += [name.rpartition(".")[0] or name]
+                pending += imports(root / path) if path not in NOT_COUNTED else []
     return sorted(path for path in paths - NOT_COUNTED if not _is_empty(root / path))
 
 
@@ -50,11 +49,6 @@ def imports(path: Path) -> list[str]:
         elif isinstance(node, ast.ImportFrom) and node.module:
             names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
     return [name for name in names if name.split(".")[0] == "ganpipe"]
-
-
-def _file_of(module: str, root: Path) -> str | None:
-    stem = module.replace(".", "/")
-    return next((path for path in (f"{stem}.py", f"{stem}/__init__.py") if (root / path).is_file()), None)
 
 
 def _is_empty(path: Path) -> bool:

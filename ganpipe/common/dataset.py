@@ -4,7 +4,6 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -47,9 +46,9 @@ def load(folder: Path) -> Dataset:
         UserError: a file is missing or unreadable, or the files come from different runs.
     """
     try:
-        images, index = _open(folder)
+        images, index, counts = _read(folder)
         recorded = json.loads((folder / DATA).read_text(encoding="utf-8"))
-        if recorded != {"digest": recorded["digest"], **_counts(images, index)}:
+        if recorded != {"digest": recorded["digest"], **counts}:
             raise ValueError(f"{IMAGES} {images.dtype}{images.shape}, {INDEX} and {DATA} do not match")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
@@ -60,22 +59,20 @@ def load(folder: Path) -> Dataset:
 
 def write_description(folder: Path) -> None:
     """Write data.json beside images.npy and index.csv: their digest, counts and the images' shape."""
-    images, index = _open(folder)
+    _, index, counts = _read(folder)
     splits = hashlib.sha256("".join(index["split"].str[0]).encode()).hexdigest()
     digest = hashlib.sha256((files.sha256(folder / IMAGES) + splits).encode()).hexdigest()
     with files.whole(folder / DATA) as temporary:
-        temporary.write_text(json.dumps({"digest": digest, **_counts(images, index)}, indent=2) + "\n")
+        temporary.write_text(json.dumps({"digest": digest, **counts}, indent=2) + "\n")
 
 
-def _open(folder: Path) -> tuple[np.ndarray, pd.DataFrame]:
+def _read(folder: Path) -> tuple[np.ndarray, pd.DataFrame, dict[str, int]]:
+    """Return the images, their index, and the counts in data.json; ValueError if images and index differ."""
     images = np.load(folder / IMAGES, mmap_mode="r", allow_pickle=False)
-    return images, pd.read_csv(folder / INDEX, keep_default_na=False, dtype={"name": str})
-
-
-def _counts(images: np.ndarray, index: pd.DataFrame) -> dict[str, Any]:
-    """Return what data.json holds besides the digest. KeyError or ValueError: not a packed data set."""
+    index = pd.read_csv(folder / INDEX, keep_default_na=False, dtype={"name": str})
     count, _, resolution, channels = images.shape
     if images.dtype != np.uint8 or count != len(index):
         raise ValueError(f"{IMAGES} {images.dtype}{images.shape} does not fit {INDEX} with {len(index)} rows")
     splits = {split: int((index["split"] == split).sum()) for split in ("train", "held_out")}
-    return {"images": count, **splits, "resolution": resolution, "channels": channels}
+    counts = {"images": count, **splits, "resolution": resolution, "channels": channels}
+    return images, index, counts

@@ -6,12 +6,7 @@ import psutil
 
 
 def alive(pid: int, began: float) -> bool:
-    """Return whether a process is alive and is not a later one with the same number.
-
-    Args:
-        pid: its number.
-        began: when it started, in seconds since 1970.
-    """
+    """Return whether the process that started at `began` (seconds since 1970) is alive, not a later one."""
     try:
         process = psutil.Process(pid)
         return process.status() != psutil.STATUS_ZOMBIE and abs(process.create_time() - began) < 60

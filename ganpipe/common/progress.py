@@ -1,7 +1,6 @@
 """Progress of long jobs: a rich bar on a terminal, plain lines elsewhere. Written to stderr."""
 
 import time
-from types import TracebackType
 from typing import Self
 
 from rich.console import Console
@@ -52,20 +51,20 @@ class Progress:
     def advance(self, amount: int = 1, note: str = "") -> None:
         """Count `amount` more units as done, and show `note`, such as losses."""
         self.done += amount
-        if self.bar is None:
-            if time.monotonic() - self.printed >= self.every:
-                self._line(note)
-        elif time.monotonic() - self.printed >= UPDATE_EVERY or self.done == self.total:
-            # Not for each of thousands of images per second.
-            self.printed = time.monotonic()
-            self.bar.update(self.task, completed=self.done, rate=f"{self.rate:,.0f} {self.unit}/s", note=note)
+        # Not for each of thousands of images per second.
+        due = time.monotonic() - self.printed >= (self.every if self.bar is None else UPDATE_EVERY)
+        if due or (self.bar is not None and self.done == self.total):
+            self._show(note)
 
     def say(self, text: str) -> None:
         """Print a separate line, above the bar if there is one."""
         self.console.print(text, markup=False, soft_wrap=True)
 
-    def _line(self, note: str) -> None:
+    def _show(self, note: str = "") -> None:
         self.printed = time.monotonic()
+        if self.bar is not None:
+            self.bar.update(self.task, completed=self.done, rate=f"{self.rate:,.0f} {self.unit}/s", note=note)
+            return
         left = (self.total - self.done) / max(self.rate, 1e-9)
         parts = [
             f"{self.title}: {self.done:,}/{self.total:,} {self.unit} ({self.done / max(self.total, 1):.0%})",
@@ -80,10 +79,8 @@ class Progress:
             self.bar.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self.bar is not None:
             self.bar.stop()
-        elif error is None:
-            self._line("")
+        elif kind is None:
+            self._show()

@@ -3,10 +3,9 @@
 import math
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-Background = tuple[int, int, int]
-WHITE: Background = (255, 255, 255)
+WHITE = (255, 255, 255)
 # Pixels: the smallest side of an image in a labelled row, and the largest width of a row of images.
 LEAST_SIDE, ROW_WIDTH = 64, 1200
 
@@ -16,14 +15,13 @@ def columns_for(resolution: int) -> int:
     return min(8, max(2, 512 // resolution))
 
 
-def sheet(images: np.ndarray, columns: int, gap: int = 0, background: Background = WHITE) -> Image.Image:
-    """Lay images out in rows, left to right and top to bottom.
+def sheet(images: np.ndarray, columns: int, gap: int = 0) -> Image.Image:
+    """Lay images out in rows, left to right and top to bottom; gaps and empty cells are white.
 
     Args:
         images: uint8 N×H×W×C in [0, 255], C 1 or 3, N at least 1.
         columns: images in a row.
         gap: pixels between neighbours.
-        background: colour of gaps and of empty cells in the last row.
 
     Returns:
         A picture of mode L for grey images without gaps and empty cells, else RGB.
@@ -31,8 +29,7 @@ def sheet(images: np.ndarray, columns: int, gap: int = 0, background: Background
     count, height, width, channels = images.shape
     rows = math.ceil(count / columns)
     size = (rows * height + (rows - 1) * gap, columns * width + (columns - 1) * gap)
-    canvas = np.empty((*size, 3), np.uint8)
-    canvas[:] = background
+    canvas = np.full((*size, 3), 255, np.uint8)
     for i, image in enumerate(images):
         top, left = i // columns * (height + gap), i % columns * (width + gap)
         canvas[top : top + height, left : left + width] = image
@@ -40,11 +37,9 @@ def sheet(images: np.ndarray, columns: int, gap: int = 0, background: Background
     return Image.fromarray(canvas[:, :, 0] if grey else canvas)
 
 
-def side_by_side(
-    left: Image.Image, right: Image.Image, gap: int = 8, background: Background = WHITE
-) -> Image.Image:
-    """Join two pictures with `gap` pixels between them."""
-    canvas = Image.new("RGB", (left.width + gap + right.width, max(left.height, right.height)), background)
+def side_by_side(left: Image.Image, right: Image.Image, gap: int) -> Image.Image:
+    """Join two pictures with `gap` white pixels between them."""
+    canvas = Image.new("RGB", (left.width + gap + right.width, max(left.height, right.height)), WHITE)
     canvas.paste(left, (0, 0))
     canvas.paste(right, (left.width + gap, 0))
     return canvas
@@ -82,8 +77,7 @@ def labelled(images: np.ndarray, columns: int, labels: list[str], caption: str) 
     rows = sheet(images, columns, gap)
     blank = ImageDraw.Draw(rows)
     strip = 2 * margin + math.ceil(max(blank.multiline_textbbox((0, 0), text, font)[2] for text in labels))
-    canvas = Image.new("RGB", (strip + rows.width, rows.height), WHITE)
-    canvas.paste(rows, (strip, 0))
+    canvas = ImageOps.expand(rows, (strip, 0, 0, 0), WHITE)
     draw = ImageDraw.Draw(canvas)
     for row, text in enumerate(labels):
         middle = row * (images.shape[1] + gap) + images.shape[1] / 2
