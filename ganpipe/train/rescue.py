@@ -52,19 +52,21 @@ class Event:
         return f"{self.what} at step {self.step}: {self.text}; {consequence}"
 
 
+@dataclass(eq=False)
 class Trouble(Exception):
     """The training cannot continue as it is.
 
-    Args:
+    Attributes:
         step: when it was noticed.
         what: "diverged" or the kind of an alarm.
         healthy: the last step whose state is sound.
         text: the numbers.
     """
 
-    def __init__(self, step: int, what: str, healthy: int, text: str) -> None:
-        super().__init__(text)
-        self.step, self.what, self.healthy, self.text = step, what, healthy, text
+    step: int
+    what: str
+    healthy: int
+    text: str
 
 
 @dataclass(frozen=True)
