@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -73,8 +73,8 @@ class Journal(AbstractContextManager["Journal"]):
         self.logged_step = self.saved_step = start
         return self
 
-    def __exit__(self, *error: object) -> None:
-        self.stack.close()
+    def __exit__(self, *error: Any) -> None:
+        self.stack.__exit__(*error)
 
     def step(self, step: int, numbers: Sequence[torch.Tensor], stopping: bool) -> None:
         """Record a step if due: its numbers first, then snapshot and checkpoint, once all values are finite.
