@@ -1,27 +1,28 @@
-"""The model card: what a generator is made of, how good it is, what it cost; markdown for who receives it."""
+"""The model card of a generator in markdown: its data, training, scores and cost."""
 
-import csv
 import json
-import statistics
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
+from ganpipe.common.stages import stage_file
 from ganpipe.models.papers import architecture_paper
 
-# What each number means, in the order of the table.
+# The beginning of a metric's name → what the metric means.
 MEANINGS = {
-    "kid": "distance of the sets, 0 is perfect",
-    "fd": "distance of the sets, falls with their size",
-    "fid": "distance of the sets, falls with their size",
-    "precision": "share that looks real, 1 is best",
-    "recall": "share of the real images that is covered, 1 is best",
-    "density": "how real they look, 1 is best",
-    "coverage": "share of the real images that has a neighbour, 1 is best",
-    "c2st": "how well a classifier tells them from real ones, 0.5 is best",
-    "diversity": "spread over that of the real images, 1 is best",
-    "nn": "distance to the nearest training image over that of new images, 0 is a copy",
-    "authenticity": "share that is no near copy",
+    "kid": "kernel distance to the real images, 0 is perfect",
+    "fd": "Fréchet distance to the real images, falls with n",
+    "fid": "Fréchet distance to the real images, falls with n",
+    "precision": "share of the generated images that look real, 1 is best",
+    "recall": "share of the real images that the generator can make, 1 is best",
+    "density": "how real the generated images look, 1 is best",
+    "coverage": "share of the real images with a generated image nearby, 1 is best",
+    "c2st": "AUC of a classifier of real against generated images, 0.5 is best",
+    "diversity": "spread relative to that of the real images, 1 is best",
+    "nn": "distance to the nearest training image relative to new images, 0 is a copy",
+    "authenticity": "share of the generated images that are no near copies",
 }
 
 
@@ -29,11 +30,11 @@ def card(root: Path, metrics: Mapping[str, Any]) -> str:
     """Write the card from the earlier stages' files.
 
     Args:
-        root: the checkout; what it lacks of source.json, model.json and perf.csv, the images having come from
-            elsewhere, is left out.
-        metrics: what metrics.json holds.
+        root: the checkout; sections whose file (source.json, model.json, perf.csv) is missing are left out,
+            as for images of another program.
+        metrics: the content of metrics.json.
     """
-    source, model = (_read(root / "stages" / n) for n in ("fetch/source.json", "train/model.json"))
+    source, model = (_read(stage_file(root, name)) for name in ("source.json", "model.json"))
     size = f" of {model['resolution']} px images" if model else ""
     parts = [
         f"# A generator{size}{', trained on ' + source['name'] if source else ''}",
@@ -46,34 +47,37 @@ def card(root: Path, metrics: Mapping[str, Any]) -> str:
         ]
     if model:
         parts += ["## Network and training", _list(_training(model))]
-    parts += ["## Scores", _table(metrics), f"Floor: what as many real images score. {metrics['protocol']}."]
-    parts += ["Compare with another generator only where this line is the same."]
+    parts += [
+        "## Scores",
+        _table(metrics),
+        f"Floor: the score of as many held-out real images. {metrics['protocol']}.",
+    ]
+    parts += ["Compare two generators only if the line above is the same for both."]
     parts += ["## Copies of training images", f"{metrics['memorisation']}."]
     parts += [
         "## How to repeat",
-        "Check out the commit that holds the `dvc.lock` of these results and run `dvc repro`; on the same "
-        "machine's CPU the same bytes come out. `ganpipe generate -n 64 --seed 0` makes images.",
+        "Check out the commit whose `dvc.lock` has these results and run `dvc repro`; on the same CPU the "
+        "bytes are the same. `ganpipe generate -n 64 --seed 0` generates images.",
     ]
-    if cost := _cost(root / "stages/train/perf.csv", model):
+    if cost := _cost(stage_file(root, "perf.csv"), model):
         parts += ["## Cost", cost]
     return "\n\n".join(parts) + "\n"
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except OSError:
         return {}
-    return found
+    return content
 
 
 def _list(values: Mapping[str, Any]) -> str:
-    shown = {name: json.dumps(v) if isinstance(v, list | bool) else v for name, v in values.items()}
-    return "\n".join(f"- {name}: {value}" for name, value in shown.items() if value is not None)
+    text = {name: json.dumps(v) if isinstance(v, list | bool) else v for name, v in values.items()}
+    return "\n".join(f"- {name}: {value}" for name, value in text.items() if value is not None)
 
 
 def _training(model: Mapping[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = {"network": architecture_paper(model["architecture"])}
     sizes = (
         "nz",
         "z_distribution",
@@ -84,12 +88,16 @@ def _training(model: Mapping[str, Any]) -> dict[str, Any]:
         "discriminator_norm",
         "channels",
     )
-    found |= {name: model[name] for name in sizes if name in model}
-    found |= {"training images": f"{model['train_images']:,}, digest {model['data_digest'][:16]}"}
     left_out = ("batch_per_resolution", "batch_size", "snapshot_epochs")
-    found |= {"batch_size": model["batch_size"], "images seen": f"{model['nimg']:,}"}
-    found |= {name: value for name, value in model["train"].items() if name not in left_out}
-    return found | {name: model.get(name) for name in ("weights", "kept_step", "ended", "interventions")}
+    return {
+        "network": architecture_paper(model["architecture"]),
+        **{name: model[name] for name in sizes if name in model},
+        "training images": f"{model['train_images']:,}, digest {model['data_digest'][:16]}",
+        "batch_size": model["batch_size"],
+        "images seen": f"{model['nimg']:,}",
+        **{name: value for name, value in model["train"].items() if name not in left_out},
+        **{name: model.get(name) for name in ("weights", "kept_step", "ended", "interventions")},
+    }
 
 
 def _table(metrics: Mapping[str, Any]) -> str:
@@ -98,26 +106,21 @@ def _table(metrics: Mapping[str, Any]) -> str:
         meaning = MEANINGS.get(name.partition("_")[0])
         over_floor = name.endswith("_ratio") and not name.startswith("nn")
         if meaning and f"{name}_sd" in metrics and not over_floor:
-            shown = (value, metrics[f"{name}_sd"], metrics.get(f"{name}_floor"))
-            cells = [brief(each) for each in shown]
+            cells = [brief(v) for v in (value, metrics[f"{name}_sd"], metrics.get(f"{name}_floor"))]
             lines += [f"| {name} | {' | '.join(cells)} | {meaning} |"]
     return "\n".join(lines)
 
 
 def brief(value: float | None) -> str:
-    """Write a number with three digits, or whole where it is larger; None: there is none."""
+    """Format a number with three digits, or as a whole number above 1000; None as a dash."""
     return "–" if value is None else f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
 
 
 def _cost(path: Path, model: Mapping[str, Any]) -> str:
-    try:
-        with open(path, newline="") as file:
-            rows = list(csv.DictReader(file))
-    except OSError:
+    table = pd.read_csv(path) if path.exists() else pd.DataFrame()
+    if table.empty:
         return ""
-    if not rows:
-        return ""
-    seconds, rate = float(rows[-1]["seconds"]), statistics.median(float(r["images_per_second"]) for r in rows)
     device = f" on {model['device']}" if "device" in model else ""
-    minutes, seconds = divmod(round(seconds), 60)
+    minutes, seconds = divmod(round(table["seconds"].iloc[-1]), 60)
+    rate = table["images_per_second"].median()
     return f"Training took {minutes} min {seconds} s{device}, {rate:,.0f} images a second."

@@ -47,7 +47,7 @@ class RealImages:
     Attributes:
         images: uint8 N×H×W×C in [0, 255].
         train_rows: rows of the training images, int64.
-        held_out: uint8 M×H×W×C that the generator was not trained on; may be the same array.
+        held_out: uint8 M×H×W×C with images that were held out; may be the same array.
         held_out_rows: rows of `held_out`, int64.
         digest: of all of them.
     """
@@ -210,21 +210,17 @@ def score_features(features: Features, names: DistanceNames, params: Evaluate) -
             f"metrics: the features of all {len(real)} real images are equal ({names.kid}); nothing can be "
             "compared with them; use other real images or another extractor"
         )
-    near = [copies.neighbours(fake, features.train) for fake in features.fakes]
     enough = len(held_out) >= copies.LEAST_HELD_OUT
     near_held_out = copies.neighbours(held_out, features.train) if enough else None
     reference = manifold.balls(real, params.neighbours)
-    sets = [
-        _compare(reference, fake, names, params, classify=True)
-        | {
-            "nn_ratio": copies.nn_ratio(neighbours, near_held_out) if near_held_out else None,
-            "authenticity": float(neighbours.authentic.mean()),
-        }
-        for fake, neighbours in zip(features.fakes, near, strict=True)
-    ]
-    floor: Numbers = {}
-    if len(held_out) == len(real):
-        floor = _compare(reference, held_out, names, params, classify=True)
+    sets = []
+    for fake in features.fakes:
+        near = copies.neighbours(fake, features.train)
+        ratio = copies.nn_ratio(near, near_held_out) if near_held_out else None
+        numbers = _compare(reference, fake, names, params, classify=True)
+        sets.append({**numbers, "nn_ratio": ratio, "authenticity": float(near.authentic.mean())})
+    full = len(held_out) == len(real)
+    floor = _compare(reference, held_out, names, params, classify=True) if full else {}
     if near_held_out:
         floor["authenticity"] = float(near_held_out.authentic.mean())
     result: Numbers = {}

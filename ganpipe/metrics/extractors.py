@@ -78,14 +78,8 @@ class Inception(torch.nn.Module):
             self.network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], buffer)
         except RuntimeError:
             raise _misfit("torch-fidelity", self.name) from None
-
-    @property
-    def protocol(self) -> str:
-        """Everything that determines an image's features."""
-        return (
-            f"Inception-v3 of the FID {_mark(self.name)}, pooled 2048, 299 px TensorFlow 1 bilinear, "
-            "(x-128)/128"
-        )
+        network = f"Inception-v3 of the FID {_mark(self.name)}, pooled 2048"
+        self.protocol = f"{network}, 299 px TensorFlow 1 bilinear, (x-128)/128"
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Map uint8 N×C×H×W in [0, 255], C 1 or 3, to float32 N×2048."""
@@ -128,15 +122,11 @@ class DinoV2(torch.nn.Module):
         self.network = network
         mean, sd = (torch.tensor(colours).mul(255)[:, None, None] for colours in IMAGENET)
         self.mean, self.sd = torch.nn.Buffer(mean, persistent=False), torch.nn.Buffer(sd, persistent=False)
-        self.eval().requires_grad_(False)
-
-    @property
-    def protocol(self) -> str:
-        """Everything that determines an image's features."""
-        return (
-            f"DINOv2 ViT-S/14 {_mark(self.name)}, class token 384, {self.resolution} px float bilinear "
-            "antialias, ImageNet's mean and sd"
+        self.protocol = (
+            f"DINOv2 ViT-S/14 {_mark(self.name)}, class token 384, {resolution} px float bilinear antialias, "
+            "ImageNet's mean and sd"
         )
+        self.eval().requires_grad_(False)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Map uint8 N×C×H×W in [0, 255], C 1 or 3, to float32 N×384."""
@@ -151,11 +141,7 @@ class Pixels(torch.nn.Module):
     def __init__(self, resolution: int) -> None:
         super().__init__()
         self.resolution = resolution
-
-    @property
-    def protocol(self) -> str:
-        """Everything that determines an image's features."""
-        return f"pixels, {self.resolution} px float bilinear antialias, x/255"
+        self.protocol = f"pixels, {resolution} px float bilinear antialias, x/255"
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Map uint8 N×C×H×W in [0, 255], C 1 or 3, to float32 N×3·resolution²."""

@@ -44,15 +44,12 @@ class Lite0(torch.nn.Module):
         self.network = timm.create_model("tf_efficientnet_lite0", pretrained=False)
         self.network.load_state_dict(_renamed(tensors, self.network))
         self.network.classifier = torch.nn.Identity()
-        self.eval().requires_grad_(False).to(memory_format=torch.channels_last)
-
-    @property
-    def protocol(self) -> str:
-        """Everything that determines an image's features; numbers of different protocols do not compare."""
-        return (
-            f"EfficientNet-Lite0 sha256:{WEIGHTS_SHA256[:8]}, pooled {self.dimension}, {self.resolution} px "
+        # Everything that determines an image's features; numbers of different protocols do not compare.
+        self.protocol = (
+            f"EfficientNet-Lite0 sha256:{WEIGHTS_SHA256[:8]}, pooled {self.dimension}, {resolution} px "
             "float bilinear antialias, (x-127)/128"
         )
+        self.eval().requires_grad_(False).to(memory_format=torch.channels_last)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Map uint8 N×C×H×W in [0, 255], C 1 or 3, to float32 N×1280; grey is repeated to three channels."""

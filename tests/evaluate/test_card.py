@@ -1,4 +1,4 @@
-"""The model card, from what the stages leave."""
+"""The model card."""
 
 import json
 from pathlib import Path
@@ -45,8 +45,8 @@ def root(tmp_path: Path, default_params: Params) -> Path:
     return tmp_path
 
 
-def test_the_card_says_what_a_receiver_must_know(root: Path) -> None:
-    """A generator would leave without the licence of its pictures, or its scores without their floor."""
+def test_the_card_contains_what_a_recipient_must_know(root: Path) -> None:
+    """If it fails, a generator is passed on without the licence of its data, or scores without floors."""
     text = card(root, METRICS)
     for words in (
         "# A generator of 32 px images, trained on mnist5k",
@@ -56,7 +56,7 @@ def test_the_card_says_what_a_receiver_must_know(root: Path) -> None:
         "- training images: 4,451, digest dddddddddddddddd",
         "- glr: 0.0004",
         "- ended: finished\n- interventions: 1",
-        "| kid_lite0 | 0.162 | 0.01 | -0.0012 | distance of the sets, 0 is perfect |",
+        "| kid_lite0 | 0.162 | 0.01 | -0.0012 | kernel distance to the real images, 0 is perfect |",
         "| authenticity | 0.91 | – | 0.9 |",
         "no sign of copies.",
         "lite0; n=500.",
@@ -66,8 +66,8 @@ def test_the_card_says_what_a_receiver_must_know(root: Path) -> None:
     assert "None" not in text and "| fd_lite0_ratio" not in text and text.endswith("\n")
 
 
-def test_images_from_elsewhere_have_a_card_too(tmp_path: Path) -> None:
-    """Judging images of another program must not fail for want of a training."""
+def test_images_of_another_program_have_a_card(tmp_path: Path) -> None:
+    """If it fails, images of another program cannot be scored, because there is no training."""
     text = card(tmp_path, METRICS)
     assert text.startswith("# A generator\n") and "## Scores" in text
     assert "## Cost" not in text and "## Data" not in text
