@@ -74,7 +74,7 @@ def nearest_picture(
         draw.text((left, top + height + 2), text, fill=(0, 0, 0), font=font)
     lines = (
         "Generated images (framed) and their three nearest training images, most suspicious first",
-        "Number: distance to the nearest one, over its distance to its own nearest; 0: a copy, above 1: new",
+        "Number: distance to the nearest, over that one's distance to its own nearest; 0: a copy, above 1: new",
     )
     for line in reversed(lines):
         canvas = sheets.captioned(canvas, line, 16)
@@ -146,11 +146,11 @@ def intervals_picture(
     for interval, values in zip(intervals, numbers, strict=True):
         spread = "" if values[f"{kid}_sd"] is None else f" ± {values[f'{kid}_sd']:.3f}"
         labels.append(
-            f"z × {interval.factor:g}: {interval.z}\nKID {values[kid]:.3f}{spread}\n"
+            f"z times {interval.factor:g}: {interval.z}\nKID {values[kid]:.3f}{spread}\n"
             f"precision {values['precision']:.2f}   recall {values['recall']:.2f}"
         )
     cells = sheets.cells(np.concatenate([part[:columns] for part in images]), columns)
-    caption = f"A column has the same z, times the factor of the row; the numbers are of {n} images a row"
+    caption = f"Each column has the same z, times the factor of its row; numbers from {n} images a row"
     return sheets.labelled(cells, columns, labels, caption)
 
 
