@@ -74,7 +74,7 @@ def nearest_picture(
         draw.text((left, top + height + 2), text, fill=(0, 0, 0), font=font)
     lines = (
         "Generated images (framed) and their three nearest training images, most suspicious first",
-        "Number: distance to the nearest, over that one's distance to its own nearest; 0: a copy, above 1: new",
+        "Number: distance to the nearest, over its distance to its own nearest; 0 is a copy, above 1 new",
     )
     for line in reversed(lines):
         canvas = sheets.captioned(canvas, line, 16)
