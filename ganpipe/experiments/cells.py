@@ -87,22 +87,18 @@ def cell_table(runs: Sequence[Run]) -> pd.DataFrame:
     params = dict.fromkeys(name for run in runs for name in run.values)
     differing = [name for name in params if len({_text(run.values.get(name)) for run in runs}) > 1]
     # Without texts, floors that are null, and each _sd, which is over subsets of images and not over seeds.
-    metrics = dict.fromkeys(
-        name
-        for run in runs
-        for name, value in run.metrics.items()
-        if isinstance(value, int | float) and name != "n" and not name.endswith("_sd")
-    )
+    metrics = pd.DataFrame([run.metrics for run in runs], [run.name for run in runs]).select_dtypes("number")
+    metrics = metrics[[name for name in map(str, metrics) if name != "n" and not name.endswith("_sd")]]
     rows = []
     for number, ((data, protocol), cells) in enumerate(sets.items(), 1):
         for cell, judgement in _judged(list(cells.values())):
             row: dict[str, Any] = {"set": number, "cell": cell_name(cell[0].name), "runs": len(cell)}
             row |= {name: _text(cell[0].values.get(name)) for name in differing} | judgement
             row["marks"] = "; ".join(filter(None, (run.mark for run in cell)))
-            for name in metrics:
-                numbers = pd.Series([run.metrics.get(name) for run in cell], dtype=float)
-                row |= {name: numbers.mean(), name + SD: numbers.std()}
-            row |= {"experiments": " ".join(run.name for run in cell), "data": data, "protocol": protocol}
+            names = [run.name for run in cell]
+            for name, numbers in metrics.loc[names].items():
+                row |= {str(name): numbers.mean(), f"{name}{SD}": numbers.std()}
+            row |= {"experiments": " ".join(names), "data": data, "protocol": protocol}
             rows.append(row)
     return pd.DataFrame(rows)
 
@@ -152,11 +148,9 @@ def remarks_on(frame: pd.DataFrame) -> list[str]:
 
 def _difference(one: dict[Any, Any], other: dict[Any, Any]) -> str:
     """Name what makes the metrics of two cells incomparable: training images, or parts of the protocol."""
-    facts = [
-        [f"training images {row['data'][:8]}", *re.split("[;,] ", str(row["protocol"]))]
-        for row in (one, other)
-    ]
-    sides = [[fact for fact in a if fact not in b] for a, b in (facts, facts[::-1])]
+    facts = [f"training images {row['data'][:8]}; {row['protocol']}" for row in (one, other)]
+    first, second = (re.split("[;,] ", text) for text in facts)
+    sides = [[fact for fact in a if fact not in b] for a, b in ((first, second), (second, first))]
     return " against ".join(", ".join(side) or "nothing" for side in sides)
 
 

@@ -21,6 +21,8 @@ from ganpipe.experiments.compare_page import comparison_page
 from ganpipe.experiments.recipes import SEED, grid_cells
 from ganpipe.experiments.revisions import UNREADABLE, code_digest_of, finished, flat_params, open_repo, unpack
 
+OUTPUTS = ("model.json", "metrics.json", "history.csv", "grid.png")
+
 
 def compare(
     root: Path,
@@ -103,15 +105,12 @@ def _read_run(root: Path, name: str, revision: str) -> Run:
     if last != "evaluate":
         raise UserError("its stages did not all run with its params and code")
     system = DVCFileSystem(str(root), rev=revision)
-
-    def read(output: str) -> bytes:
-        content: bytes = system.read_bytes(stage_file(Path(), output).as_posix())
-        return content
-
+    paths = [stage_file(Path(), output).as_posix() for output in OUTPUTS]
     try:
-        model, metrics = json.loads(read("model.json")), json.loads(read("metrics.json"))
-        history, grid = pd.read_csv(io.BytesIO(read("history.csv"))), read("grid.png")
+        model_json, metrics, history, grid = map(system.read_bytes, paths)
     except OSError:
         raise UserError(f"not in the cache; `dvc exp apply {name}` and `dvc repro` restore it") from None
+    model, losses = json.loads(model_json), pd.read_csv(io.BytesIO(history))
     ending = model.get("ended", "finished"), model.get("interventions", 0)
-    return Run(name, flat.pop(SEED), flat, metrics, model["data_digest"], history, grid, *ending)
+    seed, data = flat.pop(SEED), model["data_digest"]
+    return Run(name, seed, flat, json.loads(metrics), data, losses, grid, *ending)

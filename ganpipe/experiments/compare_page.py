@@ -21,7 +21,7 @@ def comparison_page(frame: pd.DataFrame, runs: Sequence[Run], remarks: Sequence[
     header, rows = text_table(frame)
     by_name = {run.name: run for run in runs}
     limits = loss_limits([run.history[list(COLOURS)].to_numpy() for run in runs])
-    sets: dict[int, list[dict[Any, Any]]] = {}
+    figures = []
     for row in frame.to_dict("records"):
         cell = [by_name[name] for name in row["experiments"].split()]
         kids = pd.Series([run.kid for run in cell])
@@ -31,10 +31,10 @@ def comparison_page(frame: pd.DataFrame, runs: Sequence[Run], remarks: Sequence[
             "grid": base64.b64encode(cell[0].grid).decode(),
             "losses": base64.b64encode(_loss_curves(cell, limits)).decode(),
         }
-        sets.setdefault(row["set"], []).append(row | images)
+        figures.append(row | images)
     source = Path(__file__).with_name("compare.html").read_text(encoding="utf-8")
     template = Template(source, autoescape=True, trim_blocks=True)
-    return template.render(title=title, remarks=remarks, header=header, rows=rows, sets=sets)
+    return template.render(title=title, remarks=remarks, header=header, rows=rows, figures=figures)
 
 
 def loss_limits(losses: Sequence[np.ndarray]) -> tuple[float, float]:

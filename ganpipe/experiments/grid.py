@@ -21,7 +21,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from ganpipe import params
 from ganpipe.common.errors import UserError
 from ganpipe.experiments import recipes, revisions
-from ganpipe.experiments.run import dvc_environment, path_problem
+from ganpipe.experiments.run import dvc_environment
+from ganpipe.fetch.paths import path_problem
 from ganpipe.params import Params
 
 POLL = 1.0  # seconds between looks at the queue
@@ -80,7 +81,7 @@ def planned(
         twin = names.setdefault(str(revisions.flat_params(applied)), cell.name)
         if twin != cell.name or f"{cell.name}-s0" in plan:
             problems.append(f"{cell.name}: the cell {twin} has the same params, or the same name")
-        if problem := path_problem(root, applied):
+        if problem := path_problem(applied.fetch, root, queued=True):
             problems.append(f"{cell.name}: {problem}")
         for seed in range(seeds):
             plan[f"{cell.name}-s{seed}"] = [*cell.settings, f"{recipes.SEED}={seed}"]

@@ -1,4 +1,4 @@
-"""Start a recipe as one DVC experiment; the checks and the environment that queued grids share with it."""
+"""Start a recipe as one DVC experiment, in an environment that queued grids share."""
 
 import os
 import shlex
@@ -10,9 +10,7 @@ from typing import NoReturn
 from ganpipe import params
 from ganpipe.common.errors import UserError
 from ganpipe.experiments.recipes import apply_settings, hydra_overrides, recipe_settings
-from ganpipe.fetch.catalogue import SOURCES
-from ganpipe.fetch.paths import ADVICE, PLACEHOLDER, travels
-from ganpipe.params import Params
+from ganpipe.fetch.paths import path_problem
 
 
 def run(
@@ -29,7 +27,7 @@ def run(
     values = params.load(root / params.PARAMS_FILE)
     expanded = recipe_settings(values, recipe, settings)
     applied = apply_settings(values, expanded, recipe)
-    if queue and (problem := path_problem(root, applied)):
+    if queue and (problem := path_problem(applied.fetch, root, queued=True)):
         raise UserError(f"{recipe}: {problem}")
     command = ["dvc", "exp", "run"] + ["--queue"] * queue + (["--name", name] if name else [])
     for override in hydra_overrides(expanded):
@@ -44,15 +42,3 @@ def dvc_environment() -> dict[str, str]:
     """Return the environment in which DVC's workers (`dvc`) and the stages (`python`) use this Python."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     return os.environ | {"PATH": path}
-
-
-def path_problem(root: Path, values: Params) -> str:
-    """Return why a queued experiment, which runs in a copy of tracked files, could not read fetch.path."""
-    path = values.fetch.path
-    if SOURCES[values.fetch.source].needs_path and path == PLACEHOLDER:
-        return f"fetch.path: source {values.fetch.source} needs pictures; give -S fetch.path=/a/folder"
-    if not (root / path).exists():
-        return f"fetch.path: {path} does not exist"
-    if Path(path).is_absolute() or travels(root / path, root):
-        return ""
-    return f"fetch.path: {path}: {ADVICE.format(path=path)}"

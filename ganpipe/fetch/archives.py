@@ -79,8 +79,11 @@ def listing(*paths: Path) -> Iterator[NamedFiles]:
             if path.is_dir():
                 kind = _folder
             elif path.is_file():
+                with open_file(path) as file:
+                    start = file.read(tarfile.BLOCKSIZE)
                 # A tar whose last file is a zip looks like a zip as well.
-                kind = _tar if _starts_like_a_tar(path) or not zipfile.is_zipfile(path) else _zip
+                is_tar = start[257:262] == b"ustar" or start.startswith(tuple(COMPRESSIONS))
+                kind = _tar if is_tar or not zipfile.is_zipfile(path) else _zip
             else:  # opening a pipe would never return
                 raise UserError(f"{path}: found neither a folder nor a file; expected a folder, zip or tar")
             files += _cleaned(stack.enter_context(kind(path)))
@@ -129,12 +132,6 @@ def _zip(path: Path) -> Iterator[NamedFiles]:
                 raise zipfile.BadZipFile("files in it overlap")
         _report_skipped(path, len(members) - len(regular))
         yield [(m.filename, partial(_member, path, partial(archive.open, m))) for m in regular]
-
-
-def _starts_like_a_tar(path: Path) -> bool:
-    with open_file(path) as file:
-        start = file.read(tarfile.BLOCKSIZE)
-    return start[257:262] == b"ustar" or start.startswith(tuple(COMPRESSIONS))
 
 
 class _LimitedHeaders:

@@ -33,11 +33,6 @@ class Source:
     package: str = ""
     by_hand: str = ""
 
-    @property
-    def needs_path(self) -> bool:
-        """Whether fetch.path must name the pictures."""
-        return bool(self.by_hand)
-
 
 def parse(entries: dict[str, dict[str, Any]]) -> dict[str, Source]:
     """Turn the content of catalogue.yaml into sources by name.
@@ -60,15 +55,10 @@ SOURCES = parse(YAML(typ="safe", pure=True).load(Path(__file__).with_suffix(".ya
 
 def rows() -> list[tuple[str, str, str, str, str]]:
     """Return each source's name, description, download size, licence and state of download, for people."""
-    return [(s.name, s.description, _size(s), s.licence, _state(s)) for s in SOURCES.values()]
-
-
-def _size(source: Source) -> str:
-    sizes = [remote.size for remote in source.remotes if remote.size]
-    return decimal(sum(sizes)) if sizes else ""
-
-
-def _state(source: Source) -> str:
-    if source.package:
-        return f"in {source.package}"
-    return "fetch.path" if source.needs_path else state(source.name, source.remotes)
+    table = []
+    for source in SOURCES.values():
+        size = sum(remote.size or 0 for remote in source.remotes)
+        here = "fetch.path" if source.by_hand else state(source.name, source.remotes)
+        here = f"in {source.package}" if source.package else here
+        table.append((source.name, source.description, decimal(size) if size else "", source.licence, here))
+    return table

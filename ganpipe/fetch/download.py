@@ -4,13 +4,13 @@ import os
 import sys
 import textwrap
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import requests
-from filelock import FileLock, Timeout
+from filelock import AcquireReturnProxy, FileLock, Timeout
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 from rich.filesize import decimal
@@ -64,14 +64,10 @@ def cached(source: str, remotes: Sequence[Remote], remedy: str, offline: bool) -
     A file whose sha256 is right is not downloaded again, no matter who put it there; a damaged one is. A file
     of unknown sha256 counts as complete, because it gets its name only when its download is.
 
-    Args:
-        source: the value of fetch.source; names the folder in the cache.
-        remotes: all files of the set.
-        remedy: what the user can do if a file cannot be downloaded.
-        offline: whether the network is disabled.
+    The files lie in a folder named after the source. `remedy` tells how to get them without the download.
 
     Raises:
-        UserError: a file cannot be downloaded, or is missing while the network is disabled.
+        UserError: a file cannot be downloaded, or is missing while the network is disabled (`offline`).
     """
     folder = cache() / source
 
@@ -84,7 +80,7 @@ def cached(source: str, remotes: Sequence[Remote], remedy: str, offline: bool) -
             problem = f"GANPIPE_OFFLINE is set, and {folder} lacks {names}"
             raise UserError(f"fetch.source={source}: {problem}; unset it, or {remedy}")
         folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder):
+        with _lock(folder):
             for remote in missing():  # another process may have downloaded some by now
                 _download(source, remote, folder, remedy)
     return [folder / remote.name for remote in remotes]
@@ -107,19 +103,14 @@ def state(source: str, remotes: tuple[Remote, ...]) -> str:
     return decimal(sum(sizes)) if sizes else "no"
 
 
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def _lock(folder: Path) -> AcquireReturnProxy:
     """Let one process at a time download to a folder, because parallel experiments need the same files."""
     lock = FileLock(folder / ".lock")
     try:
-        lock.acquire(timeout=0)
+        return lock.acquire(timeout=0)
     except Timeout:
         print(f"fetch: waiting for another process that downloads to {folder}", file=sys.stderr)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
+        return lock.acquire()
 
 
 def _is_complete(path: Path, sha256: str | None) -> bool:
@@ -192,9 +183,7 @@ class _Transfer(NamedTuple):
             return True
         headers = {"Accept-Encoding": "identity"}  # so that a range counts bytes of the file itself
         if start and (version or self.remote.sha256):
-            headers["Range"] = f"bytes={start}-"
-            if version:
-                headers["If-Range"] = version
+            headers |= {"Range": f"bytes={start}-"} | ({"If-Range": version} if version else {})
         with requests.get(self.address, headers=headers, stream=True, timeout=TIMEOUT) as answer:
             status, span = answer.status_code, answer.headers.get("Content-Range", "")
             if status == 416 and span == f"bytes */{start}":  # nothing is missing

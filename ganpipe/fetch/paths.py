@@ -1,19 +1,50 @@
-"""fetch.path: the placeholder, and whether a path is available in the copies that queued experiments use."""
+"""fetch.path: its placeholder, whether a source can read it, and whether queued experiments have it."""
 
 import subprocess
 from pathlib import Path
 
+from ganpipe.fetch.catalogue import SOURCES
+from ganpipe.params import Fetch
+
 # The value of fetch.path when there is no path to give, because DVC requires a dependency that exists.
 PLACEHOLDER = "stages/fetch/packaged.txt"
-ADVICE = (
-    "a queued or --temp experiment runs in a copy of the checkout that has only tracked files: "
-    "give an absolute path, or run `dvc add {path}` and commit the .dvc file"
-)
 
 
-def travels(path: Path, root: Path) -> bool:
-    """Return whether DVC or git puts a path into the copies of the checkout that queued experiments use."""
-    path, root = path.resolve(), root.resolve()
+def path_problem(params: Fetch, root: Path, queued: bool = False) -> str:
+    """Return why the source, in a queued experiment or here, cannot read fetch.path; empty if it can."""
+    source, path = SOURCES[params.source], root / Path(params.path).expanduser()
+    if params.path == PLACEHOLDER:
+        return f"fetch.source={source.name}: {source.by_hand}" if source.by_hand else ""
+    if source.package or source.name == "url":
+        origin = "is downloaded from fetch.url" if source.name == "url" else "is part of a package"
+        return (
+            f"fetch.path: found {params.path!r}, but fetch.source={source.name} {origin}; "
+            f"set fetch.source=folder to use your own pictures, or fetch.path={PLACEHOLDER}"
+        )
+    advice = copy_advice(params.path, root)
+    if not path.exists():
+        return f"fetch.path: {params.path} does not exist; {advice or 'check the path'}"
+    if source.name == "archive" and path.is_dir():
+        return f"fetch.path: {params.path} is a folder; set fetch.source=folder or name an archive"
+    return f"fetch.path: {params.path}: {advice}" if queued and advice else ""
+
+
+def copy_advice(path: str, root: Path) -> str:
+    """Return what to do if copies of the checkout lack a fetch.path; empty if they have it."""
+    if (
+        path == PLACEHOLDER
+        or Path(path).is_absolute()
+        or _is_tracked((root / path).resolve(), root.resolve())
+    ):
+        return ""
+    return (
+        "a queued or --temp experiment runs in a copy of the checkout that has only tracked files: "
+        f"give an absolute path, or run `dvc add {path}` and commit the .dvc file"
+    )
+
+
+def _is_tracked(path: Path, root: Path) -> bool:
+    """Return whether DVC or git tracks an absolute path."""
     if not path.is_relative_to(root):
         return False
     ancestors = [path, *path.parents]

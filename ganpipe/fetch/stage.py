@@ -23,7 +23,7 @@ from ganpipe.fetch.archives import BLOCK, NamedFiles
 from ganpipe.fetch.catalogue import SOURCES, Source
 from ganpipe.fetch.download import Remote, cached
 from ganpipe.fetch.landmarks import Points
-from ganpipe.fetch.paths import ADVICE, PLACEHOLDER, travels
+from ganpipe.fetch.paths import PLACEHOLDER, copy_advice, path_problem
 from ganpipe.params import Fetch
 
 MANIFEST_COLUMNS = ["name", "bytes", "sha256", "width", "height", "mode"]
@@ -39,14 +39,14 @@ def fetch(params: Fetch, root: Path, offline: bool = False) -> None:
     the file), landmarks.csv (name, x1, y1, x2, y2 …, for pictures that have landmarks) and source.json (where
     they come from). The same files always give the same bytes.
 
-    Args:
-        params: the source and its path or address.
-        root: the checkout.
-        offline: whether the network is disabled.
-
     Raises:
-        UserError: the path does not fit the source, is missing, damaged or empty; a set cannot be downloaded.
+        UserError: the path does not fit the source, is missing, damaged or empty; a set cannot be downloaded,
+            because the network is disabled (`offline`) or fails.
     """
+    if problem := path_problem(params, root):
+        raise UserError(problem)
+    if advice := copy_advice(params.path, root):
+        print(f"warning: fetch.path: {params.path}: {advice}", file=sys.stderr)
     source = SOURCES[params.source]
     paths = _source_paths(params, source, root, offline)
     read = [_file_facts(path, params.sha256) for path in paths if path.is_file()]
@@ -95,10 +95,9 @@ def _landmarks(points: Points, names: Iterable[str]) -> pd.DataFrame:
     rows = {name: points[name] for name in names if name in points}
     if others := len(points) - len(rows):
         print(f"fetch: left out landmarks of {others:,} pictures that are missing", file=sys.stderr)
-    longest = max(map(len, rows.values()), default=0)
-    columns = [f"{axis}{number}" for number in range(1, longest // 2 + 1) for axis in "xy"]
-    padded = [(name, *values, *[None] * (longest - len(values))) for name, values in rows.items()]
-    return pd.DataFrame(padded, columns=["name", *columns])
+    table = pd.DataFrame(list(rows.values()), index=list(rows), dtype=float)
+    table.columns = [f"{'xy'[i % 2]}{i // 2 + 1}" for i in range(table.shape[1])]
+    return table.rename_axis("name").reset_index()
 
 
 def _pack(pictures: NamedFiles, target: Path) -> pd.DataFrame:
@@ -142,15 +141,7 @@ def _header(stream: IO[bytes]) -> tuple[int | None, int | None, str]:
 def _source_paths(params: Fetch, source: Source, root: Path, offline: bool) -> tuple[Path, ...]:
     """Return the folders and files to read, downloaded if necessary; empty if a package has the pictures."""
     if params.path != PLACEHOLDER:
-        if source.package or source.name == "url":
-            origin = "is downloaded from fetch.url" if source.name == "url" else "is part of a package"
-            raise UserError(
-                f"fetch.path: found {params.path!r}, but fetch.source={source.name} {origin}; "
-                f"set fetch.source=folder to use your own pictures, or fetch.path={PLACEHOLDER}"
-            )
-        return (_checked_path(params, root),)
-    if source.needs_path:
-        raise UserError(f"fetch.source={source.name}: {source.by_hand}")
+        return (root / Path(params.path).expanduser(),)
     remotes = source.remotes
     if params.url is not None:
         # A name that is unique to the address, with room for a suffix.
@@ -163,17 +154,3 @@ def _source_paths(params: Fetch, source: Source, root: Path, offline: bool) -> t
         path = names if len(remotes) == 1 else "a folder with both, unpacked"
         remedy = f"download {names} by hand from {source.page} and set fetch.path=<path of {path}>"
     return tuple(cached(source.name, remotes, remedy, offline))
-
-
-def _checked_path(params: Fetch, root: Path) -> Path:
-    """Return the folder or archive to read."""
-    path = root / Path(params.path).expanduser()
-    relative = not Path(params.path).expanduser().is_absolute()
-    if not path.exists():
-        advice = ADVICE.format(path=params.path) if relative else "check the path"
-        raise UserError(f"fetch.path: {params.path} does not exist; {advice}")
-    if params.source == "archive" and path.is_dir():
-        raise UserError(f"fetch.path: {params.path} is a folder; set fetch.source=folder or name an archive")
-    if relative and not travels(path, root):
-        print(f"warning: fetch.path: {params.path}: {ADVICE.format(path=params.path)}", file=sys.stderr)
-    return path

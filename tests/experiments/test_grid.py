@@ -125,7 +125,7 @@ def test_pictures_that_a_queued_copy_lacks_are_refused(checkout: Path, tmp_path:
     def plan(path: str) -> None:
         planned(params.load(), checkout, GRID, 1, [*TINY, "fetch.source=folder", f"fetch.path={path}"])
 
-    with pytest.raises(UserError, match="source folder needs pictures; give -S fetch.path=/a/folder"):
+    with pytest.raises(UserError, match="fetch.source=folder: it reads your own pictures; set fetch.path"):
         plan("stages/fetch/packaged.txt")
     with pytest.raises(UserError, match="fetch.path: elsewhere does not exist"):
         plan("elsewhere")
@@ -192,7 +192,7 @@ def test_a_wrong_recipe_is_refused_before_dvc_starts(checkout: Path) -> None:
     assert ended.returncode == 2 and not ended.stdout and len(lines) == 2
     assert all(line.startswith("ganpipe run: error: dcgan: train.g") for line in lines)
     ended = ganpipe("run", "xin2024-5", "--queue", "-S", "fetch.source=folder")
-    assert ended.returncode == 2 and "needs pictures; give -S fetch.path" in ended.stderr and not ended.stdout
+    assert ended.returncode == 2 and "your own pictures; set fetch.path" in ended.stderr and not ended.stdout
     assert not queued(checkout) and git(checkout, "status", "--porcelain") == ""
 
 
