@@ -99,47 +99,6 @@ def test_outputs_are_ignored_by_git_up_front() -> None:
     assert not re.search(r"persist:\s*true", (ROOT / "dvc.yaml").read_text())
 
 
-# What each part of ganpipe may import besides itself: other parts, or single modules of them.
-PARTS = (
-    "common",
-    "device",
-    "params",
-    "metrics",
-    "models",
-    *STAGES,
-    "experiments",
-    "tracking",
-    "commands",
-    "cli",
-)
-BELOW_STAGES = {"common", "params", "device", "metrics", "models"}
-BELOW_TRACKING = BELOW_STAGES | {"fetch.catalogue", "fetch.paths", "evaluate.card", "experiments"}
-MAY_IMPORT: dict[str, set[str]] = {
-    "common": set(),
-    **dict.fromkeys(("params", "device", "metrics"), {"common"}),
-    "models": {"common", "params"},
-    **dict.fromkeys(STAGES, BELOW_STAGES),
-    "experiments": BELOW_TRACKING,
-    "tracking": BELOW_TRACKING,
-    "commands": set(PARTS) - {"cli"},
-    "cli": set(PARTS),
-}
-
-
-def test_parts_import_only_what_is_below_them() -> None:
-    """Stages that import each other, or parts that import stages, would rerun everything for one edit."""
-    for path in (ROOT / "ganpipe").rglob("*.py"):
-        part = path.relative_to(ROOT / "ganpipe").parts[0].removesuffix(".py")
-        if part in ("__init__", "__main__"):
-            continue
-        for name in code.imports(path):
-            parts = name.split(".")[1:]
-            if parts and parts[0] in PARTS and parts[0] != part:
-                package = len(parts) == 1 and (ROOT / "ganpipe" / parts[0]).is_dir()
-                allowed = package or {parts[0], ".".join(parts[:2])} & MAY_IMPORT[part]
-                assert allowed, f"{path} imports {name}"
-
-
 def test_no_picture_of_the_docs_is_large() -> None:
     """Every clone would carry it for good."""
     assert not [path.name for path in (ROOT / "docs").iterdir() if path.stat().st_size >= 150_000]

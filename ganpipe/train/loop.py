@@ -6,14 +6,14 @@ from contextlib import nullcontext
 import torch
 
 from ganpipe.common.errors import Interrupted
+from ganpipe.train.devices.feed import Feed, way_for
+from ganpipe.train.devices.graph import record_step
+from ganpipe.train.devices.ranks import Ranks
 from ganpipe.train.ema import update_ema
-from ganpipe.train.feed import Feed, way_for
-from ganpipe.train.graph import record_step
 from ganpipe.train.journal import Journal
 from ganpipe.train.options import TrainOptions
 from ganpipe.train.plan import Draws, Plan
 from ganpipe.train.players import build_players
-from ganpipe.train.ranks import Ranks
 from ganpipe.train.rescue import Course, Trouble
 from ganpipe.train.resume import stop_signals
 from ganpipe.train.state import share_state

@@ -10,10 +10,10 @@ from torch.optim import Adam, Optimizer
 
 from ganpipe import models
 from ganpipe.common.seeds import derived_seed
-from ganpipe.train.compute import prepare_network
+from ganpipe.train.devices.compute import prepare_network
+from ganpipe.train.devices.ranks import Ranks
 from ganpipe.train.options import TrainOptions
 from ganpipe.train.plan import Plan
-from ganpipe.train.ranks import Ranks
 
 
 @dataclass(frozen=True)

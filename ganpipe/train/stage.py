@@ -11,11 +11,11 @@ from ganpipe.common.errors import Interrupted
 from ganpipe.common.files import whole
 from ganpipe.common.stages import OUTPUTS, stage_folder
 from ganpipe.train import alarms, rescue, resume
-from ganpipe.train.graph import can_record
+from ganpipe.train.devices.graph import can_record
+from ganpipe.train.devices.ranks import join_ranks, rank_device
 from ganpipe.train.loop import run_attempt
 from ganpipe.train.options import TrainOptions
 from ganpipe.train.plan import Plan
-from ganpipe.train.ranks import join_ranks, rank_device
 from ganpipe.train.rescue import Trouble
 
 
@@ -53,9 +53,8 @@ def train(plan: Plan, root: Path, options: TrainOptions) -> None:
 
         if ranks.first:
             _publish(plan.folder, stage_folder(root, "train"))
-            if (
-                resume.orphaned()
-            ):  # dvc is gone and cannot record the result, so the next run publishes it again
+            # Without its dvc, which would record the result, this run ends here and the next one publishes it.
+            if resume.orphaned():
                 raise Interrupted(signal.SIGTERM, course.steps)
             resume.remove(plan.folder)
 

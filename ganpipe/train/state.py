@@ -3,8 +3,8 @@
 import torch
 from torch import nn
 
+from ganpipe.train.devices.ranks import Ranks
 from ganpipe.train.players import Players
-from ganpipe.train.ranks import Ranks
 
 State = dict[str, torch.Tensor]
 

@@ -13,10 +13,10 @@ from torch import nn
 from torch.nn.utils import get_total_norm
 
 from ganpipe.common.errors import UserError
-from ganpipe.train.compute import keep_statistics
+from ganpipe.train.devices.compute import keep_statistics
+from ganpipe.train.devices.ranks import Ranks
 from ganpipe.train.losses import d_loss_fake, d_loss_real, g_loss
 from ganpipe.train.players import Players
-from ganpipe.train.ranks import Ranks
 
 
 @dataclass(frozen=True)

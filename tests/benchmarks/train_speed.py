@@ -40,8 +40,8 @@ from ganpipe.models import dcgan  # noqa: E402
 from ganpipe.models.generator import draw_z  # noqa: E402
 from ganpipe.models.layers import NetworkSpec  # noqa: E402
 from ganpipe.params import Model  # noqa: E402
-from ganpipe.train.compute import Bfloat16  # noqa: E402
-from ganpipe.train.feed import Feed, way_for  # noqa: E402
+from ganpipe.train.devices.compute import Bfloat16  # noqa: E402
+from ganpipe.train.devices.feed import Feed, way_for  # noqa: E402
 from ganpipe.train.players import Players  # noqa: E402
 from ganpipe.train.step import StepSettings, generate, update_d, update_g  # noqa: E402
 

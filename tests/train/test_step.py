@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from ganpipe.train.compute import keep_statistics
+from ganpipe.train.devices.compute import keep_statistics
 from ganpipe.train.players import Players
 from ganpipe.train.step import StepSettings, generate, update_d, update_g
 

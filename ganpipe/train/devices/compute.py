@@ -11,8 +11,8 @@ from torch.distributed.nn.functional import all_reduce
 from torch.utils.checkpoint import checkpoint
 
 from ganpipe.params import Train
+from ganpipe.train.devices.ranks import Ranks
 from ganpipe.train.options import TrainOptions
-from ganpipe.train.ranks import Ranks
 
 
 def prepare_network(network: nn.Module, params: Train, options: TrainOptions, ranks: Ranks) -> nn.Module:

@@ -9,9 +9,9 @@ from contextlib import contextmanager
 
 import torch
 
+from ganpipe.train.devices.ranks import Ranks
 from ganpipe.train.options import TrainOptions
 from ganpipe.train.players import Players
-from ganpipe.train.ranks import Ranks
 from ganpipe.train.state import state_of
 from ganpipe.train.step import StepSettings, generate, update_d, update_g
 

@@ -12,13 +12,13 @@ import pytest
 from conftest import ROOT
 
 from ganpipe.common.errors import UserError
-from ganpipe.train import launch
+from ganpipe.train.devices import launch
 
 # `python -m ganpipe` of this checkout does what its arguments say; the rest of the package is the real one.
 STAND_IN = """
 import os, signal, sys, time
 from pathlib import Path
-from ganpipe.train import launch
+from ganpipe.train.devices import launch
 launch.exit_with_launcher()
 rank, (what, victim) = os.environ["RANK"], sys.argv[1:]
 signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))
@@ -76,7 +76,7 @@ def test_a_failure_keeps_its_exit_code(checkout: Path) -> None:
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGKILL])
 def test_no_rank_outlives_its_launcher(checkout: Path, signum: signal.Signals) -> None:
     """An orphaned rank would go on writing beside its successor."""
-    program = "import sys; from ganpipe.train import launch; sys.exit(launch.launch(3, ['wait', '-']))"
+    program = "from ganpipe.train.devices.launch import launch; raise SystemExit(launch(3, ['wait', '-']))"
     launcher = subprocess.Popen([sys.executable, "-c", program], cwd=checkout)
     while len(list(checkout.glob("[0-9]"))) < 3:
         time.sleep(0.02)

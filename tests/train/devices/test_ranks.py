@@ -18,8 +18,8 @@ from ganpipe.common.seeds import generator
 from ganpipe.models.generator import draw_z
 from ganpipe.models.layers import NetworkSpec
 from ganpipe.params import Params
-from ganpipe.train.compute import replace_modules, synchronize
-from ganpipe.train.ranks import Ranks, join_ranks, rank_device
+from ganpipe.train.devices.compute import replace_modules, synchronize
+from ganpipe.train.devices.ranks import Ranks, join_ranks, rank_device
 
 B = 10  # divides by neither 3 nor 4
 State = dict[str, torch.Tensor]

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from ganpipe.train import feed
-from ganpipe.train.feed import Feed, Way, way_for
+from ganpipe.train.devices import feed
+from ganpipe.train.devices.feed import Feed, Way, way_for
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (40, 6, 6, 3), dtype=np.uint8)
 CPU = torch.device("cpu")

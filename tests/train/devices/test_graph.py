@@ -13,10 +13,10 @@ from ganpipe.common.seeds import generator
 from ganpipe.models.generator import draw_z
 from ganpipe.models.layers import NetworkSpec
 from ganpipe.params import Params
-from ganpipe.train import graph
+from ganpipe.train.devices import graph
+from ganpipe.train.devices.ranks import Ranks
 from ganpipe.train.options import TrainOptions
 from ganpipe.train.players import Players
-from ganpipe.train.ranks import Ranks
 from ganpipe.train.state import state_of
 from ganpipe.train.step import StepSettings, generate, update_d, update_g
 

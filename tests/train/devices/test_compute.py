@@ -9,7 +9,7 @@ from torch import nn
 from ganpipe import models
 from ganpipe.models.layers import NetworkSpec
 from ganpipe.params import Params
-from ganpipe.train.compute import (
+from ganpipe.train.devices.compute import (
     Bfloat16,
     Recomputed,
     SyncBatchNorm2d,
@@ -17,8 +17,8 @@ from ganpipe.train.compute import (
     recompute,
     replace_modules,
 )
+from ganpipe.train.devices.ranks import Ranks
 from ganpipe.train.options import TrainOptions
-from ganpipe.train.ranks import Ranks
 
 
 @pytest.mark.parametrize("which", ["generator", "discriminator"])
