@@ -3,46 +3,41 @@
 import errno
 import os
 import sys
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
+from typer import Argument, Option
 
 from ganpipe.common.errors import Interrupted, UserError
 
-app = typer.Typer(
-    help="Train GANs on a limited set of pictures as a DVC pipeline. `dvc repro` runs the stages in order: "
-    "fetch, preprocess, train, sample, evaluate.",
-    add_completion=False,
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-)
-
+HELP = "Train GANs on a limited set of pictures as a DVC pipeline; `dvc repro` runs the stages in order."
+app = typer.Typer(help=HELP, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 ROOT = Path()
 STAGES, PEOPLE = "Stages, run by `dvc repro`", "Commands"
-Device = Annotated[
-    str,
-    typer.Option(envvar="GANPIPE_DEVICE", help="auto (a GPU where there is one), cpu, cuda, cuda:1, mps."),
+
+
+def setting(name: str, help: str, min: float = 0) -> Any:
+    """Declare an option --name that also reads the environment variable GANPIPE_NAME."""
+    return Option(f"--{name}", envvar=f"GANPIPE_{name.upper().replace('-', '_')}", min=min, help=help)
+
+
+Device = Annotated[str, setting("device", "auto (a GPU if there is one), cpu, cuda, cuda:1, mps.")]
+Settings = Annotated[
+    list[str] | None,
+    Option("-S", "--set", metavar="KEY=VALUE", help="Change a value of params.yaml; repeatable."),
 ]
-Source = Annotated[
-    str | None,
-    typer.Argument(
-        metavar="SOURCE",
-        help="A generator: a .safetensors file, its folder, a DVC experiment's name, or an address of "
-        "MLflow's (runs:/ID/generator); none: stages/train.",
-        show_default=False,
-    ),
-]
+SOURCE_HELP = "A .safetensors file or its folder, a DVC experiment, or an MLflow address; else stages/train."
+Source = Annotated[str | None, Argument(metavar="SOURCE", help=SOURCE_HELP, show_default=False)]
 
 
 @app.command(rich_help_panel=STAGES)
 def fetch(
-    offline: Annotated[
-        bool, typer.Option("--offline", envvar="GANPIPE_OFFLINE", help="Use only what was downloaded before.")
-    ] = False,
+    offline: Annotated[bool, setting("offline", "Use only what is downloaded already.")] = False,
 ) -> None:
-    """Read the source's pictures into one archive, stages/fetch/images.zip, with a manifest."""
+    """Copy the source's pictures into one archive, stages/fetch/images.zip, with a manifest."""
     from ganpipe import params
 
     values = params.load()
@@ -53,26 +48,11 @@ def fetch(
 
 @app.command(rich_help_panel=STAGES)
 def preprocess(
-    workers: Annotated[
-        int | None,
-        typer.Option(
-            envvar="GANPIPE_WORKERS", min=1, help="Decoding workers; one for each core if not given."
-        ),
-    ] = None,
-    max_disk: Annotated[
-        float | None,
-        typer.Option(envvar="GANPIPE_MAX_DISK", min=0, help="Most GB on disk; what is free if not given."),
-    ] = None,
-    max_memory: Annotated[
-        float | None,
-        typer.Option(
-            envvar="GANPIPE_MAX_MEMORY",
-            min=0,
-            help="Most GB of images, which training reads at random; the machine's memory if not given.",
-        ),
-    ] = None,
+    workers: Annotated[int | None, setting("workers", "Decoding processes; else one a core.", min=1)] = None,
+    max_disk: Annotated[float | None, setting("max-disk", "Most GB on disk; else all that is free.")] = None,
+    max_memory: Annotated[float | None, setting("max-memory", "Most GB of images; else all.")] = None,
 ) -> None:
-    """Crop, resize and pack the pictures into stages/preprocess/images.npy, and report on them."""
+    """Crop, resize and pack the pictures into stages/preprocess/images.npy, and write a report."""
     from ganpipe import params
 
     values = params.load()
@@ -84,40 +64,19 @@ def preprocess(
 @app.command(rich_help_panel=STAGES)
 def train(
     device: Device = "auto",
-    fresh: Annotated[
-        bool, typer.Option("--fresh", envvar="GANPIPE_FRESH", help="Forget an interrupted run, start anew.")
-    ] = False,
-    save_memory: Annotated[
-        bool,
-        typer.Option(
-            "--save-memory", envvar="GANPIPE_SAVE_MEMORY", help="Compute activations twice, keep few."
-        ),
-    ] = False,
-    graph: Annotated[
-        bool, typer.Option("--graph", envvar="GANPIPE_GRAPH", help="Replay the step as a CUDA graph.")
-    ] = False,
-    log_seconds: Annotated[
-        float, typer.Option(envvar="GANPIPE_LOG_SECONDS", min=0, help="Seconds between reads of the losses.")
-    ] = 2.0,
+    fresh: Annotated[bool, setting("fresh", "Discard an interrupted training and start anew.")] = False,
+    save_memory: Annotated[bool, setting("save-memory", "Recompute activations to save memory.")] = False,
+    graph: Annotated[bool, setting("graph", "Replay the step as a CUDA graph.")] = False,
+    log_seconds: Annotated[float, setting("log-seconds", "Seconds between reads of the losses.")] = 2.0,
     checkpoint_seconds: Annotated[
-        float, typer.Option(envvar="GANPIPE_CHECKPOINT_SECONDS", min=0, help="Seconds between checkpoints.")
+        float, setting("checkpoint-seconds", "Seconds between checkpoints.")
     ] = 30.0,
-    data_memory_gb: Annotated[
-        float | None,
-        typer.Option(
-            "--data-memory",
-            envvar="GANPIPE_DATA_MEMORY",
-            min=0,
-            help="Most GB of images to keep on a GPU; a quarter of what is free there if not given.",
-        ),
-    ] = None,
-    devices: Annotated[
-        int, typer.Option(envvar="GANPIPE_DEVICES", min=1, help="Processes that share each batch: GPUs.")
-    ] = 1,
+    data_memory_gb: Annotated[float | None, setting("data-memory", "Most GB of images on a GPU.")] = None,
+    devices: Annotated[int, setting("devices", "Processes (GPUs) that share each batch.", min=1)] = 1,
 ) -> None:
-    """Train the GAN, or go on where an interrupted run of the same training stopped."""
+    """Train the GAN, or resume an interrupted run of the same training."""
     from ganpipe import params
-    from ganpipe.train.launch import exit_with_launcher, is_first_rank, is_rank, launch
+    from ganpipe.train.devices.launch import exit_with_launcher, is_first_rank, is_rank, launch
 
     values = params.load()  # before torch, so that a mistyped value is reported at once
     if devices > 1 and not is_rank():
@@ -139,7 +98,7 @@ def train(
 
 @app.command(rich_help_panel=STAGES)
 def sample(device: Device = "auto") -> None:
-    """Generate images from the trained generator into stages/sample/samples.npy, and a grid of them."""
+    """Generate images with the trained generator: stages/sample/samples.npy, and pictures of them."""
     from ganpipe import params
 
     values = params.load()
@@ -153,7 +112,7 @@ def sample(device: Device = "auto") -> None:
 
 @app.command(rich_help_panel=STAGES)
 def evaluate(device: Device = "auto") -> None:
-    """Compare generated with real images: numbers in stages/evaluate/metrics.json, and a picture."""
+    """Compare generated with real images: stages/evaluate/metrics.json, and pictures."""
     from ganpipe import params
 
     values = params.load()
@@ -167,27 +126,19 @@ def evaluate(device: Device = "auto") -> None:
 
 @app.command(rich_help_panel=PEOPLE)
 def score(
-    real: Annotated[Path, typer.Option(help="Folder, zip, tar or .npy of the reference images.")],
-    fake: Annotated[Path, typer.Option(help="The images to score, in the same forms.")],
-    held_out: Annotated[
-        Path | None,
-        typer.Option(help="Further real images, not trained on; needed for floors and to find copies."),
-    ] = None,
-    extractor: Annotated[str, typer.Option(help="lite0, inception, dinov2_vits14 or pixels.")] = "lite0",
-    weights: Annotated[
-        str | None, typer.Option(help="Its weights, a file or folder; else the folder GANPIPE_WEIGHTS.")
-    ] = None,
+    real: Annotated[Path, Option(help="Folder, zip, tar or .npy of the reference images.")],
+    fake: Annotated[Path, Option(help="The images to score, in the same forms.")],
+    held_out: Annotated[Path | None, Option(help="Real images not trained on, for floors.")] = None,
+    extractor: Annotated[str, Option(help="lite0, inception, dinov2_vits14 or pixels.")] = "lite0",
+    weights: Annotated[str | None, Option(help="Its weights, a file or folder.")] = None,
     feature_resolution: Annotated[
-        int | None,
-        typer.Option(min=32, max=1024, help="Pixels a side of its input; 128 (DINOv2 224) if not given."),
+        int | None, Option(min=32, max=1024, help="Pixels a side of its input; else 128 (DINOv2 224).")
     ] = None,
-    sets: Annotated[
-        int, typer.Option(min=1, help="Sets to cut the images into, for mean and standard deviation.")
-    ] = 3,
-    as_json: Annotated[bool, typer.Option("--json", help="Print only the numbers, as JSON.")] = False,
+    sets: Annotated[int, Option(min=1, help="Sets to split the images into, for mean and sd.")] = 3,
+    as_json: Annotated[bool, Option("--json", help="Print only the numbers, as JSON.")] = False,
     device: Device = "auto",
 ) -> None:
-    """Compute the numbers of metrics.json for any images; needs no pipeline."""
+    """Compute the metrics of metrics.json for any images; needs no pipeline."""
     from ganpipe.commands.score import ScoreOptions, score
     from ganpipe.device import resolve
 
@@ -197,18 +148,15 @@ def score(
 
 @app.command(rich_help_panel=PEOPLE)
 def sync() -> None:
-    """Bring MLflow up to date with the workspace and every DVC experiment; twice is as good as once."""
+    """Bring MLflow up to date with the workspace and every DVC experiment; repeating it changes nothing."""
     from ganpipe.tracking.sync import sync
 
-    for line in sync(ROOT):
-        print(line)
+    print(*sync(ROOT), sep="\n")
 
 
 @app.command(rich_help_panel=PEOPLE)
-def ui(
-    port: Annotated[int | None, typer.Option(min=1, max=65535, help="5000, or any free one.")] = None,
-) -> None:
-    """Bring MLflow up to date, start its server on this machine, and print where the runs are to be seen."""
+def ui(port: Annotated[int | None, Option(min=1, max=65535, help="5000, else any free one.")] = None) -> None:
+    """Bring MLflow up to date, start its server on this machine, and print the address of the runs."""
     from ganpipe.tracking.ui import ui
 
     ui(ROOT, port)
@@ -217,15 +165,11 @@ def ui(
 @app.command(rich_help_panel=PEOPLE)
 def generate(
     source: Source = None,
-    n: Annotated[int, typer.Option("-n", help="Number of images.")] = 64,
-    seed: Annotated[int, typer.Option(help="The first image's seed; the others follow.")] = 0,
-    z_scale: Annotated[
-        float, typer.Option(help="Factor on z; below 1: fewer artifacts, less variety.")
-    ] = 1.0,
-    batch: Annotated[int, typer.Option(help="Images in memory at a time; affects no image.")] = 64,
-    out: Annotated[Path, typer.Option(help="A new folder of PNG files, a .zip of them, or an .npy.")] = Path(
-        "generated"
-    ),
+    n: Annotated[int, Option("-n", help="Number of images.")] = 64,
+    seed: Annotated[int, Option(help="The first image's seed; the others follow.")] = 0,
+    z_scale: Annotated[float, Option(help="Factor on z; below 1: fewer artifacts, less variety.")] = 1.0,
+    batch: Annotated[int, Option(help="Images in memory at a time; affects no image.")] = 64,
+    out: Annotated[Path, Option(help="A new folder of PNG files, a .zip or an .npy.")] = Path("generated"),
     device: Device = "auto",
 ) -> None:
     """Generate images with a trained generator; a seed always gives the same image."""
@@ -238,10 +182,10 @@ def generate(
 @app.command(rich_help_panel=PEOPLE)
 def export(
     source: Source = None,
-    format: Annotated[str, typer.Option(help="onnx, pt2 (torch.export) or safetensors.")] = "onnx",
-    out: Annotated[Path | None, typer.Option(help="The file; generator.FORMAT if not given.")] = None,
+    format: Annotated[str, Option(help="onnx, pt2 (PyTorch's exported program) or safetensors.")] = "onnx",
+    out: Annotated[Path | None, Option(help="The file; generator.FORMAT if not given.")] = None,
 ) -> None:
-    """Export a trained generator to a file, check the file's images, and print how to load it."""
+    """Export a trained generator for use without ganpipe, check it, and print how to load it."""
     from ganpipe.commands.export import export
 
     export(source, format, out, ROOT)
@@ -249,52 +193,33 @@ def export(
 
 @app.command(rich_help_panel=PEOPLE)
 def sources() -> None:
-    """List where pictures can come from: licence, size, and what is there already."""
-    from rich.console import Console
-    from rich.table import Table
+    """List the sources of pictures with their licence, size and what is downloaded."""
+    from ganpipe.fetch.catalogue import cache, rows
 
-    from ganpipe.fetch import catalogue as sources
-
-    table = Table("source", "pictures", "size", "licence", "here", caption=f"cache: {sources.cache()}")
-    for row in sources.rows():
-        table.add_row(*row)
-    Console().print(table)
+    _print_table(("source", "pictures", "size", "licence", "here"), rows(), f"cache: {cache()}")
 
 
 @app.command(rich_help_panel=PEOPLE)
 def recipe(
-    name: Annotated[str | None, typer.Argument(help="A recipe; without one, all are listed.")] = None,
+    name: Annotated[str | None, Argument(help="A recipe; all are listed if not given.")] = None,
 ) -> None:
     """List the papers' recipes, or print the settings of one; `ganpipe run` starts it."""
     from ganpipe import params
-    from ganpipe.experiments import recipes
+    from ganpipe.experiments.recipes import recipe_rows, recipe_settings
 
     values = params.load()
     if name is not None:
-        print(*recipes.recipe_settings(values, name), sep="\n")
+        print(*recipe_settings(values, name), sep="\n")
         return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("recipe", "paper", "px", "pictures")
-    for row in recipes.recipe_rows(values):
-        table.add_row(*row)
-    Console().print(table)
+    _print_table(("recipe", "paper", "px", "pictures"), recipe_rows(values))
 
 
 @app.command(rich_help_panel=PEOPLE)
 def run(
-    recipe: Annotated[str, typer.Argument(help="A recipe in params.yaml.")],
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("-S", "--set", metavar="KEY=VALUE", help="Override a value of the recipe; repeat."),
-    ] = None,
-    name: Annotated[
-        str | None, typer.Option(help="The experiment's name; DVC makes one up if not given.")
-    ] = None,
-    queue: Annotated[
-        bool, typer.Option("--queue", help="Add it to DVC's queue instead of running it.")
-    ] = False,
+    recipe: Annotated[str, Argument(help="A recipe in params.yaml.")],
+    settings: Settings = None,
+    name: Annotated[str | None, Option(help="Name of the experiment; DVC chooses one if not given.")] = None,
+    queue: Annotated[bool, Option("--queue", help="Add it to DVC's queue instead of running it.")] = False,
 ) -> None:
     """Run a recipe as a DVC experiment, and print the `dvc exp run` command that does it."""
     from ganpipe.experiments.run import run
@@ -304,29 +229,26 @@ def run(
 
 @app.command(rich_help_panel=PEOPLE)
 def grid(
-    name: Annotated[str, typer.Argument(help="A grid in params.yaml.")],
-    seeds: Annotated[int, typer.Option(min=1, help="Experiments of each cell: train.seed 0, 1, 2 …")] = 3,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("-S", "--set", metavar="KEY=VALUE", help="A value for all cells; repeat."),
-    ] = None,
-    run: Annotated[bool, typer.Option("--run", help="Run the queue and wait for it.")] = False,
-    jobs: Annotated[int, typer.Option(min=1, help="Experiments at a time, with --run.")] = 1,
+    name: Annotated[str, Argument(help="A grid in params.yaml.")],
+    seeds: Annotated[int, Option(min=1, help="Experiments per cell, with train.seed 0, 1, 2 …")] = 3,
+    settings: Settings = None,
+    run: Annotated[bool, Option("--run", help="Run the queue and wait for it.")] = False,
+    jobs: Annotated[int, Option(min=1, help="Experiments at a time, with --run.")] = 1,
 ) -> None:
     """Queue a DVC experiment for each cell and seed of a grid that has none yet."""
-    from ganpipe.experiments import grid as experiments
+    from ganpipe.experiments.grid import grid
 
-    experiments.grid(ROOT, name, seeds, settings or [], run, jobs)
+    grid(ROOT, name, seeds, settings or [], run, jobs)
 
 
 @app.command(rich_help_panel=PEOPLE)
 def compare(
-    experiments: Annotated[list[str] | None, typer.Argument(help="Their names; none: all.")] = None,
-    grid: Annotated[str | None, typer.Option(help="All experiments of a grid.")] = None,
-    csv: Annotated[Path | None, typer.Option(help="Write the table to a file.")] = None,
-    html: Annotated[Path | None, typer.Option(help="Write a page with images and loss curves.")] = None,
+    experiments: Annotated[list[str] | None, Argument(help="Their names; all if not given.")] = None,
+    grid: Annotated[str | None, Option(help="All experiments of a grid.")] = None,
+    csv: Annotated[Path | None, Option(help="Write the table to a file.")] = None,
+    html: Annotated[Path | None, Option(help="Write a page with images and loss curves.")] = None,
 ) -> None:
-    """Compare finished experiments: what differs, the metrics over the seeds, and which setting is better."""
+    """Compare finished experiments: params that differ, metrics over the seeds, and the better setting."""
     from ganpipe.experiments.compare import compare
 
     compare(ROOT, experiments or [], grid, csv, html)
@@ -334,34 +256,44 @@ def compare(
 
 @app.command(rich_help_panel=PEOPLE)
 def doctor(
-    fix: Annotated[
-        bool, typer.Option("--fix", help="Apply the fixes; without it they are only listed.")
-    ] = False,
+    fix: Annotated[bool, Option("--fix", help="Apply the fixes, not only list them.")] = False,
 ) -> None:
-    """Find what killed processes left: trainers, runs, locks, copies of the checkout, a detached HEAD."""
+    """Find what a kill left behind: trainers, runs, locks, copies, a detached HEAD; never what is alive."""
     from ganpipe.commands.doctor import doctor
 
     raise typer.Exit(int(doctor(ROOT, fix) > 0))
 
 
+def _print_table(header: Sequence[str], rows: Sequence[Sequence[str]], caption: str | None = None) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*header, caption=caption)
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
+
+
 def main() -> NoReturn:
-    """Run a command; a user's mistake ends in one line for each thing to mend and exit code 2."""
+    """Run a command; a user's mistake ends with one line for each thing to correct and exit code 2."""
     command = " ".join(["ganpipe", *sys.argv[1:2]])
     try:
         app(prog_name="ganpipe")
-    except UserError as error:
-        if os.environ.get("GANPIPE_DEBUG"):
-            raise
-        for line in str(error).splitlines():
-            print(f"{command}: error: {line}", file=sys.stderr)
     except Interrupted as error:
         print(f"{command}: {error}", file=sys.stderr)
         sys.exit(128 + error.signum)
-    except OSError as error:
+    except (UserError, OSError) as error:
         if os.environ.get("GANPIPE_DEBUG"):
             raise
-        path = error.filename2 or error.filename
-        place = f"{path}: " if path else ""
-        remedy = "; free some space and run it again" if error.errno == errno.ENOSPC else ""
-        print(f"{command}: error: {place}{error.strerror or error}{remedy}", file=sys.stderr)
+        for line in _lines_of(error):
+            print(f"{command}: error: {line}", file=sys.stderr)
     sys.exit(2)
+
+
+def _lines_of(error: UserError | OSError) -> list[str]:
+    """Return the lines that describe an error to a user."""
+    if isinstance(error, UserError):
+        return str(error).splitlines()
+    path = error.filename2 or error.filename
+    remedy = "; free some space and run it again" if error.errno == errno.ENOSPC else ""
+    return [f"{f'{path}: ' if path else ''}{error.strerror or error}{remedy}"]
