@@ -53,7 +53,7 @@ def train(plan: Plan, root: Path, options: TrainOptions) -> None:
 
         if ranks.first:
             _publish(plan.folder, stage_folder(root, "train"))
-            # Without its dvc, which would record the result, this run ends here and the next one publishes it.
+            # Without a dvc to record the result, this run ends here and the next one publishes it.
             if resume.orphaned():
                 raise Interrupted(signal.SIGTERM, course.steps)
             resume.remove(plan.folder)
