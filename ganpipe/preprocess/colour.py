@@ -37,11 +37,11 @@ def _scaled(image: Image.Image) -> Image.Image:
     if not np.isfinite(high - low):
         raise Rejected("has values that are not finite numbers")
     tops = (1.0, *DEPTHS) if image.mode == "F" else DEPTHS
-    top = next((top for top in tops if low >= 0 and high <= top), None)
-    if top is None:
-        scaled = ((block - np.float32(low)) * (255 / ((high - low) or 1.0)) for block in _blocks(image))
+    if low < 0 or high > tops[-1]:
+        span = high - low or 1.0
     else:
-        scaled = (block * (255 / top) for block in _blocks(image))
+        low, span = 0.0, min(top for top in tops if high <= top)
+    scaled = ((block - np.float32(low)) * (255 / span) for block in _blocks(image))
     return Image.fromarray(np.concatenate([np.rint(block).astype(np.uint8) for block in scaled]))
 
 

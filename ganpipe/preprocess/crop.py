@@ -23,11 +23,9 @@ class Rejected(Exception):
 
 
 class Crop(NamedTuple):
-    """A rectangle of a picture.
+    """A rectangle of a picture: left, top, right, bottom in pixels, and degrees by which it is turned.
 
-    Attributes:
-        box: left, top, right, bottom in pixels.
-        angle: degrees by which the box is turned clockwise about its middle; the training image is upright.
+    It is turned clockwise about its middle; the training image is upright.
     """
 
     box: Box
@@ -40,21 +38,15 @@ class Crop(NamedTuple):
 
 
 def crop_for(width: int, height: int, params: Preprocess, points: Points | None = None) -> Crop:
-    """Choose the crop of a picture by any rule but "smart".
+    """Choose the crop of a picture; for "smart", which needs its pixels, the square in the middle.
 
-    Args:
-        width: pixels, after the EXIF rotation.
-        height: likewise.
-        params: the rule.
-        points: landmarks, for crop "landmarks".
+    Width and height are in pixels, after the EXIF rotation; crop "landmarks" needs points.
 
     Raises:
         Rejected: the picture is too small for the crop, or its landmarks are missing or unusable.
     """
     if params.crop == "none":
         return Crop((0, 0, width, height))
-    if params.crop == "pad":
-        return _middle(width, height, max(width, height))
     if params.crop_box is not None:
         left, top, right, bottom = params.crop_box
         if right > width or bottom > height:
@@ -64,13 +56,9 @@ def crop_for(width: int, height: int, params: Preprocess, points: Points | None 
         if points is None:
             raise Rejected("no landmarks")
         return _around(points, width, height, params.margin)
-    side = params.crop_size or min(width, height)
-    if side > min(width, height):
+    side = max(width, height) if params.crop == "pad" else params.crop_size or min(width, height)
+    if params.crop_size and side > min(width, height):
         raise Rejected(f"smaller than preprocess.crop_size ({side} px) in a side")
-    return _middle(width, height, side)
-
-
-def _middle(width: int, height: int, side: int) -> Crop:
     left, top = (width - side) // 2, (height - side) // 2
     return Crop((left, top, left + side, top + side))
 
@@ -78,12 +66,8 @@ def _middle(width: int, height: int, side: int) -> Crop:
 def smart(image: Image.Image, width: int, height: int) -> Crop:
     """Choose, among the squares as wide as the shorter side, the one with the most detail.
 
-    A square at an end of the longer side must have a tenth more detail than one in the middle.
-
-    Args:
-        image: the picture, of 8 bits and at any size.
-        width: of the picture in whose pixels the crop is returned; height likewise.
-        height: likewise.
+    A square at an end of the longer side must have a tenth more detail than one in the middle. The crop is in
+    pixels of a picture of `width` and `height`, from which `image`, of 8 bits, may have been reduced.
     """
     side, free = min(width, height), abs(width - height)
     factor = max(1, min(image.size) // SMALL)

@@ -11,7 +11,7 @@ from PIL import AvifImagePlugin, Image, JpegImagePlugin, UnidentifiedImageError
 
 from ganpipe.params import Preprocess
 from ganpipe.preprocess.colour import flatten, to_eight_bits
-from ganpipe.preprocess.crop import Box, Points, Rejected, crop_for
+from ganpipe.preprocess.crop import Box, Rejected, crop_for
 
 # Only these decoders ever see a file: common formats, whose decoders are well tested.
 FORMATS = ("JPEG", "AVIF", "BMP", "GIF", "HEIF", "MPO", "PNG", "TIFF", "WEBP")
@@ -26,7 +26,6 @@ MAX_PIXELS = 100_000_000
 TOO_LARGE = f"more than {MAX_PIXELS // 1_000_000} megapixels"
 # One decoder thread in each worker: there is already a worker for each core.
 AvifImagePlugin.DEFAULT_MAX_THREADS = 1
-WHITE = (255, 255, 255)
 
 ORIENTATION = 0x0112
 TURNS = {
@@ -39,9 +38,7 @@ TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 # Turns that exchange width and height; that move the right or bottom side to the left; likewise to the top.
-SIDEWAYS, FROM_RIGHT, FROM_BOTTOM = (
-    {TURNS[number] for number in numbers} for numbers in ((5, 6, 7, 8), (2, 3, 6, 7), (3, 4, 7, 8))
-)
+SIDEWAYS, FROM_RIGHT, FROM_BOTTOM = {5, 6, 7, 8}, {2, 3, 6, 7}, {3, 4, 7, 8}
 # A JPEG is decoded at a smaller size if that is still this many times the resolution: the result then
 # differs by less than 1 grey level on average (docs/data.md).
 DRAFT = 2.5
@@ -55,29 +52,26 @@ class Picture(NamedTuple):
         profile: its ICC profile.
         size: width and height in the file in pixels, upright.
         factor: by which its sides were divided while decoding.
-        turn: how it was turned upright.
+        orientation: the EXIF number from which it was turned upright, 1 to 8.
     """
 
     image: Image.Image
     profile: bytes | None
     size: tuple[int, int]
     factor: int
-    turn: Image.Transpose | None
+    orientation: int
 
     def scaled(self, box: Box) -> tuple[float, float, float, float]:
         """Return where a box of the picture at full size lies in `image`."""
         # The sides of `image` were rounded up; a turn may have moved the added part to the left or top.
-        x = self.image.width - self.size[0] / self.factor if self.turn in FROM_RIGHT else 0.0
-        y = self.image.height - self.size[1] / self.factor if self.turn in FROM_BOTTOM else 0.0
+        x = self.image.width - self.size[0] / self.factor if self.orientation in FROM_RIGHT else 0.0
+        y = self.image.height - self.size[1] / self.factor if self.orientation in FROM_BOTTOM else 0.0
         left, top, right, bottom = (length / self.factor for length in box)
         return left + x, top + y, right + x, bottom + y
 
 
 def decoded(data: bytes) -> Image.Image:
-    """Decode a file, turn it upright, bring it to sRGB and lay it over white.
-
-    Returns:
-        A picture of mode L where the file is grey, else RGB.
+    """Decode a file to an upright picture in sRGB over white: of mode L where the file is grey, else RGB.
 
     Raises:
         Rejected: with the reason.
@@ -86,7 +80,7 @@ def decoded(data: bytes) -> Image.Image:
         warnings.simplefilter("ignore")
         picture = decode(data)
         mode = "L" if picture.image.mode in ("L", "LA") else "RGB"
-        return flatten(picture.image, picture.profile, WHITE).convert(mode)
+        return flatten(picture.image, picture.profile, (255, 255, 255)).convert(mode)
 
 
 @contextmanager
@@ -113,13 +107,12 @@ def rejecting(data: bytes) -> Iterator[None]:
         raise Rejected(f"damaged ({type(error).__name__})") from None
 
 
-def decode(data: bytes, params: Preprocess | None = None, points: Points | None = None) -> Picture:
+def decode(data: bytes, params: Preprocess | None = None) -> Picture:
     """Decode a picture and turn it upright; use within `rejecting`.
 
     Args:
         data: a file's bytes. Of an animation the first frame is decoded.
         params: what it is decoded for; a large JPEG is decoded only as large as that needs. None: full size.
-        points: its landmarks, for crop "landmarks".
 
     Raises:
         Exception: of any kind, as Pillow's decoders do.
@@ -130,12 +123,14 @@ def decode(data: bytes, params: Preprocess | None = None, points: Points | None 
         # then the image must be opened again. Other formats' decoders have nothing to verify.
         image.verify()
         image = _open(data, params)
-    factor, size = _draft(image, params, points) if params else (1, image.size)
+    size = image.size
+    factor = _draft(image, params) if params else 1
     image.load()
     profile = image.info.get("icc_profile")
-    if (turn := _turn(image)) is not None:
-        image = image.transpose(turn)
-    return Picture(to_eight_bits(image), profile, image.size if factor == 1 else size, factor, turn)
+    if (orientation := _orientation(image)) in TURNS:
+        image = image.transpose(TURNS[orientation])
+        size = size[::-1] if orientation in SIDEWAYS else size
+    return Picture(to_eight_bits(image), profile, image.size if factor == 1 else size, factor, orientation)
 
 
 def _open(data: bytes, params: Preprocess | None) -> Image.Image:
@@ -147,32 +142,25 @@ def _open(data: bytes, params: Preprocess | None) -> Image.Image:
     return image
 
 
-def _draft(image: Image.Image, params: Preprocess, points: Points | None) -> tuple[int, tuple[int, int]]:
-    """Have a JPEG decoded at a half, quarter or eighth of its size where DRAFT times the resolution remains.
-
-    Returns:
-        the factor by which its sides become smaller, and its size in pixels without that, upright.
-    """
+def _draft(image: Image.Image, params: Preprocess) -> int:
+    """Have a JPEG decoded smaller if DRAFT times the resolution remains; return the divisor of its sides."""
     # No crop of a small picture is large enough: then its EXIF need not be read, nor its crop be chosen here.
     large = max(image.size) >= DRAFT * 2 * params.resolution
     # Crops by landmarks are turned and mirrored by whole pixels.
     if not large or not isinstance(image, JpegImagePlugin.JpegImageFile) or params.crop == "landmarks":
-        return 1, image.size
-    width, height = image.size[::-1] if _turn(image) in SIDEWAYS else image.size
-    smart = params.crop == "smart"
-    side = min(width, height) if smart else min(crop_for(width, height, params, points).size)
+        return 1
+    width, height = image.size[::-1] if _orientation(image) in SIDEWAYS else image.size
+    side = min(crop_for(width, height, params).size)
     factor = next((factor for factor in (8, 4, 2) if side >= DRAFT * factor * params.resolution), 1)
-    if factor == 1 or image.draft(None, (image.width // factor, image.height // factor)) is None:
-        return 1, image.size
-    return factor, (width, height)
+    drafted = factor > 1 and image.draft(None, (image.width // factor, image.height // factor))
+    return factor if drafted else 1
 
 
-def _turn(image: Image.Image) -> Image.Transpose | None:
-    """Return how a picture is turned upright; a JPEG may be asked before it is loaded, others only after."""
+def _orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation, 1 to 8; call it before loading for a JPEG alone."""
     # PNG may store EXIF after the pixels, and TIFF is turned by Pillow while it loads.
     try:
-        return TURNS.get(image.getexif().get(ORIENTATION, 1))
-    except (
-        Exception
-    ):  # Broken metadata raise as many kinds of error as broken pixels, but the pixels are good.
-        return None
+        orientation = image.getexif().get(ORIENTATION)
+        return orientation if orientation in TURNS else 1
+    except Exception:  # Broken metadata raise as many kinds of error as broken pixels; the pixels are good.
+        return 1

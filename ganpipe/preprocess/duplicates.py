@@ -4,6 +4,8 @@ from collections.abc import Iterator
 
 import numpy as np
 import pandas as pd
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 # Pairs whose difference hashes differ in at most MOST_BITS of 64 bits are compared pixel by pixel; those that
 # correlate at least this much are copies. docs/data.md says what these values find.
@@ -27,27 +29,18 @@ def originals(sha256: list[str], hashes: np.ndarray, images: np.ndarray) -> np.n
         int64 N: the row of the original; of an image that is not a copy, its own row.
     """
     codes = pd.factorize(np.array(sha256, dtype=object))[0]
-    first = np.full(codes.max(initial=-1) + 1, len(codes), np.int64)
-    np.minimum.at(first, codes, np.arange(len(codes)))
-    original = first[codes]
+    original = np.unique(codes, return_index=True)[1][codes]
     for a, b in _candidates(hashes, np.flatnonzero(original == np.arange(len(original)))):
         unknown = original[a] != original[b]
         a, b = a[unknown], b[unknown]
         starts = range(0, len(a), PAIRS)
         correlations = [_correlations(images, a[i : i + PAIRS], b[i : i + PAIRS]) for i in starts]
         alike = np.concatenate([np.zeros(0, np.float32), *correlations]) >= LEAST_CORRELATION
-        for pair in zip(a[alike].tolist(), b[alike].tolist(), strict=True):
-            low, high = sorted(_root(original, row) for row in pair)
-            original[high] = low
-        while (original != original[original]).any():
-            original = original[original]
+        if alike.any():
+            links = coo_array((alike[alike], (original[a[alike]], original[b[alike]])), (len(original),) * 2)
+            groups = connected_components(links, directed=False)[1]
+            original = np.unique(groups, return_index=True)[1][groups][original]
     return original
-
-
-def _root(original: np.ndarray, row: int) -> int:
-    while original[row] != row:
-        row = int(original[row])
-    return row
 
 
 def _candidates(hashes: np.ndarray, rows: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -30,30 +30,31 @@ def read_fetched(root: Path, with_landmarks: bool) -> Fetched:
     Raises:
         UserError: it is missing or damaged, or landmarks are needed and there are none.
     """
-    path, source = stage_file(root, "images.zip"), stage_file(root, "source.json")
-    manifest = _table(stage_file(root, "manifest.csv"))
-    points = _landmarks(stage_file(root, "landmarks.csv")) if with_landmarks else {}
+    path = stage_file(root, "images.zip")
     try:
-        archive = zipfile.ZipFile(path)
-    except (FileNotFoundError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path}: cannot be read ({error}); run the fetch stage first") from None
-    with archive:
-        members = archive.infolist()
-        # A member's bytes end where the next one's header begins, the last one's where the directory does.
-        ends = [*(member.header_offset for member in members[1:]), archive.start_dir]
-    names = [member.filename for member in members]
-    stored = all(member.compress_type == zipfile.ZIP_STORED for member in members)
+        manifest = _table(stage_file(root, "manifest.csv"))
+        points = _landmarks(stage_file(root, "landmarks.csv")) if with_landmarks else {}
+        source = json.loads(stage_file(root, "source.json").read_text(encoding="utf-8"))
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+            # A member's bytes end where the next header begins, the last one's where the directory does.
+            ends = [*(entry.header_offset for entry in entries[1:]), archive.start_dir]
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path.parent}: cannot be read ({error}); run the fetch stage first") from None
+    stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
+    names = [entry.filename for entry in entries]
     if not stored or not {"name", "sha256"} <= set(manifest) or manifest["name"].tolist() != names:
         raise UserError(f"{path}: does not match manifest.csv; run the fetch stage again")
-    return Fetched(
-        path,
-        [
-            Member(row, end - member.file_size, member.file_size, member.CRC, points.get(member.filename))
-            for row, (member, end) in enumerate(zip(members, ends, strict=True))
-        ],
-        manifest,
-        json.loads(source.read_text(encoding="utf-8")) if source.exists() else {},
-    )
+    members = [
+        Member(row, end - entry.file_size, entry.file_size, entry.CRC, points.get(entry.filename))
+        for row, (entry, end) in enumerate(zip(entries, ends, strict=True))
+    ]
+    return Fetched(path, members, manifest, source)
+
+
+def _table(path: Path) -> pd.DataFrame:
+    # Names stay text: pandas would turn "007" into a number and "null" into a missing value.
+    return pd.read_csv(path, dtype=str, keep_default_na=False)
 
 
 def _landmarks(path: Path) -> dict[str, Points]:
@@ -63,13 +64,4 @@ def _landmarks(path: Path) -> dict[str, Points]:
             "preprocess.crop is landmarks, but the source has none; put a table landmarks.csv beside the "
             "pictures (see stages/fetch/README.md) or choose another crop"
         )
-    rows = table.itertuples(index=False)
-    return {name: tuple(float(value) for value in values if value) for name, *values in rows}
-
-
-def _table(path: Path) -> pd.DataFrame:
-    try:
-        # Names stay text: pandas would turn "007" into a number and "null" into a missing value.
-        return pd.read_csv(path, dtype=str, keep_default_na=False)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); run the fetch stage first") from None
+    return {name: tuple(float(value) for value in values if value) for name, *values in table.to_numpy()}

@@ -16,13 +16,11 @@ from ganpipe.params import Preprocess
 from ganpipe.preprocess.colour import flatten
 from ganpipe.preprocess.crop import Crop, Points, Rejected, crop_for, cut, smart
 from ganpipe.preprocess.decode import decode, rejecting
+from ganpipe.preprocess.workers import lift_time_limit
 
 MAX_BYTES = 1 << 28
-# Least width and height in pixels of the copy of an image that is hashed.
-HASHED = 9, 8
-# Width, height, left, top, right and bottom of the crop, its angle and scale, as in Prepared, and
-# `difference_hash` of the image.
-Facts = tuple[int, int, int, int, int, int, float, float, int]
+# Facts about an image: size of its source, crop and scale, as in Prepared, and its difference hash.
+FACTS = ("width", "height", "left", "top", "right", "bottom", "angle", "scale", "hash")
 
 
 class Member(NamedTuple):
@@ -55,14 +53,10 @@ class Prepared(NamedTuple):
 def prepare(data: bytes, params: Preprocess, points: Points | None = None) -> Prepared:
     """Decode a file, turn it upright, crop, resize with Lanczos, bring to sRGB, lay over the background.
 
-    Use within `rejecting`, as any kind of exception may come from Pillow's decoders.
-
-    Args:
-        data: a file's bytes.
-        params: the crop, its size and colours.
-        points: its landmarks, for crop "landmarks".
+    Use within `rejecting`, as any kind of exception may come from Pillow's decoders. Crop "landmarks" needs
+    points, the file's landmarks.
     """
-    picture = decode(data, params, points)
+    picture = decode(data, params)
     image, (width, height) = picture.image, picture.size
     crop = smart(image, width, height) if params.crop == "smart" else crop_for(width, height, params, points)
     side, mode = params.resolution, "L" if params.channels == 1 else "RGB"
@@ -80,16 +74,23 @@ def prepare(data: bytes, params: Preprocess, points: Points | None = None) -> Pr
         canvas = Image.new("RGB", (side, side), tuple(params.background))
         canvas.paste(image, ((side - size[0]) // 2, (side - size[1]) // 2))
         image = canvas
-    return Prepared(image if image.mode == mode else image.convert(mode), width, height, crop, scale)
+    return Prepared(image.convert(mode), width, height, crop, scale)
 
 
-def prepare_member(member: Member, archive: Path, params: Preprocess) -> tuple[int, Prepared] | str:
-    """Prepare a picture in an uncompressed zip; return its row and it, or the reason why it is rejected.
+def pack_member(
+    member: Member, archive: Path, params: Preprocess, path: Path, start: int
+) -> tuple[float, ...] | str:
+    """Prepare a picture of an uncompressed zip, and write its pixels into its row of `path`, in a worker.
 
-    Warnings must be off, as in workers.
+    Sending pixels to the parent process would take a tenth of the whole time. Warnings must be off. The rows
+    of `path` begin at byte `start`; that of a rejected picture keeps its content.
+
+    Returns:
+        its FACTS, or the reason why the picture is rejected.
 
     Raises:
         UserError: the archive is damaged.
+        OSError: the pixels cannot be written, such as on a full disk.
     """
     if member.size > MAX_BYTES:
         return f"larger than {MAX_BYTES >> 20} MB"
@@ -98,44 +99,20 @@ def prepare_member(member: Member, archive: Path, params: Preprocess) -> tuple[i
         raise UserError(f"{archive}: damaged; run the fetch stage again")
     try:
         with rejecting(data):
-            return member.row, prepare(data, params, member.points)
+            image, width, height, crop, scale = prepare(data, params, member.points)
     except Rejected as reason:
         return str(reason)
-
-
-def store(results: list[tuple[int, Prepared] | str], path: Path, start: int) -> list[Facts | str]:
-    """Write the pixels of what `prepare_member` returned for some pictures into their rows of a file.
-
-    Sending pixels to the parent process would take a tenth of the whole time.
-
-    Args:
-        results: rows and images, or reasons.
-        path: the file. The rows of rejected pictures keep their content.
-        start: bytes before its first row.
-
-    Returns:
-        for each the facts, as plain values, or the reason.
-
-    Raises:
-        OSError: such as a full disk.
-    """
-    file = _opened(path, os.O_WRONLY)
-    facts: list[Facts | str] = []
-    for result in results:
-        if isinstance(result, str):
-            facts.append(result)
-            continue
-        row, (image, width, height, crop, scale) = result
-        pixels = image.tobytes()
-        if os.pwrite(file, pixels, start + row * len(pixels)) < len(pixels):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        facts.append((width, height, *crop.box, crop.angle, scale, difference_hash(image)))
-    return facts
+    lift_time_limit()  # A slow disk is not the picture's fault.
+    pixels = image.tobytes()
+    if os.pwrite(_opened(path, os.O_WRONLY), pixels, start + member.row * len(pixels)) < len(pixels):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    return width, height, *crop.box, crop.angle, scale, difference_hash(image)
 
 
 def difference_hash(image: Image.Image) -> int:
-    """Return 64 bits that are similar for similar pictures; of a reduced copy, in half the time."""
-    small = image.reduce((max(1, image.width // HASHED[0]), max(1, image.height // HASHED[1])))
+    """Return 64 bits that are similar for similar pictures."""
+    # Of a reduced copy, at least the 9×8 pixels that are compared: in half the time.
+    small = image.reduce((max(1, image.width // 9), max(1, image.height // 8)))
     return int.from_bytes(np.packbits(imagehash.dhash(small).hash).tobytes())
 
 

@@ -2,7 +2,6 @@
 
 import base64
 import io
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +31,15 @@ def numbers(
         copies: name, original, kind, split, original_split and dropped of each copy.
         params: resolution and channels of the images.
     """
-    reasons = sorted(Counter(rejected["reason"]).items(), key=lambda pair: (-pair[1], pair[0]))
+    reasons = rejected.groupby("reason").size().sort_values(ascending=False, kind="stable")
     train = int((index["split"] == "train").sum())
+    sizes = index[["scale", "width", "height"]].astype(float).agg(["min", "median", "max"])
+    ranges: dict[Any, Any] = sizes.astype(object).where(sizes.notna(), None).to_dict()
     return {
         "read": len(index) + len(rejected),
         "accepted": len(index),
         "rejected": len(rejected),
-        "rejected_by_reason": dict(reasons),
+        "rejected_by_reason": reasons.to_dict(),
         "train": train,
         "held_out": len(index) - train,
         "resolution": params.resolution,
@@ -49,15 +50,9 @@ def numbers(
             "across_splits": int((~copies["dropped"] & (copies["split"] != copies["original_split"])).sum()),
         },
         "share_upscaled": float((index["scale"] > 1).mean()) if len(index) else None,
-        **{name: _range(index[name]) for name in ("scale", "width", "height")},
+        **ranges,
         # The number of images whose scale is between a key and √2 times it.
         "scales": {f"{low:.4g}": int(count) for low, count in zip(*_histogram(index["scale"]), strict=False)},
-    }
-
-
-def _range(values: pd.Series) -> dict[str, float | None]:
-    return {
-        name: float(getattr(values, name)()) if len(values) else None for name in ("min", "median", "max")
     }
 
 
@@ -88,16 +83,15 @@ def contact_sheet(images: np.ndarray) -> Image.Image:
     else:
         tile = (SHEET_TILE, SHEET_TILE)
         small = [Image.fromarray(image.squeeze()).resize(tile, Image.Resampling.LANCZOS) for image in chosen]
-        chosen = np.stack([np.asarray(image).reshape(*tile, -1) for image in small])
+        chosen = np.stack([np.asarray(image) for image in small]).reshape(len(small), *tile, -1)
     return sheet(chosen, SHEET_COLUMNS, SHEET_GAP)
 
 
 def mean_image(images: np.ndarray) -> Image.Image:
     """Return the mean of up to MOST_MEAN of uint8 N×H×W×C images, evenly spaced."""
     rows = _evenly(len(images), MOST_MEAN)
-    total = np.zeros(images.shape[1:], np.float64)
-    for part in np.array_split(rows, -(-len(rows) // 256)):
-        total += images[part].sum(axis=0, dtype=np.float64)
+    parts = np.array_split(rows, -(-len(rows) // 256))
+    total = sum(images[part].sum(axis=0, dtype=np.float64) for part in parts)
     return Image.fromarray(np.rint(total / len(rows)).astype(np.uint8).squeeze())
 
 
@@ -140,9 +134,9 @@ def page(
 
     Args:
         report: what `numbers` returns.
-        rejected: name and reason of the rejected files.
-        copies: as for `numbers`.
-        pairs: of the first copies, uint8 2×H×W×C each: the original and the copy.
+        rejected: as for `numbers`, as is copies.
+        copies: its first rows are shown with their pairs.
+        pairs: uint8 2×H×W×C each: an original and its copy.
         drawn: what `drawings` returns; empty where no picture was accepted.
         source: name, licence, cite and address of the source, as far as they are known.
     """

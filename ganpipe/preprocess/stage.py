@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import psutil
 
 from ganpipe.common import files
 from ganpipe.common.dataset import IMAGES, INDEX, write_description
@@ -21,11 +22,9 @@ from ganpipe.params import Preprocess
 from ganpipe.preprocess import report
 from ganpipe.preprocess.duplicates import originals
 from ganpipe.preprocess.fetched import Fetched, read_fetched
-from ganpipe.preprocess.prepare import prepare_member, store
-from ganpipe.preprocess.workers import Limits, Lost, in_order
+from ganpipe.preprocess.prepare import FACTS, pack_member
+from ganpipe.preprocess.workers import Limits, in_order
 
-INDEX_COLUMNS = ["name", "width", "height", "left", "top", "right", "bottom", "angle", "scale", "split"]
-COPY_COLUMNS = ["name", "original", "kind", "split", "original_split", "dropped"]
 # What one file may use in a worker, far more than any sound file does.
 LIMITS = Limits(seconds=30, memory=1 << 30)
 
@@ -55,35 +54,34 @@ def preprocess(
     """
     out = stage_folder(root, "preprocess")
     fetched = read_fetched(root, params.crop == "landmarks")
-    _check_room(_shape(len(fetched.members), params), fetched.archive.parent, max_disk, max_memory)
+    shape = (len(fetched.members), params.resolution, params.resolution, params.channels)
+    _check_room(shape, fetched.archive.parent, max_disk, max_memory)
     with files.whole(out / IMAGES) as temporary:
         temporary.unlink(missing_ok=True)  # a worker of a killed run may still have it open
-        table, rejected = _pack(temporary, fetched, params, workers or _cores())
-        copies, pairs = _find_copies(temporary, table, params.duplicates == "drop")
+        index, rejected = _pack(temporary, shape, fetched, params, workers or _cores())
+        copies, pairs = _find_copies(temporary, index, params.duplicates == "drop")
         if copies["dropped"].any():
-            rows = np.flatnonzero(~table["name"].isin(copies["name"]))
-            _keep(temporary, rows, _shape(len(table), params))
-            table = table.iloc[rows]
-            reasons = copies["kind"] + " copy of another picture"
-            dropped = pd.DataFrame({"name": copies["name"], "reason": reasons})
+            rows = np.flatnonzero(~index["name"].isin(copies["name"]))
+            _keep(temporary, rows)
+            index = index.iloc[rows]
+            dropped = copies[["name"]].assign(reason=copies["kind"] + " copy of another picture")
             rejected = pd.concat([rejected, dropped]).sort_values("name", kind="stable")
         for name in OUTPUTS["preprocess"]:
             # A kill between now and the last new file must not leave a mixture of two runs.
             (out / name).unlink(missing_ok=True)
-    tables = {INDEX: table[INDEX_COLUMNS], "rejected.csv": rejected, "duplicates.csv": copies}
-    for name, frame in tables.items():
-        with files.whole(out / name) as temporary:
-            frame.to_csv(temporary, index=False, lineterminator="\n")
-    if len(table):
-        write_description(out)
-    numbers = report.numbers(table, rejected, copies, params)
-    drawings = report.drawings(np.load(out / IMAGES, mmap_mode="r"), table) if len(table) else {}
+    index = index.drop(columns=["sha256", "hash"])
+    numbers = report.numbers(index, rejected, copies, params)
+    drawings = report.drawings(np.load(out / IMAGES, mmap_mode="r"), index) if len(index) else {}
     page = report.page(numbers, rejected, copies, pairs, drawings, fetched.source)
     texts = {"report.json": json.dumps(numbers, indent=2) + "\n", "report.html": page}
-    pictures = {name: data for name, data in drawings.items() if name in OUTPUTS["preprocess"]}
-    for name, data in ({name: text.encode() for name, text in texts.items()} | pictures).items():
+    tables = {INDEX: index, "rejected.csv": rejected, "duplicates.csv": copies}
+    texts |= {name: table.to_csv(index=False, lineterminator="\n") for name, table in tables.items()}
+    contents = drawings | {name: text.encode() for name, text in texts.items()}
+    for name in sorted(contents.keys() & OUTPUTS["preprocess"]):
         with files.whole(out / name) as temporary:
-            temporary.write_bytes(data)
+            temporary.write_bytes(contents[name])
+    if len(index):
+        write_description(out)  # at the end: without it, later stages refuse the set
     _judge(numbers, params)
 
 
@@ -96,18 +94,13 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _shape(count: int, params: Preprocess) -> tuple[int, int, int, int]:
-    return count, params.resolution, params.resolution, params.channels
-
-
 def _check_room(
     shape: tuple[int, ...], folder: Path, max_disk: float | None, max_memory: float | None
 ) -> None:
     """Print how much the images will take at most, and refuse to start where that is too much."""
     need = math.prod(shape) / 1e9
     disk = shutil.disk_usage(folder).free / 1e9 if max_disk is None else max_disk
-    installed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
-    memory = installed if max_memory is None else max_memory
+    memory = psutil.virtual_memory().total / 1e9 if max_memory is None else max_memory
     images = f"{shape[0]:,} images of {'×'.join(map(str, shape[1:]))}"
     print(
         f"preprocess: {images} take up to {need:,.3g} GB on disk (of {disk:,.3g}), and as much memory "
@@ -123,59 +116,56 @@ def _check_room(
 
 
 def _pack(
-    path: Path, fetched: Fetched, params: Preprocess, workers: int
+    path: Path, shape: tuple[int, ...], fetched: Fetched, params: Preprocess, workers: int
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Write the images; return the index (with sha256 and hash), and name and reason of the rejected files.
 
     The workers write each image into the row of its file; here the rows of rejected files are removed.
     """
-    shape = _shape(len(fetched.members), params)
-    function = partial(prepare_member, archive=fetched.archive, params=params)
-    finish = partial(store, path=path, start=_write_header(path, shape))
-    results = in_order(function, fetched.members, workers, LIMITS, finish=finish)
-    index: list[tuple[Any, ...]] = []
-    rejected: list[tuple[str, str]] = []
-    rows: list[int] = []
+    start = _write_header(path, shape)
+    pack = partial(pack_member, archive=fetched.archive, params=params, path=path, start=start)
+    results = []
     with Progress("preprocess", len(fetched.members)) as progress:
-        listed = zip(fetched.manifest["name"], fetched.manifest["sha256"], results, strict=True)
-        for row, (name, sha256, result) in enumerate(listed):
-            if isinstance(result, tuple):
-                *facts, code = result
-                rows.append(row)
-                index.append((name, *facts, split_of(sha256, params.held_out), sha256, code))
-            else:
-                rejected.append((name, result.reason if isinstance(result, Lost) else result))
+        for result in in_order(pack, fetched.members, workers, LIMITS):
+            results.append(result)
             progress.advance()
-    _keep(path, np.array(rows, np.int64), shape)
-    table = pd.DataFrame(index, columns=[*INDEX_COLUMNS, "sha256", "hash"]).astype({"hash": np.uint64})
-    return table, pd.DataFrame(rejected, columns=["name", "reason"])
+    accepted = np.array([not isinstance(result, str) for result in results], bool)
+    _keep(path, np.flatnonzero(accepted))
+    reasons = [result for result in results if isinstance(result, str)]
+    rejected = fetched.manifest.loc[~accepted, ["name"]].assign(reason=reasons)
+    facts = pd.DataFrame([result for result in results if not isinstance(result, str)], columns=FACTS)
+    index = fetched.manifest.loc[accepted, ["name", "sha256"]].reset_index(drop=True).join(facts)
+    index["split"] = [split_of(sha256, params.held_out) for sha256 in index["sha256"]]
+    return index.astype({"hash": np.uint64}), rejected
 
 
-def _find_copies(path: Path, table: pd.DataFrame, drop: bool) -> tuple[pd.DataFrame, list[np.ndarray]]:
+def _find_copies(path: Path, index: pd.DataFrame, drop: bool) -> tuple[pd.DataFrame, list[np.ndarray]]:
     """Return duplicates.csv, and the pixels of the first pairs: uint8 2×H×W×C, the original and its copy."""
-    # An empty file cannot be mapped.
-    images = np.lib.format.open_memmap(path, "r+") if len(table) else np.load(path)
-    first = originals(table["sha256"].tolist(), table["hash"].to_numpy(), images)
+    images = np.load(path, mmap_mode="r")
+    first = originals(index["sha256"].tolist(), index["hash"].to_numpy(), images)
     rows = np.flatnonzero(first != np.arange(len(first)))
-    copy, original = table.iloc[rows].reset_index(), table.iloc[first[rows]].reset_index()
-    kinds = np.where(copy["sha256"] == original["sha256"], "exact", "near")
-    values = copy["name"], original["name"], kinds, copy["split"], original["split"], drop
-    frame = pd.DataFrame(dict(zip(COPY_COLUMNS, values, strict=True))).astype({"dropped": bool})
-    return frame, [images[[first[row], row]] for row in rows[: report.MOST_PAIRS]]
+    copy, original = index.iloc[rows].reset_index(), index.iloc[first[rows]].reset_index()
+    copies = copy[["name"]].assign(
+        original=original["name"],
+        kind=np.where(copy["sha256"] == original["sha256"], "exact", "near"),
+        split=copy["split"],
+        original_split=original["split"],
+        dropped=np.full(len(rows), drop),
+    )
+    return copies, [images[[first[row], row]] for row in rows[: report.MOST_PAIRS]]
 
 
-def _keep(path: Path, rows: np.ndarray, shape: tuple[int, ...]) -> None:
-    """Remove all but some rows, given in ascending order, from a packed file of a shape."""
-    moved = np.flatnonzero(rows != np.arange(len(rows)))
-    if len(moved):
-        images = np.lib.format.open_memmap(path, "r+")
-        for start in range(moved[0], len(rows), 256):
-            # A row moves down or stays, so that no row is overwritten before it is read.
-            part = rows[start : start + 256]
+def _keep(path: Path, rows: np.ndarray) -> None:
+    """Remove all but some rows, given in ascending order, from a packed file."""
+    images = np.load(path, mmap_mode="r+")
+    for start in range(0, len(rows), 256):
+        # A row moves down or stays, so that no row is overwritten before it is read.
+        part = rows[start : start + 256]
+        if part[-1] >= start + len(part):
             images[start : start + len(part)] = images[part]
-        del images  # which writes it back
-    if len(rows) < shape[0]:
-        _write_header(path, (len(rows), *shape[1:]))
+    shape = (len(rows), *images.shape[1:])
+    del images  # which writes it back
+    _write_header(path, shape)
 
 
 def _write_header(path: Path, shape: tuple[int, ...]) -> int:
@@ -192,17 +182,17 @@ def _write_header(path: Path, shape: tuple[int, ...]) -> int:
 
 def _judge(numbers: dict[str, Any], params: Preprocess) -> None:
     """Raise a UserError where too few images are left."""
-    read, accepted, table = numbers["read"], numbers["accepted"], "see stages/preprocess/rejected.csv"
-    reasons = list(numbers["rejected_by_reason"].items())[:3]
-    common = ", ".join(f"{count:,} {reason}" for reason, count in reasons)
+    read, accepted = numbers["read"], numbers["accepted"]
+    reasons = [f"{count:,} {reason}" for reason, count in numbers["rejected_by_reason"].items()]
+    why = f"({', '.join(reasons[:3])}); see stages/preprocess/rejected.csv"
     if not accepted:
-        raise UserError(f"preprocess: none of {read:,} files can be used ({common}); {table}")
+        raise UserError(f"preprocess: none of {read:,} files can be used {why}")
     # Copies are dropped on request: nothing is wrong with them.
     bad = numbers["rejected"] - numbers["copies"]["dropped"]
     if bad / read > params.max_rejected:
         raise UserError(
             f"preprocess.max_rejected: {bad:,} of {read:,} files ({bad / read:.1%}) were rejected, more than "
-            f"{params.max_rejected:.1%} ({common}); {table}; mend the source or raise max_rejected"
+            f"{params.max_rejected:.1%} {why}; repair the source or raise max_rejected"
         )
     if not numbers["train"]:
         raise UserError(

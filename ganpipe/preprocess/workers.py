@@ -5,7 +5,6 @@ import multiprocessing
 import os
 import resource
 import signal
-import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -15,49 +14,44 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
+import psutil
 from pebble import ProcessExpired, ProcessFuture, ProcessPool
 
 from ganpipe.common.errors import UserError
 
 Task = TypeVar("Task")
-Made = TypeVar("Made")
-# Seconds between two calls of `finish`, which bound the results that a worker holds in memory.
-FINISH_EVERY = 0.1
+Result = TypeVar("Result")
 # Seconds in which a worker must have started, and chunks scheduled ahead for each worker.
 START, AHEAD = 120.0, 8
 # Imported once, by the server that forks all workers; not ganpipe, which may not be on the server's path.
-PRELOADED = ["numpy", "PIL.Image", "pebble", "pydantic", "ruamel.yaml"]
+PRELOADED = ["numpy", "PIL.Image", "pebble", "psutil", "pydantic", "ruamel.yaml"]
 # Exit code of a worker that reached its memory limit.
 OUT_OF_MEMORY = 77
 # What pebble raises for a task whose worker died or was stopped.
 LOSSES = ProcessExpired, TimeoutError
 
 
-@dataclass(frozen=True)
-class Lost:
-    """A task that produced no result, and the reason: the same text in every run."""
-
-    reason: str
+class Lost(str):
+    """The reason why a task has no result: the same text in every run."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What one task may use: seconds, and bytes beyond those of an idle worker."""
+    """What one task may use: seconds, and bytes of memory beyond those of an idle worker."""
 
     seconds: float
     memory: int
 
 
 def in_order(
-    function: Callable[[Task], Made],
+    function: Callable[[Task], Result],
     tasks: Iterable[Task],
     workers: int,
     limits: Limits,
     chunk: int = 64,
-    finish: Callable[[list[Made]], list[Any]] = list,
-) -> Iterator[Any]:
+) -> Iterator[Result | Lost]:
     """Yield the result of function(task), or Lost, for each task, in their order, from `workers` processes.
 
     A worker that dies, hangs or exceeds a limit is replaced. The tasks of its chunk are tried once more, one
@@ -66,10 +60,9 @@ def in_order(
     Args:
         function: pickled, as are tasks and results. An exception that it raises ends the whole work.
         tasks: read up to AHEAD chunks a worker in advance.
-        workers: number of processes.
-        limits: of each task.
-        chunk: tasks that a worker gets at a time.
-        finish: called in the worker with consecutive return values of function; returns their results.
+        workers: the number of processes.
+        limits: of each task, until its function calls `lift_time_limit`.
+        chunk: the number of tasks that a worker gets at a time.
 
     Raises:
         UserError: the workers cannot start or keep running.
@@ -79,15 +72,15 @@ def in_order(
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     pool = ProcessPool(workers, initializer=_start, initargs=(limits.memory,), context=context)
-    run = partial(_run, function, finish, limits.seconds)
+    run = partial(_run, function, limits.seconds)
 
-    def schedule(part: list[Task]) -> ProcessFuture[list[Any]]:
+    def schedule(part: list[Task]) -> ProcessFuture[list[Result]]:
         try:  # The worker's own alarm comes first; this timeout ends stopped workers and slow chunks.
             return pool.schedule(run, (part,), timeout=2 * limits.seconds)
         except RuntimeError as error:  # pebble's, once the pool is broken
             raise BrokenProcessPool(error) from None
 
-    ahead: deque[tuple[list[Task], ProcessFuture[list[Any]]]] = deque()
+    ahead: deque[tuple[list[Task], ProcessFuture[list[Result]]]] = deque()
     try:
         pool.schedule(int).result(START)
         while True:
@@ -112,6 +105,11 @@ def in_order(
         pool.join()
 
 
+def lift_time_limit() -> None:
+    """Let the rest of a task take as long as it needs; called by the task's function, in a worker."""
+    signal.setitimer(signal.ITIMER_REAL, 0)
+
+
 def _reason(error: Exception, limits: Limits) -> str:
     code = error.exitcode if isinstance(error, ProcessExpired) else -signal.SIGALRM
     if code == -signal.SIGALRM:
@@ -126,33 +124,21 @@ def _start(memory: int) -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     warnings.simplefilter("ignore")  # They would be printed, or raised where Python is configured to.
     gc.freeze()  # What is imported stays: the garbage collector need not look through it.
-    statm = Path("/proc/self/statm")
-    if statm.exists():
-        used = int(statm.read_text().split()[0]) * resource.getpagesize()
+    if Path("/proc").exists():
+        used = psutil.Process().memory_info().vms
         resource.setrlimit(resource.RLIMIT_AS, (used + memory, resource.getrlimit(resource.RLIMIT_AS)[1]))
 
 
-def _run(
-    function: Callable[[Task], Made],
-    finish: Callable[[list[Made]], list[Any]],
-    seconds: float,
-    tasks: list[Task],
-) -> list[Any]:
-    """Return the finished results of some tasks, in a worker."""
-    results: list[Any] = []
-    made: list[Made] = []
-    finished = time.monotonic()
+def _run(function: Callable[[Task], Result], seconds: float, tasks: list[Task]) -> list[Result]:
+    """Return the results of some tasks, in a worker."""
+    results = []
     try:
         for task in tasks:
             # The kernel ends a worker that hangs, even in C code, and even after its parent has died.
             signal.setitimer(signal.ITIMER_REAL, seconds)
-            made.append(function(task))
-            if task is tasks[-1] or time.monotonic() - finished > FINISH_EVERY:
-                signal.setitimer(signal.ITIMER_REAL, 0)
-                results += finish(made)
-                made, finished = [], time.monotonic()
+            results.append(function(task))
         return results
     except MemoryError:
         os._exit(OUT_OF_MEMORY)
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        lift_time_limit()

@@ -9,7 +9,7 @@ import pytest
 from picture_files import WHOLE, encoded, pixels_of, prepared, quarters, settings
 from PIL import Image
 
-from ganpipe.preprocess.prepare import Member, prepare_member, store
+from ganpipe.preprocess.prepare import Member, pack_member
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -39,31 +39,40 @@ def test_a_padded_picture_is_whole_and_centred() -> None:
         assert np.abs(pixels[16:32].astype(int) - np.asarray(inner)).max() <= 1
 
 
+def members(path: Path, files: list[bytes]) -> list[Member]:
+    """Write an archive as fetch does, and return its members."""
+    with zipfile.ZipFile(path, "w") as archive:
+        entries = []
+        for row, data in enumerate(files):
+            archive.writestr(str(row), data)
+            entry = archive.infolist()[row]
+            entries.append(Member(row, archive.start_dir - entry.file_size, entry.file_size, entry.CRC, None))
+    return entries
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
 def test_a_full_disk_is_an_error(tmp_path: Path) -> None:
     """A row of zeros would be trained on as a black picture."""
-    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
-        archive.writestr("a.png", encoded(quarters()))
-        entry = archive.infolist()[0]
-    member = Member(0, archive.start_dir - entry.file_size, entry.file_size, entry.CRC, None)
-    result = prepare_member(member, tmp_path / "a.zip", WHOLE)
+    member = members(tmp_path / "a.zip", [encoded(quarters())])[0]
     rows = tmp_path / "rows"
     rows.touch()
-    assert isinstance(store([result], rows, 100)[0], tuple)
+    assert isinstance(pack_member(member, tmp_path / "a.zip", WHOLE, rows, 100), tuple)
     assert rows.stat().st_size == 100 + pixels_of(encoded(quarters())).nbytes
     with pytest.raises(OSError) as caught:
-        store([result], Path("/dev/full"), 0)
+        pack_member(member, tmp_path / "a.zip", WHOLE, Path("/dev/full"), 0)
     assert caught.value.errno == errno.ENOSPC
 
 
 def test_images_are_stored_in_their_rows(tmp_path: Path) -> None:
     """An image in the row of a rejected file would have another file's name."""
-    images = [(row, prepared(encoded(quarters().rotate(90 * row)))) for row in (0, 1, 3)]
+    files = [encoded(quarters().rotate(90 * row)) for row in range(4)]
+    files[2] = b"no picture"
     rows = tmp_path / "rows"
     rows.write_bytes(b"head" + bytes(4 * 32 * 32 * 3))
-    facts = store([*images[:2], "no picture", *images[2:]], rows, 4)
+    packed = members(tmp_path / "a.zip", files)
+    facts = [pack_member(member, tmp_path / "a.zip", WHOLE, rows, 4) for member in packed]
     pixels = np.frombuffer(rows.read_bytes(), np.uint8, offset=4).reshape(4, 32, 32, 3)
-    for row, image in images:
-        np.testing.assert_array_equal(pixels[row], np.asarray(image.image))
+    for row in (0, 1, 3):
+        np.testing.assert_array_equal(pixels[row], pixels_of(files[row]))
         assert facts[row][:4] == (32, 32, 0, 0)
-    assert not pixels[2].any() and facts[2] == "no picture"
+    assert not pixels[2].any() and facts[2] == "not a picture of a known format"
