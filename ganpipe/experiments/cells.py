@@ -17,7 +17,7 @@ from typing import Any
 import pandas as pd
 
 from ganpipe.evaluate.card import brief
-from ganpipe.experiments.verdict import WITHOUT_VERDICT, Verdict, verdict
+from ganpipe.experiments.verdict import Verdict, verdict
 
 SD = "_sd_over_seeds"
 # The columns of the CSV that hold a verdict's numbers.
@@ -114,7 +114,7 @@ def _judged(cells: list[list[Run]]) -> list[tuple[list[Run], dict[str, Any]]]:
     best = next(several, 0)
     others = [i for i in range(len(scored)) if i != best]
     verdicts = {i: verdict(scored[i][0], scored[best][0], len(others)) for i in others}
-    words = {i: str(verdicts[i] or WITHOUT_VERDICT) for i in others}
+    words = {i: str(verdicts[i] or "no verdict: fewer than 2 seeds in common") for i in others}
     words[best] = "lowest KID of two seeds and more" if best else "lowest KID"
     if all(compared and compared.word == "worse" for compared in verdicts.values()):
         words[best] = "better than all others" if others else ""

@@ -21,8 +21,6 @@ from ganpipe.experiments.compare_page import comparison_page
 from ganpipe.experiments.recipes import SEED, grid_cells
 from ganpipe.experiments.revisions import UNREADABLE, code_digest_of, finished, flat_params, open_repo, unpack
 
-OUTPUTS = ("model.json", "metrics.json", "history.csv", "grid.png")
-
 
 def compare(
     root: Path,
@@ -105,9 +103,11 @@ def _read_run(root: Path, name: str, revision: str) -> Run:
     if last != "evaluate":
         raise UserError("its stages did not all run with its params and code")
     system = DVCFileSystem(str(root), rev=revision)
-    paths = [stage_file(Path(), output).as_posix() for output in OUTPUTS]
+    outputs = ("model.json", "metrics.json", "history.csv", "grid.png")
     try:
-        model_json, metrics, history, grid = map(system.read_bytes, paths)
+        model_json, metrics, history, grid = (
+            system.read_bytes(stage_file(Path(), output).as_posix()) for output in outputs
+        )
     except OSError:
         raise UserError(f"not in the cache; `dvc exp apply {name}` and `dvc repro` restore it") from None
     model, losses = json.loads(model_json), pd.read_csv(io.BytesIO(history))

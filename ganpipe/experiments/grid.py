@@ -1,7 +1,4 @@
-"""Queue a grid's experiments in DVC, each once, and run the queue.
-
-Nothing here imports mlflow: the stages mirror their own runs, in the queue as elsewhere.
-"""
+"""Queue a grid's experiments in DVC, each once, and run the queue."""
 
 import os
 import re
@@ -31,6 +28,9 @@ ATTEMPTS = 3  # consecutive starts of workers without a running experiment befor
 # How the line begins that tells why a stage failed: best is an error of ganpipe, then of Python, then of DVC.
 REASONS = (r"ganpipe \w+: .", r"[\w.]*(Error|Exception|Exit)\b", "ERROR", "")
 
+# Experiment → its settings on top of params.yaml, seed included, and all its params.
+Plan = dict[str, tuple[list[str], dict[str, Any]]]
+
 
 def grid(
     root: Path, name: str, seeds: int = 1, settings: Iterable[str] = (), run: bool = False, jobs: int = 1
@@ -47,9 +47,9 @@ def grid(
     values = params.load(root / params.PARAMS_FILE)
     plan = planned(values, root, name, seeds, settings)
     with revisions.open_repo(root) as repo:
-        missing, states = _missing(repo, root, values, plan)
+        missing, states = _missing(repo, root, plan)
         for experiment in missing:
-            overrides = recipes.hydra_overrides(plan[experiment])
+            overrides = recipes.hydra_overrides(plan[experiment][0])
             repo.experiments.run(queue=True, name=experiment, params=overrides)
         counts = [f"{len(missing)} of {len(plan)} experiments queued"]
         counts += [f"{count} {state} before" for state, count in states.items()]
@@ -61,15 +61,13 @@ def grid(
     print(f"Compare them with `ganpipe compare --grid {name}`")
 
 
-def planned(
-    values: Params, root: Path, name: str, seeds: int, settings: Iterable[str]
-) -> dict[str, list[str]]:
-    """Return experiment → settings on top of params.yaml, seed included, for each cell and seed of a grid.
+def planned(values: Params, root: Path, name: str, seeds: int, settings: Iterable[str]) -> Plan:
+    """Return the experiment of each cell and seed of a grid.
 
     Raises:
         UserError: one line for each cell with wrong params, or with pictures that the queue cannot read.
     """
-    plan: dict[str, list[str]] = {}
+    plan: Plan = {}
     problems: list[str] = []
     names: dict[str, str] = {}  # params → the cell that has them
     for cell in recipes.grid_cells(values, name, settings):
@@ -78,42 +76,37 @@ def planned(
         except UserError as error:
             problems.append(str(error))
             continue
-        twin = names.setdefault(str(revisions.flat_params(applied)), cell.name)
+        flat = revisions.flat_params(applied)
+        twin = names.setdefault(str(flat), cell.name)
         if twin != cell.name or f"{cell.name}-s0" in plan:
             problems.append(f"{cell.name}: the cell {twin} has the same params, or the same name")
         if problem := path_problem(applied.fetch, root, queued=True):
             problems.append(f"{cell.name}: {problem}")
         for seed in range(seeds):
-            plan[f"{cell.name}-s{seed}"] = [*cell.settings, f"{recipes.SEED}={seed}"]
+            seeded = [*cell.settings, f"{recipes.SEED}={seed}"]
+            plan[f"{cell.name}-s{seed}"] = seeded, flat | {recipes.SEED: seed}
     if problems:
         raise UserError("\n".join(problems))
     return plan
 
 
-def _missing(
-    repo: Any, root: Path, values: Params, plan: dict[str, list[str]]
-) -> tuple[list[str], Counter[str]]:
+def _missing(repo: Any, root: Path, plan: Plan) -> tuple[list[str], Counter[str]]:
     """Return the names of the experiments to queue, and how many others are finished, running or queued.
 
-    Raises:
-        UserError: one line for each name that DVC holds with other params or code, or whose worker died.
+    A UserError has a line for each name that DVC holds with other params or code, or whose worker died.
     """
     queue, code = repo.experiments.celery_queue, revisions.code_digest_of(root)
-    held = {name: same for name, same in revisions.finished(repo).items() if name in plan}
-    queued = [("queued", entry) for entry in queue.iter_queued()]
-    running = [("running", entry) for entry in queue.iter_active()]
-    alive = not running or bool(queue.worker_status())
-    for state, entry in (*queued, *running):
-        if entry.name in plan:
+    held = revisions.finished(repo)
+    for state, entries in (("queued", queue.iter_queued()), ("running", queue.iter_active())):
+        for entry in entries:
             experiment = revisions.Experiment(state, entry.stash_rev, entry.baseline_rev)
             held.setdefault(entry.name, []).insert(0, experiment)
     missing, problems, states = [], [], Counter[str]()
-    for name, settings in plan.items():
-        wanted = revisions.flat_params(recipes.apply_settings(values, settings, name)), code
+    for name, (_, flat) in plan.items():
         experiments = held.get(name, [])
-        state = next((e.state for e in experiments if _matches(root, e, wanted)), "")
+        state = next((e.state for e in experiments if _matches(root, e, (flat, code))), "")
         clash = next((e for e in experiments if e.baseline == repo.scm.get_rev()), None)
-        if state == "running" and not alive:
+        if state == "running" and not queue.worker_status():
             problems.append(f"{name}: its worker died; `dvc queue kill {name}`, then run this command again")
         elif state:
             states[state] += 1
@@ -141,9 +134,7 @@ def _matches(root: Path, experiment: revisions.Experiment, wanted: tuple[dict[st
 def _run(repo: Any, root: Path, names: set[str], done: int, jobs: int) -> None:
     """Run the queue until none of the named experiments waits or runs, with a bar and a line for each result.
 
-    Raises:
-        UserError: one line for each experiment that failed.
-        SystemExit: Ctrl-C; running experiments keep a checkpoint, the others stay in the queue.
+    After Ctrl-C running experiments keep a checkpoint, and the others stay in the queue.
     """
     queue, console = repo.experiments.celery_queue, Console(stderr=True, highlight=False, soft_wrap=True)
     entries = [*queue.iter_active(), *queue.iter_queued()]
@@ -162,8 +153,7 @@ def _run(repo: Any, root: Path, names: set[str], done: int, jobs: int) -> None:
                         outcome = f"failed: {failed[name]}" if name in failed else "finished"
                         console.print(f"{done}/{total} {name}: {outcome}", markup=False)
                 running = [entry.stash_rev for entry in active if entry.stash_rev in waiting]
-                lines = _log(queue, running[0]).split("\n") if running else []
-                note = next((line for line in reversed(lines) if line.strip()), "")
+                note = _log(queue, running[0]).strip().rpartition("\n")[2] if running else ""
                 bar.update(task, completed=done, note=note[: console.width // 2])
         except KeyboardInterrupt:
             bar.stop()
@@ -179,10 +169,7 @@ def _run(repo: Any, root: Path, names: set[str], done: int, jobs: int) -> None:
 def _watch(queue: Any, waiting: dict[str, str], root: Path, jobs: int) -> Iterator[list[Any]]:
     """Yield the running entries of the queue every POLL seconds while `waiting` is not empty.
 
-    Starts workers at first, and again when one has died.
-
-    Raises:
-        UserError: workers end without running an experiment.
+    Start workers at first, and again when one has died; give up if they end without running an experiment.
     """
     starts, last_active = 0, -PATIENCE
     while waiting:

@@ -26,9 +26,8 @@ SEED = "train.seed"
 class Cell:
     """The experiments of a grid that differ only in their seed.
 
-    Attributes:
-        name: the grid's name and the settings that differ from other cells; valid in a git ref.
-        settings: `key=value` on top of params.yaml, each key once.
+    The name, valid in a git ref, is the grid's name and the settings that differ from other cells. The
+    settings `key=value`, each key once, are on top of params.yaml.
     """
 
     name: str
@@ -108,8 +107,7 @@ def _axis(line: str, grid: str) -> Iterator[list[str]]:
         parts = value.split(":") if len(keys) > 1 else [value]
         if len(parts) not in (1, len(keys)):
             raise UserError(f"grids.{grid}: {value} has {len(parts)} values for the {len(keys)} keys {key}")
-        parts = parts * len(keys) if len(parts) == 1 else parts
-        yield [f"{name}={part}" for name, part in zip(keys, parts, strict=True)]
+        yield [f"{name}={part}" for name, part in zip(keys, itertools.cycle(parts), strict=False)]
 
 
 def _expanded(values: Params, settings: Iterable[str], parents: tuple[str, ...] = ()) -> dict[str, str]:

@@ -77,9 +77,9 @@ def unpack(root: Path, revision: str, folder: Path) -> tuple[Params, str | None]
     git = ["git", "-C", str(root)]
     listed = subprocess.run([*git, "ls-tree", "--name-only", revision], capture_output=True, text=True).stdout
     paths = {"params.yaml", "dvc.lock", "ganpipe"} & set(listed.splitlines())
-    packed = subprocess.run([*git, "archive", revision, *paths], capture_output=True).stdout if paths else b""
-    if "params.yaml" not in paths or not packed:
+    if "params.yaml" not in paths:
         raise UserError(f"{revision[:7]}: holds no experiment of ganpipe")
+    packed = subprocess.run([*git, "archive", revision, *paths], capture_output=True).stdout
     with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
         archive.extractall(folder, filter="data")
     last = last_valid(folder) if "dvc.lock" in paths else None

@@ -14,7 +14,6 @@ import numpy as np
 RISK = 0.05  # the probability that equal settings are called different
 POWER = 0.8  # the probability of detecting the estimated difference, for which seeds are counted
 MOST_SEEDS = 999
-WITHOUT_VERDICT = "no verdict: fewer than 2 seeds in common"
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,11 @@ import tempfile
 import textwrap
 import zipfile
 import zlib
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
-from itertools import islice, pairwise
+from itertools import count, islice, pairwise
 from pathlib import Path, PurePosixPath
 from typing import IO, NoReturn, cast
 
@@ -220,9 +221,9 @@ def _decompressed(path: Path) -> Iterator[IO[bytes]]:
         yield plain
 
 
-def _refuse_bomb(path: Path, count: int, size: int) -> None:
+def _refuse_bomb(path: Path, files: int, size: int) -> None:
     packed = max(path.stat().st_size, 1)
-    if count > MAX_FILES:
+    if files > MAX_FILES:
         raise UserError(f"{path}: more than {MAX_FILES:,} files; refused as a bomb")
     if size > MAX_BYTES or (size > RATIO_FROM and size > MAX_RATIO * packed):
         raise UserError(
@@ -267,16 +268,16 @@ def _refuse_unreadable(error: OSError) -> NoReturn:
 def _cleaned(files: NamedFiles) -> NamedFiles:
     """Clean names, leave hidden files out, make names unique by a number before the suffix."""
     cleaned: dict[str, Opener] = {}
-    numbers: dict[str, int] = {}  # the last number of each name, so that equal names take linear time
+    # The next number of each name, so that equal names take linear time.
+    numbers: dict[str, Iterator[int]] = defaultdict(lambda: count(2))
     for name, opener in files:
         parts = clean_name(name)
         if any(part.startswith(".") or part.lower() in HIDDEN for part in parts):
             continue
         clean = unique = "/".join(parts)
         while unique in cleaned:
-            path, number = PurePosixPath(clean), numbers.get(clean, 1) + 1
-            unique = str(path.with_name(f"{path.stem}-{number}{path.suffix}"))
-            numbers[clean] = number
+            path = PurePosixPath(clean)
+            unique = str(path.with_name(f"{path.stem}-{next(numbers[clean])}{path.suffix}"))
         cleaned[unique] = opener
     return list(cleaned.items())
 
@@ -290,7 +291,7 @@ def clean_name(name: str) -> list[str]:
     return parts or ["unnamed"]
 
 
-def _report_skipped(path: Path, count: int) -> None:
-    if count:
+def _report_skipped(path: Path, skipped: int) -> None:
+    if skipped:
         text = "links to folders, broken links, devices or sparse files"
-        print(f"fetch: {path}: left out {count:,} {text}", file=sys.stderr)
+        print(f"fetch: {path}: left out {skipped:,} {text}", file=sys.stderr)

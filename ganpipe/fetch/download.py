@@ -70,19 +70,17 @@ def cached(source: str, remotes: Sequence[Remote], remedy: str, offline: bool) -
         UserError: a file cannot be downloaded, or is missing while the network is disabled (`offline`).
     """
     folder = cache() / source
-
-    def missing() -> list[Remote]:
-        return [remote for remote in remotes if not _is_complete(folder / remote.name, remote.sha256)]
-
-    if absent := missing():  # if nothing is missing, the folder may be read-only
+    absent = [remote for remote in remotes if not _is_complete(folder / remote.name, remote.sha256)]
+    if absent:  # if nothing is missing, the folder may be read-only
         if offline:
             names = " and ".join(remote.name for remote in absent)
             problem = f"GANPIPE_OFFLINE is set, and {folder} lacks {names}"
             raise UserError(f"fetch.source={source}: {problem}; unset it, or {remedy}")
         folder.mkdir(parents=True, exist_ok=True)
         with _lock(folder):
-            for remote in missing():  # another process may have downloaded some by now
-                _download(source, remote, folder, remedy)
+            for remote in absent:
+                if not _is_complete(folder / remote.name, remote.sha256):  # by now, through another process
+                    _download(source, remote, folder, remedy)
     return [folder / remote.name for remote in remotes]
 
 
