@@ -77,7 +77,7 @@ def prepare(data: bytes, params: Preprocess, points: Points | None = None) -> Pr
     return Prepared(image.convert(mode), width, height, crop, scale)
 
 
-def pack_member(
+def pack(
     member: Member, archive: Path, params: Preprocess, path: Path, start: int
 ) -> tuple[float, ...] | str:
     """Prepare a picture of an uncompressed zip, and write its pixels into its row of `path`, in a worker.

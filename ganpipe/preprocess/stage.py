@@ -22,7 +22,7 @@ from ganpipe.params import Preprocess
 from ganpipe.preprocess import report
 from ganpipe.preprocess.duplicates import originals
 from ganpipe.preprocess.fetched import Fetched, read_fetched
-from ganpipe.preprocess.prepare import FACTS, pack_member
+from ganpipe.preprocess.prepare import FACTS, pack
 from ganpipe.preprocess.workers import Limits, in_order
 
 # What one file may use in a worker, far more than any sound file does.
@@ -123,10 +123,10 @@ def _pack(
     The workers write each image into the row of its file; here the rows of rejected files are removed.
     """
     start = _write_header(path, shape)
-    pack = partial(pack_member, archive=fetched.archive, params=params, path=path, start=start)
+    function = partial(pack, archive=fetched.archive, params=params, path=path, start=start)
     results = []
     with Progress("preprocess", len(fetched.members)) as progress:
-        for result in in_order(pack, fetched.members, workers, LIMITS):
+        for result in in_order(function, fetched.members, workers, LIMITS):
             results.append(result)
             progress.advance()
     accepted = np.array([not isinstance(result, str) for result in results], bool)
@@ -163,9 +163,7 @@ def _keep(path: Path, rows: np.ndarray) -> None:
         part = rows[start : start + 256]
         if part[-1] >= start + len(part):
             images[start : start + len(part)] = images[part]
-    shape = (len(rows), *images.shape[1:])
-    del images  # which writes it back
-    _write_header(path, shape)
+    _write_header(path, (len(rows), *images.shape[1:]))
 
 
 def _write_header(path: Path, shape: tuple[int, ...]) -> int:

@@ -9,7 +9,7 @@ import pytest
 from picture_files import WHOLE, encoded, pixels_of, prepared, quarters, settings
 from PIL import Image
 
-from ganpipe.preprocess.prepare import Member, pack_member
+from ganpipe.preprocess.prepare import Member, pack
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -56,10 +56,10 @@ def test_a_full_disk_is_an_error(tmp_path: Path) -> None:
     member = members(tmp_path / "a.zip", [encoded(quarters())])[0]
     rows = tmp_path / "rows"
     rows.touch()
-    assert isinstance(pack_member(member, tmp_path / "a.zip", WHOLE, rows, 100), tuple)
+    assert isinstance(pack(member, tmp_path / "a.zip", WHOLE, rows, 100), tuple)
     assert rows.stat().st_size == 100 + pixels_of(encoded(quarters())).nbytes
     with pytest.raises(OSError) as caught:
-        pack_member(member, tmp_path / "a.zip", WHOLE, Path("/dev/full"), 0)
+        pack(member, tmp_path / "a.zip", WHOLE, Path("/dev/full"), 0)
     assert caught.value.errno == errno.ENOSPC
 
 
@@ -70,7 +70,7 @@ def test_images_are_stored_in_their_rows(tmp_path: Path) -> None:
     rows = tmp_path / "rows"
     rows.write_bytes(b"head" + bytes(4 * 32 * 32 * 3))
     packed = members(tmp_path / "a.zip", files)
-    facts = [pack_member(member, tmp_path / "a.zip", WHOLE, rows, 4) for member in packed]
+    facts = [pack(member, tmp_path / "a.zip", WHOLE, rows, 4) for member in packed]
     pixels = np.frombuffer(rows.read_bytes(), np.uint8, offset=4).reshape(4, 32, 32, 3)
     for row in (0, 1, 3):
         np.testing.assert_array_equal(pixels[row], pixels_of(files[row]))
