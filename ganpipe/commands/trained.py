@@ -4,21 +4,18 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from ganpipe.common.errors import UserError
-from ganpipe.common.stages import stage_file, stage_folder
-from ganpipe.experiments import revisions
+from ganpipe.common.stages import stage_folder
+from ganpipe.experiments.revisions import finished, open_repo
 from ganpipe.models.generator import TrainedGenerator, load_generator
-from ganpipe.tracking import store
-
-WEIGHTS = "generator.safetensors"
+from ganpipe.tracking.model import WEIGHTS
+from ganpipe.tracking.store import address, first_line
 
 
 def find_generator(source: str | None, root: Path = Path()) -> TrainedGenerator:
-    """Load a trained generator.
+    """Load a trained generator: by default that of the train stage.
 
-    Args:
-        source: a .safetensors file, a folder with one, the name of a DVC experiment, or an MLflow artifact
-            URI such as models:/<id> or runs:/<id>/generator; None: the train stage's output.
-        root: the checkout.
+    The source may be a .safetensors file, a folder with one, the name of a DVC experiment, or an MLflow
+    artifact URI such as models:/<id> or runs:/<id>/generator.
 
     Raises:
         UserError: the source does not exist, or its files are not those of one generator.
@@ -38,25 +35,22 @@ def _load(path: Path) -> TrainedGenerator:
     if path.is_dir() or not path.exists():
         weights = sorted(path.rglob(WEIGHTS))
         if len(weights) != 1:
-            raise UserError(
-                f"{path}: found {len(weights)} files {WEIGHTS}, expected 1; name it, or run the train stage"
-            )
+            found = f"found {len(weights)} files {WEIGHTS}, expected 1"
+            raise UserError(f"{path}: {found}; name it, or run the train stage")
         path = weights[0]
     return load_generator(path)
 
 
 def _download_artifact(uri: str, root: Path, folder: Path) -> None:
     """Download an MLflow artifact into a folder."""
-    server = store.address(root)
+    server = address(root)
     from mlflow.artifacts import download_artifacts
 
     try:
         download_artifacts(artifact_uri=uri, dst_path=str(folder), tracking_uri=server)
     except Exception as error:  # each kind of artifact store raises its own
-        raise UserError(
-            f"{uri}: cannot be downloaded from MLflow at {server} ({store.first_line(error)}); `ganpipe ui` "
-            f"shows each run's artifacts"
-        ) from None
+        problem = f"cannot be downloaded from MLflow at {server} ({first_line(error)})"
+        raise UserError(f"{uri}: {problem}; `ganpipe ui` shows each run's artifacts") from None
 
 
 def _copy_experiment(name: str, root: Path, folder: Path) -> None:
@@ -67,12 +61,5 @@ def _copy_experiment(name: str, root: Path, folder: Path) -> None:
         raise UserError(
             f"{name}: no such file, folder or DVC experiment; `dvc exp list -A` names the experiments"
         )
-    from dvc.api import DVCFileSystem
-
-    system = DVCFileSystem(str(root), rev=experiments[0].revision)
-    try:
-        (folder / WEIGHTS).write_bytes(system.read_bytes(stage_file(Path(), WEIGHTS).as_posix()))
-    except (OSError, KeyError):
-        raise UserError(
-            f"{name}: {WEIGHTS} is not in DVC's cache; restore it with `dvc exp apply {name}` and `dvc repro`"
-        ) from None
+    (weights,) = revisions.read_outputs(root, name, experiments[0].revision, [WEIGHTS])
+    (folder / WEIGHTS).write_bytes(weights)

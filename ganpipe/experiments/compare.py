@@ -15,11 +15,10 @@ from rich.table import Table
 from ganpipe import params
 from ganpipe.common import files
 from ganpipe.common.errors import UserError
-from ganpipe.common.stages import stage_file
+from ganpipe.experiments import revisions
 from ganpipe.experiments.cells import Run, cell_name, cell_table, remarks_on, text_table
 from ganpipe.experiments.compare_page import comparison_page
 from ganpipe.experiments.recipes import SEED, grid_cells
-from ganpipe.experiments.revisions import UNREADABLE, code_digest_of, finished, flat_params, open_repo, unpack
 
 
 def compare(
@@ -69,8 +68,8 @@ def read_runs(root: Path, names: Sequence[str], grid: str | None) -> tuple[list[
     Raises:
         UserError: an experiment or the grid is unknown, or no run can be read.
     """
-    with open_repo(root) as repo:
-        held = finished(repo)
+    with revisions.open_repo(root) as repo:
+        held = revisions.finished(repo)
     remarks: list[str] = []
     if grid is not None:
         cells = [cell.name for cell in grid_cells(params.load(root / params.PARAMS_FILE), grid)]
@@ -86,7 +85,7 @@ def read_runs(root: Path, names: Sequence[str], grid: str | None) -> tuple[list[
     for name in dict.fromkeys(names):
         try:
             runs.append(_read_run(root, name, held[name][0].revision))
-        except UNREADABLE as error:
+        except revisions.UNREADABLE as error:
             remarks.append(f"{name}: left out: {str(error).splitlines()[0]}")
     if not runs:
         raise UserError("\n".join([*remarks, "no finished experiment to compare; `ganpipe grid NAME --run`"]))
@@ -95,21 +94,13 @@ def read_runs(root: Path, names: Sequence[str], grid: str | None) -> tuple[list[
 
 def _read_run(root: Path, name: str, revision: str) -> Run:
     """Read an experiment's results from git and DVC's cache."""
-    from dvc.api import DVCFileSystem
-
     with TemporaryDirectory(prefix="ganpipe-") as folder:
-        values, last = unpack(root, revision, Path(folder))
-        flat = flat_params(values) | {"code": code_digest_of(Path(folder))[:7]}
+        values, last = revisions.unpack(root, revision, Path(folder))
+        flat = revisions.flat_params(values) | {"code": revisions.code_digest_of(Path(folder))[:7]}
     if last != "evaluate":
         raise UserError("its stages did not all run with its params and code")
-    system = DVCFileSystem(str(root), rev=revision)
-    outputs = ("model.json", "metrics.json", "history.csv", "grid.png")
-    try:
-        model_json, metrics, history, grid = (
-            system.read_bytes(stage_file(Path(), output).as_posix()) for output in outputs
-        )
-    except OSError:
-        raise UserError(f"not in the cache; `dvc exp apply {name}` and `dvc repro` restore it") from None
+    outputs = "model.json", "metrics.json", "history.csv", "grid.png"
+    model_json, metrics, history, grid = revisions.read_outputs(root, name, revision, outputs)
     model, losses = json.loads(model_json), pd.read_csv(io.BytesIO(history))
     ending = model.get("ended", "finished"), model.get("interventions", 0)
     seed, data = flat.pop(SEED), model["data_digest"]

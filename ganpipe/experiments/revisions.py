@@ -5,7 +5,7 @@ import io
 import json
 import subprocess
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from ruamel.yaml import YAML
 from ganpipe import params
 from ganpipe.common.code import code_digest, import_closure
 from ganpipe.common.errors import UserError
-from ganpipe.common.stages import STAGES
+from ganpipe.common.stages import STAGES, stage_file
 from ganpipe.params import Params
 
 # What reading the files of an experiment that another version of ganpipe made can raise.
@@ -84,6 +84,22 @@ def unpack(root: Path, revision: str, folder: Path) -> tuple[Params, str | None]
         archive.extractall(folder, filter="data")
     last = last_valid(folder) if "dvc.lock" in paths else None
     return params.load(folder / params.PARAMS_FILE), last
+
+
+def read_outputs(root: Path, name: str, revision: str, outputs: Sequence[str]) -> list[bytes]:
+    """Return the contents of output files of an experiment, from git or DVC's cache.
+
+    Raises:
+        UserError: one of them is not in the cache.
+    """
+    from dvc.api import DVCFileSystem
+
+    system = DVCFileSystem(str(root), rev=revision)
+    try:
+        return [system.read_bytes(stage_file(Path(), output).as_posix()) for output in outputs]
+    except (OSError, KeyError):
+        remedy = f"restore it with `dvc exp apply {name}` and `dvc repro`"
+        raise UserError(f"{' or '.join(outputs)} is not in DVC's cache; {remedy}") from None
 
 
 def last_valid(folder: Path) -> str | None:

@@ -252,8 +252,8 @@ def test_files_hold_everything_and_load_nothing(
 def test_without_a_finished_experiment_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A failure means an empty table, or that a mistyped name looks like an unfinished experiment."""
     none: dict[str, list[revisions.Experiment]] = {}
-    monkeypatch.setattr(compare, "finished", lambda repo: none)
-    monkeypatch.setattr(compare, "open_repo", lambda root: io.StringIO())
+    monkeypatch.setattr(revisions, "finished", lambda repo: none)
+    monkeypatch.setattr(revisions, "open_repo", lambda root: io.StringIO())
     with pytest.raises(UserError, match="no finished experiment to compare"):
         compare.compare(tmp_path)
     with pytest.raises(UserError, match="rate-1: no such experiment"):
