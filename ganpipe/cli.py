@@ -194,7 +194,8 @@ def export(
 @app.command(rich_help_panel=PEOPLE)
 def sources() -> None:
     """List the sources of pictures with their licence, size and what is downloaded."""
-    from ganpipe.fetch.catalogue import cache, rows
+    from ganpipe.fetch.catalogue import rows
+    from ganpipe.fetch.download import cache
 
     _print_table(("source", "pictures", "size", "licence", "here"), rows(), f"cache: {cache()}")
 

@@ -189,14 +189,8 @@ def _start_workers(root: Path, jobs: int) -> None:
     """Start DVC's workers, which outlive this process; workers that run already count."""
     command = ["dvc", "queue", "start", "--jobs", str(jobs)]
     # No pipes: the workers would keep them open for as long as they live.
-    ended = subprocess.run(
-        [sys.executable, "-m", *command],
-        cwd=root,
-        env=dvc_environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    if ended.returncode:
+    words, null = [sys.executable, "-m", *command], subprocess.DEVNULL
+    if subprocess.call(words, cwd=root, env=dvc_environment(), stdout=null, stderr=null):
         raise UserError(f"workers do not start; `{' '.join(command)}` shows the reason")
 
 

@@ -8,10 +8,8 @@ from pydantic.dataclasses import dataclass
 from rich.filesize import decimal
 from ruamel.yaml import YAML
 
-from ganpipe.fetch.download import Remote, cache, state
+from ganpipe.fetch.download import Remote, state
 from ganpipe.fetch.layouts import LAYOUTS, Layout, NamedPictures
-
-__all__ = ["SOURCES", "Source", "cache", "rows"]
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))

@@ -171,8 +171,7 @@ def idx_digits(paths: tuple[Path, ...]) -> Iterator[Contents]:
 def _read_idx(name: str, opener: Opener, dimensions: int) -> np.ndarray:
     """Read uint8 values: two zeros, type 8, the number of dimensions, each length as uint32, then the values.
 
-    Raises:
-        ValueError: the file has another format or length. Damaged gzip raises its own exceptions.
+    A ValueError tells that the format or length is another one. Damaged gzip raises its own exceptions.
     """
     with opener() as stream:
         plain = cast(IO[bytes], gzip.GzipFile(fileobj=stream)) if name.endswith(".gz") else stream
