@@ -29,13 +29,7 @@ Kind = Literal["collapsed", "frozen", "saturated", "gradients", "runaway", "boun
 
 @dataclass(frozen=True)
 class Alarm:
-    """A sign of trouble that healthy trainings do not show.
-
-    Attributes:
-        kind: its cause.
-        text: one clause with the numbers and the bound.
-        severe: whether healthy trainings never show it; if not, it is only a warning.
-    """
+    """A sign of trouble, with its numbers and bound in one clause; healthy trainings show no severe one."""
 
     kind: Kind
     text: str
@@ -43,16 +37,12 @@ class Alarm:
 
 
 def from_history(step: int, window: np.ndarray, labels: tuple[float, float]) -> list[Alarm]:
-    """Judge the last WINDOW steps by their medians.
+    """Judge the WINDOW steps up to `step` by their medians; severe alarms come first.
 
     Args:
         step: the last of them.
-        window: float64 WINDOW×6, finite, a row for each step: d_loss, g_loss, d_real, d_fake, and the norms
-            of D's and G's gradients over all parameters.
+        window: float64 WINDOW×6, finite, a row for each step: the columns STEP_NUMBERS of history.csv.
         labels: D's targets for real and for generated images, each in [0, 1].
-
-    Returns:
-        The alarms, severe ones first.
     """
     if step < WARM_UP:
         return []
@@ -80,12 +70,7 @@ def from_history(step: int, window: np.ndarray, labels: tuple[float, float]) -> 
 
 
 def from_evals(evals: Sequence[Sequence[float]]) -> list[Alarm]:
-    """Judge the images of fixed z.
-
-    Args:
-        evals: all rows of evals.csv so far: step, images seen, KID, spread of the generated images' features,
-            spread of the real images' features.
-    """
+    """Judge the images of fixed z by all rows of evals.csv so far, see EVALS_COLUMNS."""
     if not evals or evals[-1][0] < WARM_UP:
         return []
     _, _, kids, spreads, real_spreads = zip(*evals, strict=True)

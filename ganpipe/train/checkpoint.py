@@ -58,17 +58,11 @@ def save(folder: Path, step: int, state: State, environment: dict[str, str], kee
 
 
 def load(folder: Path, like: State) -> Checkpoint | None:
-    """Read the newest undamaged checkpoint; only one process may do so.
+    """Read the newest undamaged checkpoint, None if there is none; only one process may do so.
 
-    A damaged one is reported in a line on stderr and renamed to *.damaged, so that it no longer counts.
-
-    Args:
-        folder: where `save` wrote.
-        like: the state of the freshly built training. A file with other names, shapes or dtypes counts as
-            damaged; one too large for this state is refused before it is read.
-
-    Returns:
-        None if there is no undamaged checkpoint.
+    A damaged one is reported in a line on stderr and renamed to *.damaged, so that it no longer counts. So is
+    one whose tensors have other names, shapes or dtypes than `like`, the state of a freshly built training; a
+    file too large for that state is refused before it is read.
 
     Raises:
         OSError: a file may not be read.
@@ -83,18 +77,9 @@ def load(folder: Path, like: State) -> Checkpoint | None:
 
 
 def resume(folders: Iterable[Path], players: Players, environment: dict[str, str], steps: int) -> int:
-    """Load the last checkpoint of the first folder that has one into the players.
+    """Load the last checkpoint of the first folder that has one into the players; return its step, else 0.
 
     A line on stderr reports it, and another one how the environment differs from the checkpoint's.
-
-    Args:
-        folders: where `save` wrote.
-        players: receive the state.
-        environment: in which the training resumes.
-        steps: of the whole training.
-
-    Returns:
-        The steps done; 0 if there is no checkpoint.
     """
     like = state_of(players)
     last = next((loaded for folder in folders if (loaded := load(folder, like))), None)

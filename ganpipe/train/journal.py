@@ -1,5 +1,6 @@
 """The journal of a training: its tables, snapshots, grids, warnings and checkpoints, kept by one process."""
 
+import json
 import math
 import time
 from collections.abc import Sequence
@@ -16,7 +17,6 @@ from ganpipe.common.sheets import columns_for, sheet
 from ganpipe.common.stages import EVALS_COLUMNS, HISTORY_COLUMNS, PERF_COLUMNS, STEP_NUMBERS
 from ganpipe.models.generator import draw_z, images_of, save_generator
 from ganpipe.train import alarms, checkpoint, rescue
-from ganpipe.train.description import write_description
 from ganpipe.train.environment import describe, hardware_of
 from ganpipe.train.options import TrainOptions
 from ganpipe.train.plan import Plan
@@ -28,16 +28,9 @@ from ganpipe.train.table import Table
 
 
 class Journal(AbstractContextManager["Journal"]):
-    """The folder of a training; the constructor loads the last checkpoint into the players.
+    """The folder of a training.
 
-    Args:
-        plan: what is trained.
-        course: how it continues after its events so far.
-        players: the networks and optimizers that a checkpoint holds.
-        options: device, graph, log_seconds and checkpoint_seconds are used.
-
-    Attributes:
-        start: the step after which the training resumes.
+    The constructor loads the last checkpoint into the players; the training resumes after its step, `start`.
     """
 
     def __init__(self, plan: Plan, course: Course, players: Players, options: TrainOptions) -> None:
@@ -50,7 +43,7 @@ class Journal(AbstractContextManager["Journal"]):
         self.events = course.until(self.start)
         rescue.write_events(plan.folder, self.events)
         self._remove_later_snapshots()
-        write_description(plan, {})
+        self._write_description({})
         grid_size = columns_for(plan.resolution) ** 2
         self.grid_z = draw_z(plan.model, grid_size, seeds.generator(plan.train.seed, "grid"))
         self.probe: Probe | None = None
@@ -68,9 +61,10 @@ class Journal(AbstractContextManager["Journal"]):
             progress = Progress("train", self.course.steps * B, done=start * B)
             self.progress = stack.enter_context(progress)
             self.stack = stack.pop_all()
-        self.seconds_before = self.perf.recent[-1][2] if self.perf.recent else 0.0
-        self.began = self.logged = self.saved = time.monotonic()
-        self.logged_step = self.saved_step = start
+        self.logged = self.saved = time.monotonic()
+        # As if this process had also made the steps before.
+        self.began = self.saved - (self.perf.recent[-1][2] if self.perf.recent else 0.0)
+        self.saved_step = start
         return self
 
     def __exit__(self, *error: Any) -> None:
@@ -79,11 +73,8 @@ class Journal(AbstractContextManager["Journal"]):
     def step(self, step: int, numbers: Sequence[torch.Tensor], stopping: bool) -> None:
         """Record a step if due: its numbers first, then snapshot and checkpoint, once all values are finite.
 
-        Args:
-            step: the step that was made.
-            numbers: of `update_d` and `update_g`, then of an extra update if any; they stay on the device
-                until they are due, because reading them waits for it.
-            stopping: whether a checkpoint is due in any case.
+        The numbers of `update_d`, `update_g` and an extra update, if any, stay on the device until they are
+        due, because reading them waits for it. With `stopping` a checkpoint is due in any case.
 
         Raises:
             Trouble: a value is not finite, or a severe alarm interrupts the training.
@@ -120,11 +111,31 @@ class Journal(AbstractContextManager["Journal"]):
         steps, best_step = self.course.steps, self._best_step() if self.players.G_best else None
         chosen = self.players.G_best if self.players.G_best and best_step else self.players.sampled
         ending = {"ended": self.course.ended, "interventions": self.course.attempt}
-        ending |= {"device": hardware_of(self.environment)}
-        ending |= {"kept_step": best_step or steps, "steps": steps, "nimg": steps * self.plan.batch_size}
-        write_description(self.plan, ending)
+        ending |= {"device": hardware_of(self.environment), "kept_step": best_step or steps}
+        ending |= {"steps": steps, "nimg": steps * self.plan.batch_size}
+        self._write_description(ending)
         save_generator(chosen, self.plan.spec, self.plan.folder / "generator.safetensors")
         self._save_snapshot(self.plan.epoch_of(steps))
+
+    def _write_description(self, ending: dict[str, Any]) -> None:
+        """Write model.json; `ending` holds what is known only at the training's end."""
+        plan = self.plan
+        averaged = "" if plan.train.ema_halflife_kimg is None else ", averaged"
+        description = {
+            **plan.model.model_dump(),
+            "resolution": plan.resolution,
+            "channels": plan.channels,
+            "weights": f"{plan.train.keep}{averaged}",
+            "train_images": len(plan.rows),
+            "epochs": plan.train.epochs,
+            "batch_size": plan.batch_size,
+            "steps": plan.steps,
+            "nimg": plan.steps * plan.batch_size,
+            "data_digest": plan.data.digest,
+            "train": plan.train.model_dump(),
+        }
+        with whole(plan.folder / "model.json") as temporary:
+            temporary.write_text(json.dumps(description | ending, indent=2) + "\n")
 
     def _remove_later_snapshots(self) -> None:
         known = {str(epoch) for step, epoch in self.plan.snapshot_steps.items() if step <= self.start}
@@ -134,11 +145,7 @@ class Journal(AbstractContextManager["Journal"]):
                 path.unlink()
 
     def _write_numbers(self, step: int) -> None:
-        """Read the numbers of the last steps from the device and write them to the tables.
-
-        Raises:
-            Trouble: a number is not finite; the steps before it are written.
-        """
+        """Write the numbers of the last steps to the tables; raise Trouble after the finite ones."""
         B, count = self.plan.batch_size, len(self.plan.rows)
         for made, row in self.unread:
             numbers = row.tolist()
@@ -149,13 +156,12 @@ class Journal(AbstractContextManager["Journal"]):
                 raise Trouble(made, DIVERGED, made - 1, text)
             numbers = [d_loss, g_loss, d_real, d_fake, d_norm, g_norm]
             self.history.add(made, made * B, made * B / count, self.course.attempt, *numbers)
+        now, images = time.monotonic(), len(self.unread) * B
         self.unread.clear()
-        now, images = time.monotonic(), (step - self.logged_step) * B
-        seconds = self.seconds_before + now - self.began
-        self.perf.add(step, step * B, seconds, images / max(now - self.logged, 1e-9))
+        self.perf.add(step, step * B, now - self.began, images / max(now - self.logged, 1e-9))
         note = f"d_loss {d_loss:.2f}  g_loss {g_loss:.2f}  D(real) {d_real:.2f}  D(fake) {d_fake:.2f}"
         self.progress.advance(images, note)
-        self.logged, self.logged_step = now, step
+        self.logged = now
 
     def _require_finite(self, step: int) -> None:
         for name, tensor in state_of(self.players).items():
@@ -179,11 +185,7 @@ class Journal(AbstractContextManager["Journal"]):
         return raised
 
     def _warn(self, step: int, alarm: alarms.Alarm) -> None:
-        """Record and print a warning if the alarm is the first of its kind in this attempt.
-
-        Raises:
-            Trouble: the alarm is severe and train.on_collapse is not "warn".
-        """
+        """Report the first alarm of its kind in this attempt, or raise Trouble if it must interrupt."""
         attempt = self.course.attempt
         if alarm.severe and self.plan.train.on_collapse != "warn":
             if self.course.stopped is None:

@@ -1,4 +1,4 @@
-"""The run-time options of a training: how it runs, not what it computes."""
+"""How a training runs, not what it computes."""
 
 from dataclasses import dataclass
 

@@ -25,13 +25,11 @@ class Plan:
     """What is trained on which images, for how long, and where the unfinished training is kept.
 
     Attributes:
-        data: the packed images.
         rows: rows of the packed images to train on, int64.
-        batch_size: images in one step.
-        steps: steps in the whole training; the last one reaches the last image of the last epoch.
+        steps: of the whole training; the last one reaches the last image of the last epoch.
         snapshot_steps: step → epoch after which weights and a grid are saved.
         eval_steps: steps after which the generator is evaluated.
-        folder: folder of the unfinished training.
+        folder: of the unfinished training.
     """
 
     model: Model
@@ -105,10 +103,8 @@ def _eval_steps(every_kimg: float | None, steps: int, batch_size: int) -> frozen
 class Draws:
     """The random draws of each step, which depend on (seed, purpose, step) alone.
 
-    Attributes:
-        plan: the training.
-        attempt: 0 for the plain training; each rescue or roll-back counts one up and draws other numbers.
-        part: this rank's part of the global batch; all ranks draw the whole batch.
+    Attempt 0 is the plain training; each later attempt draws other numbers. All ranks draw the whole batch
+    and return their `part` of it.
     """
 
     plan: Plan

@@ -21,9 +21,8 @@ class Players:
     """All that training changes; it lives on one device, and every checkpoint holds it.
 
     Attributes:
-        G: the generator, float32 N×nz → float32 N×C×H×W in [-1, 1].
-        D: the discriminator, float32 N×C×H×W in [-1, 1] → logits float32 N.
-        G_optimizer, D_optimizer: of their parameters.
+        G: float32 N×nz → float32 N×C×H×W in [-1, 1].
+        D: float32 N×C×H×W in [-1, 1] → logits float32 N.
         G_ema: the moving average of G, in eval mode; None without train.ema_halflife_kimg.
         G_best: the best weights so far of the network that is sampled from; None unless train.keep is best.
     """

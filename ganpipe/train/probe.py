@@ -16,20 +16,10 @@ BATCH = 64  # images in one pass through EfficientNet-Lite0
 
 
 class Probe:
-    """Compares images of fixed z with as many fixed training images.
+    """Compares images of fixed z with as many fixed images, uint8 N×H×W×C in [0, 255], of the trained rows.
 
     The numbers rank the snapshots of one training. They differ from those of the evaluate stage, which uses
-    more and larger images.
-
-    Args:
-        model: the distribution of z.
-        images: uint8 N×H×W×C in [0, 255].
-        rows: the rows of `images` that are trained on.
-        seed: decides the images and z.
-        device: where to compute, such as "cpu" or "cuda".
-
-    Attributes:
-        real_spread: `spread` of the real images' features.
+    more and larger images. `real_spread` is the `spread` of the real images' features.
     """
 
     def __init__(self, model: Model, images: np.ndarray, rows: np.ndarray, seed: int, device: str) -> None:
@@ -41,11 +31,9 @@ class Probe:
         self.real_spread = spread(self.real)
 
     def __call__(self, G: nn.Module) -> tuple[float, float]:
-        """Evaluate a generator.
+        """Return the KID of a generator's images to the real ones, 0 is perfect, and their `spread`.
 
-        Returns:
-            The KID of its images to the real ones, 0 is perfect; and the `spread` of its images' features,
-            which falls towards 0 as it collapses.
+        The spread falls towards 0 as a generator collapses.
         """
         fake = self._features(images_of(G, self.z))
         return kid(self.real, fake, 1, len(fake), 0)[0], spread(fake)

@@ -1,8 +1,7 @@
 """Rescues: what went wrong in a training, what was done about it, and how the training continues.
 
-All of it follows from events.csv. A rescue or roll-back starts a new attempt, with half the learning rates
-and other random numbers. Each attempt has its own folder of checkpoints, so that it never resumes from those
-of an abandoned one.
+A rescue or roll-back starts a new attempt, with half the learning rates and other random numbers. Its folder
+of checkpoints is its own, so that it never resumes from those of an abandoned attempt.
 """
 
 import csv
@@ -24,13 +23,10 @@ RETURNS = ("rescue", "rollback")  # actions that start a new attempt
 
 @dataclass(frozen=True)
 class Event:
-    """A row of events.csv.
+    """A row of events.csv: what was noticed at a step of an attempt, from 0, and the action.
 
     Attributes:
-        step: when it was noticed.
-        attempt: number of the attempt, 0 for the plain training.
         what: "diverged" or the kind of an alarm.
-        action: what was done.
         back_to: the step that the training resumed from (rescue, rollback) or ends with (stop); else `step`.
         text: the numbers.
     """
@@ -54,13 +50,10 @@ class Event:
 
 @dataclass(eq=False)
 class Trouble(Exception):
-    """The training cannot continue as it is.
+    """The training cannot continue as it is; fields as in Event.
 
     Attributes:
-        step: when it was noticed.
-        what: "diverged" or the kind of an alarm.
         healthy: the last step whose state is sound.
-        text: the numbers.
     """
 
     step: int
@@ -74,9 +67,8 @@ class Course:
     """How a training continues after its events so far.
 
     Attributes:
-        events: all so far, in order.
         steps: the last step to make.
-        stopped: the event that ends it early; None if none does.
+        stopped: the event that ends it early, if any.
     """
 
     events: tuple[Event, ...]
@@ -138,13 +130,7 @@ def respond(folder: Path, steps: int, trouble: Trouble, action: Action, margin: 
 
     A rescue or roll-back returns to the newest healthy checkpoint at least `margin` steps before the trouble,
     which may have grown unnoticed for some steps; else to the one that the attempt began with, or the start.
-
-    Args:
-        folder: the training's.
-        steps: of the whole training.
-        trouble: what happened.
-        action: the params' choice; after ATTEMPTS rescues and roll-backs it is "stop".
-        margin: in steps.
+    After ATTEMPTS rescues and roll-backs the action is "stop".
     """
     course, back_to = read_course(folder, steps), trouble.healthy
     if action in RETURNS and course.attempt < ATTEMPTS:

@@ -1,7 +1,4 @@
-"""The folder of an unfinished training, outside DVC's reach, and the process that holds it.
-
-A stage whose dvc is gone stops as if by SIGTERM, because nobody would record its result.
-"""
+"""The folder of an unfinished training, outside DVC's reach, and the process that holds it."""
 
 import functools
 import hashlib
@@ -12,7 +9,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -37,27 +34,24 @@ class Holder:
     """The process that holds a training, as written beside its lock.
 
     Attributes:
-        pid: of the process that trains.
         checkout: the folder that it runs in, a copy for a queued experiment.
         dvc: number and start (seconds since 1970) of the dvc that runs it; None if none does.
     """
 
     pid: int
     checkout: str
-    dvc: tuple[int, float] | None
+    dvc: Sequence[float] | None
 
     @property
     def orphaned(self) -> bool:
         """Whether the dvc that ran it is gone."""
-        return self.dvc is not None and not processes.alive(*self.dvc)
+        return self.dvc is not None and not processes.alive(int(self.dvc[0]), self.dvc[1])
 
 
 def folder_for(root: Path, identity: dict[str, Any]) -> Path:
-    """Return the folder of a training, in the main checkout even if DVC runs a temporary copy of it.
+    """Return the folder of a training, in the main checkout even if DVC runs a temporary copy `root` of it.
 
-    Args:
-        root: the checkout that the command runs in.
-        identity: plain values that decide the result: params, digests of data and code.
+    The values of `identity` decide the result: params, digests of data and code.
     """
     key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
     return files.main_checkout(root) / ".ganpipe" / "unfinished" / key
@@ -115,9 +109,8 @@ def holders(root: Path) -> list[Holder]:
 
 def _read(note: Path) -> Holder | None:
     try:
-        values = json.loads(note.read_text())
-        return Holder(values["pid"], values["checkout"], values["dvc"] and tuple(values["dvc"]))
-    except (OSError, ValueError, KeyError):  # the process is about to end, or has just started
+        return Holder(**json.loads(note.read_text()))
+    except (OSError, ValueError, TypeError):  # the process is about to end, or has just started
         return None
 
 

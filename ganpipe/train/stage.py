@@ -31,16 +31,15 @@ def train(plan: Plan, root: Path, options: TrainOptions) -> None:
     """
     device = rank_device(options.device)
     with join_ranks(device) as ranks, resume.locked(plan.folder, root) if ranks.first else nullcontext():
-        options = dataclasses.replace(options, device=device)
-        options = dataclasses.replace(options, graph=options.graph and can_record(options, ranks))
+        graph = options.graph and can_record(device, ranks)
+        options = dataclasses.replace(options, device=device, graph=graph)
         if options.fresh and ranks.first:
             resume.remove(plan.folder)
             plan.folder.mkdir(parents=True)
 
         # Each rescue or roll-back begins a new attempt at an earlier step.
         while True:
-            read = rescue.read_course(plan.folder, plan.steps) if ranks.first else None
-            course = ranks.broadcast(read)
+            course = ranks.broadcast(rescue.read_course(plan.folder, plan.steps) if ranks.first else None)
             try:
                 run_attempt(plan, course, options, ranks)
                 break

@@ -1,8 +1,4 @@
-"""One update of each player: the gradients of its loss on a batch, then a step of its optimizer.
-
-A batch may be split over several processes, and each part into micro-batches whose gradients add up; batch
-norm computes its statistics on micro-batches.
-"""
+"""One update of each player: the gradients of its loss on a batch, then a step of its optimizer."""
 
 import math
 from collections.abc import Iterator
@@ -21,13 +17,13 @@ from ganpipe.train.players import Players
 
 @dataclass(frozen=True)
 class StepSettings:
-    """What every step of a training has in common.
+    """D's targets in [0, 1], and how a batch is split over ranks, and each part into micro-batches.
+
+    The gradients of micro-batches add up; batch norm computes its statistics on each of them.
 
     Attributes:
-        real_label, fake_label: D's targets for real and for generated images, each in [0, 1].
         batch_size: images in the global batch.
         micro_batch_size: images that pass through the networks at once; None: this rank's whole part.
-        ranks: the processes that share the global batch.
     """
 
     real_label: float
@@ -88,7 +84,12 @@ def update_d(
         real_logits = D(real[part])
         loss_real = d_loss_real(real_logits, settings.real_label)
         (weight * loss_real).backward()
-        fake_logits = D(_generate_for_d(G, z[part]) if fake is None else fake[part].detach())
+        if fake is None:
+            with torch.no_grad(), keep_statistics(G):  # they count each z once, in G's own update
+                fake_part = G(z[part])
+        else:
+            fake_part = fake[part].detach()
+        fake_logits = D(fake_part)
         loss_fake = d_loss_fake(fake_logits, settings.fake_label)
         (weight * loss_fake).backward()
         with torch.no_grad():
@@ -126,10 +127,3 @@ def update_g(
 def _gradient_norm(network: nn.Module) -> torch.Tensor:
     """Return the Euclidean norm of all gradients, a float32 scalar; not finite where a gradient is not."""
     return get_total_norm(p.grad for p in network.parameters() if p.grad is not None)
-
-
-@torch.no_grad()
-def _generate_for_d(G: nn.Module, z: torch.Tensor) -> torch.Tensor:
-    """Generate images for D alone: G's batch norm statistics count each z once, in G's own update."""
-    with keep_statistics(G):
-        return G(z)

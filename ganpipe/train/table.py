@@ -10,13 +10,10 @@ from ganpipe.common.files import whole
 
 
 class Table(AbstractContextManager["Table"]):
-    """A growing CSV file whose first column is the step.
+    """A growing CSV file whose first column is the step; created with its header if absent.
 
-    Args:
-        path: the file; created with its header if absent.
-        columns: names of all columns, the first "step".
-        step: rows of later steps are removed, as is a row that a kill left half written.
-        recent: how many of the last rows to remember; None: all.
+    Rows of steps after `step` are removed, as is a row that a kill left half written. The last `recent` rows
+    are remembered; None: all.
     """
 
     def __init__(self, path: Path, columns: Sequence[str], step: int = 0, recent: int | None = 1) -> None:

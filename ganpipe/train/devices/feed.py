@@ -14,7 +14,7 @@ import torch
 
 from ganpipe.models.pixels import to_float
 
-# Rows of images in the packed array, int64 B, and which of them are mirrored, bool B; None: none is.
+# Rows of the packed array, int64 B, and which of their images are mirrored, bool B on the CPU; None: none.
 Draw = tuple[np.ndarray, torch.Tensor | None]
 # host: gathered on request. ahead: gathered by a thread while the device works. device: all images are there.
 Way = Literal["host", "ahead", "device"]
@@ -23,13 +23,7 @@ CHUNK = 2**26  # bytes copied to the device at once, so that the host never hold
 
 
 class Feed:
-    """Batches of real images on a device.
-
-    Args:
-        images: uint8 N×H×W×C in [0, 255], memory-mapped or not.
-        device: the device of the batches.
-        way: how images are gathered, see `way_for`.
-    """
+    """Batches on a device of images uint8 N×H×W×C in [0, 255], which may be memory-mapped."""
 
     def __init__(self, images: np.ndarray, device: torch.device, way: Way) -> None:
         self.images, self.device, self.way = images, device, way
@@ -42,12 +36,7 @@ class Feed:
                 self.store[i : i + count].copy_(torch.from_numpy(np.array(images[i : i + count])))
 
     def __call__(self, rows: np.ndarray, mirrored: torch.Tensor | None) -> torch.Tensor:
-        """Return a batch, float32 B×C×H×W in [-1, 1] on the device, in memory as channels_last.
-
-        Args:
-            rows: int64 B, rows of the packed array.
-            mirrored: bool B on the CPU, which images are mirrored; None: none.
-        """
+        """Return the batch of a Draw, float32 B×C×H×W in [-1, 1] on the device, in channels_last memory."""
         return self._finish(self._gather(rows), mirrored)
 
     def batches(self, draws: Iterable[Draw]) -> Iterator[torch.Tensor]:
@@ -87,12 +76,9 @@ class Feed:
 
 
 def way_for(nbytes: int, device: torch.device, memory_gb: float | None = None) -> Way:
-    """Choose how to gather: all images on a GPU if they take at most `memory_gb`, else a thread ahead of it.
+    """Choose how to gather `nbytes` of images: on a GPU all there, if they fit, else by a thread ahead of it.
 
-    Args:
-        nbytes: size of all images.
-        device: the device of the batches.
-        memory_gb: in GB (10^9 bytes); None: a quarter of the GPU's free memory.
+    They fit in `memory_gb` GB (10^9 bytes); None: in a quarter of the GPU's free memory.
     """
     if device.type != "cuda":
         return "host"

@@ -10,7 +10,6 @@ from contextlib import contextmanager
 import torch
 
 from ganpipe.train.devices.ranks import Ranks
-from ganpipe.train.options import TrainOptions
 from ganpipe.train.players import Players
 from ganpipe.train.state import state_of
 from ganpipe.train.step import StepSettings, generate, update_d, update_g
@@ -22,9 +21,9 @@ WARM_UP = 3  # steps before the recording, in which libraries choose algorithms 
 TOLERANCE = {"float32": 2e-3, "bfloat16": 5e-2}
 
 
-def can_record(options: TrainOptions, ranks: Ranks) -> bool:
-    """Return whether a step can be recorded on this device; print on stderr why not."""
-    reason = "" if torch.device(options.device).type == "cuda" else "it needs a GPU"
+def can_record(device: str, ranks: Ranks) -> bool:
+    """Return whether a step can be recorded on a torch device; print on stderr why not."""
+    reason = "" if torch.device(device).type == "cuda" else "it needs a GPU"
     reason = reason or (f"{ranks.count} ranks share each batch" if ranks.count > 1 else "")
     if reason:
         print(f"train: the step is not replayed as a graph: {reason}", file=sys.stderr)

@@ -1,9 +1,4 @@
-"""The processes, called ranks, that train together on parts of each batch (torch.distributed).
-
-All ranks hold the same weights and draw the same random numbers; each computes its part of the global batch.
-One flat all-reduce an update sums gradients and numbers in a fixed order, so that a training that resumes
-with the same number of ranks ends in the same bytes; DDP's buckets do not guarantee that.
-"""
+"""The processes, called ranks, that train together on parts of each batch (torch.distributed)."""
 
 import datetime
 import os
@@ -23,7 +18,10 @@ TIMEOUT = datetime.timedelta(minutes=10)
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process, number `rank` from 0 of `count` that train together; alone it does not communicate."""
+    """This process, number `rank` from 0 of `count` that train together; alone it does not communicate.
+
+    All ranks hold the same weights and draw the same random numbers.
+    """
 
     rank: int = 0
     count: int = 1
@@ -41,7 +39,8 @@ class Ranks:
         """Sum the gradients of parameters over the ranks in place, and return the sums of numbers float32 K.
 
         Each rank's loss must be its images' share of the *global* batch's mean. Weighting the gradients
-        afterwards is not the same: through a synchronized batch norm they come from all ranks' losses.
+        afterwards is not the same: through a synchronized batch norm they come from all ranks' losses. One
+        flat all-reduce sums in a fixed order, which DDP does not guarantee, so that a resume is exact.
         """
         if self.count == 1:
             return numbers

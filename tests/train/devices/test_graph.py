@@ -15,7 +15,6 @@ from ganpipe.models.layers import NetworkSpec
 from ganpipe.params import Params
 from ganpipe.train.devices import graph
 from ganpipe.train.devices.ranks import Ranks
-from ganpipe.train.options import TrainOptions
 from ganpipe.train.players import Players
 from ganpipe.train.state import state_of
 from ganpipe.train.step import StepSettings, generate, update_d, update_g
@@ -151,8 +150,8 @@ def test_nan_is_no_agreement(
 
 def test_where_a_step_can_be_recorded(capsys: pytest.CaptureFixture[str]) -> None:
     """Only a GPU records, and only a step that does not wait for other ranks."""
-    assert not graph.can_record(TrainOptions("cpu"), Ranks())
+    assert not graph.can_record("cpu", Ranks())
     assert "the step is not replayed as a graph: it needs a GPU" in capsys.readouterr().err
-    assert not graph.can_record(TrainOptions("cuda"), Ranks(0, 2))
+    assert not graph.can_record("cuda", Ranks(0, 2))
     assert "2 ranks share each batch" in capsys.readouterr().err
-    assert graph.can_record(TrainOptions("cuda"), Ranks())
+    assert graph.can_record("cuda", Ranks())
