@@ -1,13 +1,8 @@
-"""Find what killed processes left in a checkout, and fix it. Live processes are left alone.
-
-The checks run in this order, and each problem is fixed before the next check: trainers whose dvc is gone,
-MLflow runs, DVC's locks, DVC's copies of the checkout, the branch.
-"""
+"""Find what killed processes left in a checkout, and fix it. Live processes are left alone."""
 
 import json
 import os
 import shutil
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -20,6 +15,7 @@ import psutil
 
 from ganpipe.common.errors import UserError
 from ganpipe.common.files import whole
+from ganpipe.common.git import git
 from ganpipe.common.processes import ancestry
 from ganpipe.tracking.mirror import end_killed, left_running
 from ganpipe.train.resume import holders
@@ -30,28 +26,17 @@ STOP_SECONDS = 120.0  # a trainer's time to write a checkpoint and exit
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that a killed process left.
-
-    Attributes:
-        problem: one line.
-        remedy: what `fix` does, in the imperative.
-        fix: applies the remedy.
-    """
+    """Something that a killed process left."""
 
     problem: str
-    remedy: str
+    remedy: str  # what `fix` does, in the imperative
     fix: Callable[[], object]
 
 
 def doctor(root: Path, fix: bool) -> int:
-    """Print what killed processes left, each with its remedy.
+    """Print what killed processes left, each with its remedy; return the number of problems that remain.
 
-    Args:
-        root: the main checkout.
-        fix: apply the remedies; without it they are only printed.
-
-    Returns:
-        The number of problems that remain.
+    With `fix`, the remedies are applied, each before the next check.
 
     Raises:
         UserError: `root` is not a DVC repository.
@@ -140,13 +125,8 @@ def _locks(root: Path, doomed: set[int]) -> Iterator[Finding]:
 
 
 def _stale_entries(path: Path, remove: bool) -> str:
-    """Describe what dead processes left in a rwlock file, empty if nothing; the caller holds its guard.
-
-    Args:
-        path: JSON, {"write": {path: owner}, "read": {path: [owner, …]}}.
-        remove: remove their entries, or a file that is not readable.
-    """
-    entries: dict[str, Any] = {"write": {}, "read": {}}
+    """Describe (and remove) what dead processes left in a rwlock file; the caller holds the file's guard."""
+    entries: dict[str, Any] = {"write": {}, "read": {}}  # {path: owner} and {path: [owner, …]}
     dead = set()
     try:
         written = path.stat().st_mtime
@@ -190,16 +170,16 @@ def _copies(root: Path, doomed: set[int]) -> Iterator[Finding]:
 
 def _branch(root: Path, doomed: set[int]) -> Iterator[Finding]:
     """Find a HEAD that a killed `dvc exp run` left detached at the commit from which it started."""
-    head, started_from = _git(root, "rev-parse", "HEAD"), _git(root, "rev-parse", "refs/exps/exec/EXEC_HEAD")
-    if not head or head != started_from or _git(root, "symbolic-ref", "-q", "HEAD"):
+    head, started_from = git(root, "rev-parse", "HEAD"), git(root, "rev-parse", "refs/exps/exec/EXEC_HEAD")
+    if not head or head != started_from or git(root, "symbolic-ref", "-q", "HEAD"):
         return
-    branch = _git(root, "rev-parse", "--abbrev-ref", "@{-1}")
-    at_head = branch and _git(root, "rev-parse", f"refs/heads/{branch}") == head
+    branch = git(root, "rev-parse", "--abbrev-ref", "@{-1}")
+    at_head = branch and git(root, "rev-parse", f"refs/heads/{branch}") == head
     if at_head and not _dvc_runs(root, doomed):
         yield Finding(
             f"HEAD is detached from {branch}, as a killed `dvc exp run` leaves it",
             f"switch to {branch}; no file changes, so params.yaml keeps the experiment's values",
-            partial(_git, root, "symbolic-ref", "-m", "ganpipe doctor", "HEAD", f"refs/heads/{branch}"),
+            partial(git, root, "symbolic-ref", "-m", "ganpipe doctor", "HEAD", f"refs/heads/{branch}"),
         )
 
 
@@ -219,9 +199,3 @@ def _in_use(folder: Path, doomed: set[int]) -> bool:
     processes = psutil.process_iter(["pid", "cwd"])
     folders = [process.info["cwd"] for process in processes if process.pid not in doomed]
     return any(path and Path(path).is_relative_to(folder.resolve()) for path in folders)
-
-
-def _git(root: Path, *words: str) -> str:
-    """Return the output of git, empty if it fails."""
-    result = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True)
-    return "" if result.returncode else result.stdout.strip()

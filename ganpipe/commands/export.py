@@ -23,13 +23,10 @@ Generate = Callable[[np.ndarray], np.ndarray]  # float32 N×nz → float32 N×C�
 
 
 def export(source: str | None, form: str, out: Path | None = None, root: Path = Path()) -> None:
-    """Export a generator to a file, check the file on 64 seeds, and print how to load it.
+    """Export the generator that `find_generator` loads, check the file on 64 seeds, and print how to load it.
 
-    Args:
-        source: the generator, as in `find_generator`.
-        form: onnx or pt2, networks for any number of z at a time, or safetensors, the weights alone.
-        out: the file, whose suffix is the form; None: generator.<form>.
-        root: the checkout.
+    The form is onnx or pt2, networks for any number of z at a time, or safetensors, the weights alone. The
+    file `out` has the form as its suffix; its default is generator.<form>.
 
     Raises:
         UserError: the form is unknown, `out` has another suffix, the generator is not found, a package is
@@ -47,10 +44,8 @@ def export(source: str | None, form: str, out: Path | None = None, root: Path = 
     with whole(out) as path:
         difference = {"onnx": _onnx, "pt2": _pt2, "safetensors": _safetensors}[form](generator, path)
         if not difference <= TOLERANCE:
-            raise UserError(
-                f"{out}: not written, because its images differ from the network's by {difference:.2g}, more "
-                f"than {TOLERANCE:g}"
-            )
+            problem = f"its images differ from the network's by {difference:.2g}, more than {TOLERANCE:g}"
+            raise UserError(f"{out}: not written, because {problem}")
     print(
         f"{out}: {out.stat().st_size / 1e6:.1f} MB; largest difference from the network over {SEEDS} seeds: "
         f"{difference:.2g}, in images from -1 to 1\n\n{usage(generator, form, out.name)}"
@@ -61,12 +56,11 @@ def usage(generator: TrainedGenerator, form: str, name: str) -> str:
     """Return how to load the file `name`: lines of Python, and what they take and return."""
     spec = generator.spec
     distribution, module, draw = _z_distribution(spec.params)
-    load = {
-        "onnx": f'images = onnxruntime.InferenceSession("{name}").run(None, {{"z": z}})[0]',
-        "pt2": f'images = torch.export.load("{name}").module()(torch.from_numpy(z)).numpy()',
-        "safetensors": f'weights = safetensors.torch.load_file("{name}")',
+    package, load = {
+        "onnx": ("onnxruntime", f'images = onnxruntime.InferenceSession("{name}").run(None, {{"z": z}})[0]'),
+        "pt2": ("torch", f'images = torch.export.load("{name}").module()(torch.from_numpy(z)).numpy()'),
+        "safetensors": ("safetensors.torch", f'weights = safetensors.torch.load_file("{name}")'),
     }[form]
-    package = {"onnx": "onnxruntime", "pt2": "torch", "safetensors": "safetensors.torch"}[form]
     lines = [f"import {module}, {package}", f'z = {draw}.astype("float32")', load]
     side = f"{spec.channels}×{spec.resolution}×{spec.resolution}"
     notes = [f"z is float32 N×{spec.params.nz}, {distribution}; images are float32 N×{side} from -1 to 1."]

@@ -9,14 +9,13 @@ from itertools import chain
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from ganpipe.commands.trained import find_generator
 from ganpipe.common.errors import UserError
 from ganpipe.common.files import whole
 from ganpipe.common.progress import Progress
-from ganpipe.models.generator import check_request, images_of, png_bytes
-from ganpipe.sample.images import images_of_seeds, write_images
+from ganpipe.models.generator import check_request, png_bytes
+from ganpipe.sample.images import generate_with, images_of_seeds, write_images
 
 MAX_BATCH = 4096
 FILE_SUFFIXES = (".zip", ".npy")
@@ -25,31 +24,19 @@ REFUSED_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".npz", ".tar", ".gz")  # 
 
 @dataclass(frozen=True)
 class GenerateOptions:
-    """Which images to generate, and how.
-
-    Attributes:
-        n: number of images.
-        seed: the first image's seed; image i has seed + i and on a CPU depends on nothing else.
-        z_scale: factor on z.
-        batch: images generated before they are written, which bounds the memory.
-        device: where the network runs.
-    """
+    """Which images to generate, and how."""
 
     n: int = 64
-    seed: int = 0
+    seed: int = 0  # of the first image; image i has seed + i and on a CPU depends on nothing else
     z_scale: float = 1.0
-    batch: int = 64
+    batch: int = 64  # images generated before they are written, which bounds the memory
     device: str = "cpu"
 
 
 def generate(source: str | None, out: Path, options: GenerateOptions, root: Path = Path()) -> None:
-    """Generate images and write them.
+    """Generate images with the generator that `find_generator` loads, and write them.
 
-    Args:
-        source: the generator, as in `find_generator`.
-        out: a .zip of PNG files, an .npy of uint8 n×H×W×C in [0, 255], or else a new folder of PNG files.
-        options: which images.
-        root: the checkout.
+    `out` is a .zip of PNG files, an .npy of uint8 n×H×W×C in [0, 255], or else a new folder of PNG files.
 
     Raises:
         UserError: an option is out of its range, the generator is not found, or `out` exists or is too small.
@@ -64,13 +51,8 @@ def generate(source: str | None, out: Path, options: GenerateOptions, root: Path
     _check_space(out, math.prod(shape))
     seeds = range(options.seed, options.seed + options.n)
     with Progress("generate", options.n) as progress:
-
-        def images_with_progress(z: torch.Tensor) -> np.ndarray:
-            images = images_of(G, z)
-            progress.advance(len(images))
-            return images
-
-        batches = images_of_seeds(images_with_progress, spec.params, seeds, options.z_scale, options.batch)
+        generate = generate_with(G, progress)
+        batches = images_of_seeds(generate, spec.params, seeds, options.z_scale, options.batch)
         if out.suffix.lower() == ".npy":
             write_images(out, shape, batches)
         else:
@@ -83,9 +65,8 @@ def _check_destination(out: Path) -> None:
         if out.is_dir():
             raise UserError(f"--out: {out} is a folder; name a file")
     elif out.suffix.lower() in REFUSED_SUFFIXES:
-        raise UserError(
-            f"--out: {out} is neither a .zip nor an .npy; name one of them, or a folder for PNG files"
-        )
+        remedy = "name one of them, or a folder for PNG files"
+        raise UserError(f"--out: {out} is neither a .zip nor an .npy; {remedy}")
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--out: {out} already exists; name a new folder, or a .zip or .npy file")
 
@@ -95,9 +76,8 @@ def _check_space(out: Path, size: int) -> None:
     folder = next(parent for parent in out.resolve().parents if parent.exists())
     free = shutil.disk_usage(folder).free
     if out.suffix.lower() == ".npy" and size > free:
-        raise UserError(
-            f"--out: {out} needs {size / 1e9:,.1f} GB, but {folder} has {free / 1e9:,.1f} GB free"
-        )
+        needed, available = (f"{number / 1e9:,.1f} GB" for number in (size, free))
+        raise UserError(f"--out: {out} needs {needed}, but {folder} has {available} free")
 
 
 def _write_pngs(out: Path, seeds: range, batches: Iterator[np.ndarray]) -> None:

@@ -5,7 +5,7 @@ from tempfile import TemporaryDirectory
 
 from ganpipe.common.errors import UserError
 from ganpipe.common.stages import stage_folder
-from ganpipe.experiments.revisions import finished, open_repo
+from ganpipe.experiments.revisions import finished, open_repo, read_outputs
 from ganpipe.models.generator import TrainedGenerator, load_generator
 from ganpipe.tracking.model import WEIGHTS
 from ganpipe.tracking.store import address, first_line
@@ -35,8 +35,8 @@ def _load(path: Path) -> TrainedGenerator:
     if path.is_dir() or not path.exists():
         weights = sorted(path.rglob(WEIGHTS))
         if len(weights) != 1:
-            found = f"found {len(weights)} files {WEIGHTS}, expected 1"
-            raise UserError(f"{path}: {found}; name it, or run the train stage")
+            problem = f"found {len(weights)} files {WEIGHTS}, expected 1"
+            raise UserError(f"{path}: {problem}; name it, or run the train stage")
         path = weights[0]
     return load_generator(path)
 
@@ -55,11 +55,10 @@ def _download_artifact(uri: str, root: Path, folder: Path) -> None:
 
 def _copy_experiment(name: str, root: Path, folder: Path) -> None:
     """Copy the weights of a DVC experiment from DVC's cache into a folder."""
-    with revisions.open_repo(root) as repo:
-        experiments = revisions.finished(repo).get(name)
+    with open_repo(root) as repo:
+        experiments = finished(repo).get(name)
     if not experiments:
-        raise UserError(
-            f"{name}: no such file, folder or DVC experiment; `dvc exp list -A` names the experiments"
-        )
-    (weights,) = revisions.read_outputs(root, name, experiments[0].revision, [WEIGHTS])
+        remedy = "`dvc exp list -A` names the experiments"
+        raise UserError(f"{name}: no such file, folder or DVC experiment; {remedy}")
+    (weights,) = read_outputs(root, name, experiments[0].revision, [WEIGHTS])
     (folder / WEIGHTS).write_bytes(weights)

@@ -28,9 +28,5 @@ def build_generator(spec: NetworkSpec) -> nn.Module:
 
 
 def build_discriminator(spec: NetworkSpec) -> nn.Module:
-    """Build a discriminator, float32 N×channels×resolution×resolution in [-1, 1] → logits float32 N.
-
-    Raises:
-        UserError: the architecture cannot be built at the resolution or with model.first_channels.
-    """
+    """Build a discriminator, images as the generator's → logits float32 N; errors are the generator's."""
     return ARCHITECTURES[spec.params.architecture][1](spec)

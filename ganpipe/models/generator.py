@@ -32,14 +32,9 @@ HEADER = "ganpipe"  # key of the safetensors metadata whose value is the specifi
 
 @dataclass(frozen=True)
 class TrainedGenerator:
-    """A generator loaded from a weights file.
+    """A generator loaded from a weights file, in eval mode on the CPU, without gradients."""
 
-    Attributes:
-        network: float32 N×nz → float32 N×C×H×W in [-1, 1]; in eval mode on the CPU, without gradients.
-        spec: the specification that it was built from.
-    """
-
-    network: nn.Module
+    network: nn.Module  # float32 N×nz → float32 N×C×H×W in [-1, 1]
     spec: NetworkSpec
 
 
@@ -78,10 +73,8 @@ def load_generator(path: Path) -> TrainedGenerator:
     try:
         G.load_state_dict(safetensors.torch.load_file(path))
     except (OSError, SafetensorError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            f"{path}: the weights do not fit the header's network ({reason}); train again"
-        ) from None
+        reason = f"the weights do not fit the header's network ({str(error).splitlines()[0]})"
+        raise UserError(f"{path}: {reason}; train again") from None
     return TrainedGenerator(G.eval().requires_grad_(False), spec)
 
 

@@ -11,29 +11,19 @@ from ganpipe.params import BASES, Model, base_and_doublings
 
 @dataclass(frozen=True)
 class NetworkSpec:
-    """Everything that determines the layers of a generator and a discriminator.
-
-    Attributes:
-        params: section `model` of params.yaml.
-        resolution: the images' side in pixels.
-        channels: 1 for grey images, 3 for colour.
-    """
+    """Everything that determines the layers of a generator and a discriminator."""
 
     params: Model
-    resolution: int
-    channels: int
+    resolution: int  # the images' side in pixels
+    channels: int  # 1 for grey images, 3 for colour
 
 
 def pyramid(spec: NetworkSpec, narrowest: int) -> tuple[int, list[int]]:
-    """Compute the smallest side and the widths of a network whose side doubles up to the resolution.
+    """Return the smallest side in pixels and the widths of a network whose side doubles up to the resolution.
 
-    Args:
-        spec: its model.first_channels is the width at the smallest side; null: narrowest·2^(doublings - 1).
-        narrowest: ngf or ndf, the width of the layer next to the images.
-
-    Returns:
-        (base, widths): the smallest side in pixels, and the number of feature maps at it and at each
-        doubling below the resolution, each half of the previous one, rounded down.
+    The widths are the numbers of feature maps at the smallest side and at each doubling below the resolution:
+    model.first_channels, or narrowest·2^(doublings - 1) if that is null, then half of the previous one,
+    rounded down. `narrowest`, ngf or ndf, is then the width of the layer next to the images.
 
     Raises:
         UserError: the architecture cannot reach the resolution, or first_channels halves to less than one.
@@ -81,10 +71,7 @@ def initialize(module: nn.Module) -> None:
 
 
 class SequentialDiscriminator(nn.Module):
-    """A discriminator whose layers follow one another; the last one computes one number per image.
-
-    float32 N×channels×side×side in [-1, 1] → logits float32 N.
-    """
+    """A discriminator whose layers follow one another; the last one computes one number per image."""
 
     def __init__(self, *layers: nn.Module) -> None:
         super().__init__()
@@ -92,6 +79,6 @@ class SequentialDiscriminator(nn.Module):
         self.apply(initialize)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Turn images N×channels×side×side in [-1, 1] into logits N, high for real."""
+        """Turn images float32 N×channels×side×side in [-1, 1] into logits float32 N, high for real."""
         logits: torch.Tensor = self.layers(images).flatten()
         return logits

@@ -5,26 +5,31 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 from ganpipe.common.files import whole
-from ganpipe.models.generator import BATCH, z_of_seeds
+from ganpipe.common.progress import Progress
+from ganpipe.models.generator import BATCH, images_of, z_of_seeds
 from ganpipe.params import Model
 
 Generate = Callable[[torch.Tensor], np.ndarray]  # float32 N×nz → uint8 N×H×W×C in [0, 255]
 
 
+def generate_with(G: nn.Module, progress: Progress) -> Generate:
+    """Return a function that generates images with a network and counts them as progress."""
+
+    def generate(z: torch.Tensor) -> np.ndarray:
+        images = images_of(G, z)
+        progress.advance(len(images))
+        return images
+
+    return generate
+
+
 def images_of_seeds(
     generate: Generate, model: Model, seeds: range, z_scale: float, batch_size: int = BATCH
 ) -> Iterator[np.ndarray]:
-    """Yield the images of consecutive seeds in batches, uint8 N×H×W×C in [0, 255].
-
-    Args:
-        generate: computes images from latent vectors.
-        model: the distribution of z.
-        seeds: one for each image.
-        z_scale: factor on z.
-        batch_size: images per batch; the last batch may have fewer.
-    """
+    """Yield the images of consecutive seeds in batches, uint8 N×H×W×C in [0, 255]."""
     for first in range(seeds.start, seeds.stop, batch_size):
         yield generate(z_of_seeds(model, first, min(batch_size, seeds.stop - first), z_scale))
 

@@ -1,9 +1,9 @@
 """Paths through latent space, and the elements of z that influence images most."""
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
+
+from ganpipe.sample.images import Generate
 
 ELEMENTS = 4  # whose images are generated together; bounds the memory
 
@@ -11,13 +11,7 @@ ELEMENTS = 4  # whose images are generated together; bounds the memory
 def traversal(z: torch.Tensor, element: int, values: torch.Tensor) -> torch.Tensor:
     """Vary one element of z and fix all others (Stiff et al. 2018, analysis of z).
 
-    Args:
-        z: float32 nz.
-        element: index of the element, from 0.
-        values: float32 T, the values of the element.
-
-    Returns:
-        float32 T×nz, row i with values[i].
+    z is float32 nz and the element's values are float32 T; row i of the result, float32 T×nz, has values[i].
     """
     path = z.repeat(len(values), 1)
     path[:, element] = values
@@ -30,17 +24,10 @@ def slerp(a: torch.Tensor, b: torch.Tensor, t: torch.Tensor, limit: float | None
     A straight line would pass nearer to the origin than z in training. It is used only where the great
     circle is not unique: for vectors of almost equal or opposite directions, and for zero.
 
-    Uniform z fill a cube, which the great circle leaves between two corners. Elements beyond `limit` are
+    Uniform z fill a cube, which the great circle leaves between two corners. Elements beyond ±limit are
     clipped, so that training can have drawn every z on the path.
 
-    Args:
-        a: float32 nz, the path at t = 0.
-        b: float32 nz, the path at t = 1.
-        t: float32 T in [0, 1].
-        limit: largest absolute value of an element; None: unlimited.
-
-    Returns:
-        float32 T×nz.
+    a and b are float32 nz, t is float32 T from 0 (at a) to 1 (at b), and the result is float32 T×nz.
     """
     start, end, t = a.double(), b.double(), t.double()[:, None]
     norms = start.norm(), end.norm()
@@ -53,18 +40,11 @@ def slerp(a: torch.Tensor, b: torch.Tensor, t: torch.Tensor, limit: float | None
     return path.clamp(min=-limit, max=limit).float() if limit is not None else path.float()
 
 
-def influence(
-    generate: Callable[[torch.Tensor], np.ndarray], z: torch.Tensor, ends: tuple[float, float]
-) -> np.ndarray:
-    """Measure how much images change when one element of z changes and all others stay fixed.
+def influence(generate: Generate, z: torch.Tensor, ends: tuple[float, float]) -> np.ndarray:
+    """Measure how much images change when one element of z moves between two values, the others fixed.
 
-    Args:
-        generate: float32 N×nz → uint8 N×H×W×C in [0, 255].
-        z: float32 B×nz, the points that fix the other elements.
-        ends: the two values that each element takes in turn.
-
-    Returns:
-        float64 nz, the mean absolute difference over pixels and points, in [0, 255].
+    z is float32 B×nz, the points that fix the other elements. The result is float64 nz, the mean absolute
+    difference over pixels and points, in [0, 255].
     """
     values, changes = torch.tensor(ends), []
     for elements in torch.arange(z.shape[1]).split(ELEMENTS):

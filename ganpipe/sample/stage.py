@@ -14,10 +14,10 @@ from ganpipe.common.files import whole
 from ganpipe.common.progress import Progress
 from ganpipe.common.sheets import cells, columns_for, labelled, sheet
 from ganpipe.common.stages import stage_file
-from ganpipe.models.generator import images_of, load_generator, z_of_seeds
+from ganpipe.models.generator import load_generator, z_of_seeds
 from ganpipe.models.layers import NetworkSpec
 from ganpipe.params import Model, Sample
-from ganpipe.sample.images import Generate, images_of_seeds, write_images
+from ganpipe.sample.images import Generate, generate_with, images_of_seeds, write_images
 from ganpipe.sample.latent import influence, most_influential, slerp, traversal
 
 # traversal.png: images per row, rows if params name no elements, and the z at which influence is measured.
@@ -54,12 +54,7 @@ def sample(params: Sample, root: Path = Path(), device: str = "cpu") -> None:
     shape = (params.count, spec.resolution, spec.resolution, spec.channels)
     seeds = range(params.seed, params.seed + params.count)
     with Progress("sample", _image_count(params, model.nz)) as progress:
-
-        def generate(z: torch.Tensor) -> np.ndarray:
-            images = images_of(G, z)
-            progress.advance(len(images))
-            return images
-
+        generate = generate_with(G, progress)
         samples, *intervals = (
             images_of_seeds(generate, model, seeds, factor) for factor in (params.z_scale, *params.intervals)
         )
@@ -101,16 +96,7 @@ def _distribution(model: Model, factor: float) -> str:
 
 
 def _traversal(generate: Generate, model: Model, z: torch.Tensor, elements: list[int] | None) -> Image.Image:
-    """Draw a row of images for each element, which varies while the rest of z[0] is fixed.
-
-    This is the last figure of Stiff et al. 2018.
-
-    Args:
-        generate: computes images from latent vectors.
-        model: its z_limit is how far an element is varied.
-        z: float32 B×nz, the points around which influence is measured.
-        elements: indices into z; None: the most influential ones.
-    """
+    """Vary elements of z[0], by default the most influential, as in the last figure of Stiff et al. 2018."""
     reach = model.z_limit or NORMAL_REACH
     caption = f"Each row varies one element of z from {-reach:g} to {reach:g}"
     if elements is None:
@@ -124,19 +110,15 @@ def _traversal(generate: Generate, model: Model, z: torch.Tensor, elements: list
 def _interpolation(
     generate: Generate, model: Model, params: Sample, z: torch.Tensor
 ) -> tuple[Image.Image, list[Image.Image]]:
-    """Interpolate from each z to the next and from the last to the first.
-
-    Returns:
-        A picture with a row for each pair, whose last image is the next row's first; the animation's frames.
-    """
+    """Interpolate from each z to the next and from the last to the first; a row each, and the frames."""
     limit = None if model.z_limit is None else params.z_scale * model.z_limit
-    t = torch.arange(FRAMES) / FRAMES
+    t, columns = torch.arange(FRAMES) / FRAMES, FRAMES // EVERY + 1
     frames, paths = [], []
-    columns = FRAMES // EVERY + 1
     for start, end in zip(z, z.roll(-1, 0), strict=True):
         images = generate(slerp(start, end, t, limit))
         paths.append(cells(images[::EVERY], columns))
         frames += [sheet(image[None], 1) for image in cells(images, ANIMATION_COLUMNS, ANIMATION_SIDE)]
+    # Each row ends with the image that the next row begins with.
     rows = [np.concatenate([path, paths[(i + 1) % len(paths)][:1]]) for i, path in enumerate(paths)]
     seeds = [params.seed + i for i in range(len(z))]
     labels = [f"seed {start} to {end}" for start, end in zip(seeds, seeds[1:] + seeds[:1], strict=True)]
@@ -145,11 +127,7 @@ def _interpolation(
 
 
 def _epochs(folder: Path, spec: NetworkSpec) -> Image.Image:
-    """Draw the first images of each of the training's grids as a row; all grids show the same z.
-
-    Raises:
-        UserError: there is no grid, or one is damaged.
-    """
+    """Draw the first images of each of the training's grids as a row; all grids show the same z."""
     epochs, rows = sorted(int(path.stem) for path in folder.glob("*.png")), []
     if not epochs:
         raise UserError(f"{folder}: found no grids from training; run the train stage")
@@ -160,10 +138,8 @@ def _epochs(folder: Path, spec: NetworkSpec) -> Image.Image:
             images = grid.reshape(-1, side, grid.shape[1] // side, side, channels).swapaxes(1, 2)
             rows.append(images.reshape(-1, side, side, channels)[:EPOCH_COLUMNS])
         except (OSError, ValueError) as error:
-            raise UserError(
-                f"{folder}/{epoch}.png: not a readable grid of {side} px images ({error}); run the train "
-                f"stage again"
-            ) from None
+            problem = f"not a readable grid of {side} px images ({error}); run the train stage again"
+            raise UserError(f"{folder}/{epoch}.png: {problem}") from None
     columns = len(rows[0])
     images, labels = cells(np.concatenate(rows), columns), [f"epoch {epoch}" for epoch in epochs]
     return labelled(images, columns, labels, "Each column shows the same z, each row one epoch of training")

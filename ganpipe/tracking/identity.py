@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import re
-import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from ganpipe import params
 from ganpipe.common import dataset
 from ganpipe.common.code import code_digest, import_closure
 from ganpipe.common.errors import UserError
+from ganpipe.common.git import git
 from ganpipe.common.stages import stage_folder
 from ganpipe.experiments.recipes import apply_settings, recipe_settings
 from ganpipe.experiments.revisions import flat_params
@@ -21,6 +21,7 @@ from ganpipe.params import Params
 
 Stage = Literal["train", "sample", "evaluate"]
 Folders = Mapping[Stage, Path]  # stage → the folder that holds its files
+Values = dict[str, dict[str, Any]]  # section → name → value
 
 TRACKED: tuple[Stage, ...] = ("train", "sample", "evaluate")  # the stages whose results MLflow shows
 COMMIT, DIRTY, BASELINE = "ganpipe.git_commit", "ganpipe.git_dirty", "dvc.exp_baseline_rev"
@@ -30,21 +31,13 @@ MAX_DIFFERENT = 8  # values in which a run may differ from a recipe and still be
 
 @dataclass(frozen=True)
 class Experiment:
-    """What distinguishes an experiment from others, and where it comes from.
+    """What distinguishes an experiment from others, and where it comes from."""
 
-    Attributes:
-        values: section → name → value of params.yaml, with train.batch_size set for the resolution.
-        data_digest: digest of the packed data set.
-        code_digest: digest of all files that train, sample and evaluate import.
-        tags: MLflow tags: the commit, DVC's experiment, the recipe, the grid and the digests.
-        name: the run's name; None: an existing run keeps its name.
-    """
-
-    values: dict[str, dict[str, Any]]
-    data_digest: str
-    code_digest: str
-    tags: dict[str, str]
-    name: str | None
+    values: Values  # of params.yaml, with train.batch_size set for the resolution
+    data_digest: str  # of the packed data set
+    code_digest: str  # of all files that train, sample and evaluate import
+    tags: dict[str, str]  # for MLflow: the commit, DVC's experiment, the recipe, the grid and the digests
+    name: str | None  # the run's name; None: an existing run keeps its name
 
     @property
     def key(self) -> str:
@@ -52,17 +45,12 @@ class Experiment:
         content = json.dumps([self.values, self.data_digest, self.code_digest], sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
-    @property
-    def flat_values(self) -> dict[str, Any]:
-        """The values by dotted name, such as "train.glr"."""
-        return {f"{section}.{k}": v for section, values in self.values.items() for k, v in values.items()}
-
     def check(self, model: Mapping[str, Any]) -> None:
         """Raise a UserError if the model of a model.json was trained with other params or on other data."""
         trained = {f"model.{name}": model[name] for name in self.values["model"]}
         trained |= {f"train.{name}": value for name, value in model["train"].items()}
         trained |= {"train.batch_size": model["batch_size"], "the data's digest": model["data_digest"]}
-        current = self.flat_values | {"the data's digest": self.data_digest}
+        current = flat(self.values) | {"the data's digest": self.data_digest}
         for name, value in trained.items():
             if current.get(name) != value:
                 raise UserError(
@@ -79,18 +67,14 @@ def identify(
 ) -> Experiment:
     """Read from a checkout which experiment it holds.
 
-    Args:
-        root: the checkout.
-        name: the run's name; None: the name of the DVC experiment that is running, if any.
-        data_digest: the digest of the data; None: that of stages/preprocess.
-        origin: tags of git and DVC; None: read from the checkout and DVC's environment variables.
+    The digest defaults to that of stages/preprocess. Without an origin (tags of git and DVC), git and DVC's
+    environment variables give it, and the name defaults to that of the running DVC experiment.
 
     Raises:
         UserError: params.yaml is not valid, or the packed data set is not complete.
     """
     loaded = params.load(root / params.PARAMS_FILE)
-    values = loaded.experiment
-    values["train"]["batch_size"] = loaded.train.batch_size_for(loaded.preprocess.resolution)
+    values = experiment_values(loaded)
     modules = {path for stage in TRACKED for path in import_closure(f"ganpipe.{stage}.stage", root)}
     code = code_digest(modules, root)
     data = data_digest or dataset.load(stage_folder(root, "preprocess")).digest
@@ -102,33 +86,36 @@ def identify(
     return Experiment(values, data, code, {key: value for key, value in tags.items() if value}, name)
 
 
-def read_model(folder: Path) -> dict[str, Any]:
-    """Return the content of model.json in a folder with the train stage's files."""
-    model: dict[str, Any] = json.loads((folder / "model.json").read_text(encoding="utf-8"))
-    return model
+def experiment_values(loaded: Params) -> Values:
+    """Return the sections of params.yaml that make an experiment, with train.batch_size set."""
+    values = loaded.experiment
+    values["train"]["batch_size"] = loaded.train.batch_size_for(loaded.preprocess.resolution)
+    return values
+
+
+def flat(values: Values) -> dict[str, Any]:
+    """Return the values by dotted name, such as "train.glr"."""
+    return {f"{section}.{name}": v for section, part in values.items() for name, v in part.items()}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the content of a stage's JSON file."""
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content
 
 
 def git_tags(root: Path) -> dict[str, str]:
     """Return tags of the commit and of changes to code, params or pipeline since; none outside git."""
-
-    def git(*words: str) -> str:
-        command = ["git", "-C", str(root), *words]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.strip()
-
-    try:  # without dvc.lock, which every `dvc repro` changes
-        changed = git("status", "--porcelain", "--", "params.yaml", "dvc.yaml", "ganpipe")
-        return {COMMIT: git("rev-parse", "HEAD"), DIRTY: "true" if changed else "false"}
-    except (OSError, subprocess.SubprocessError):
+    commit = git(root, "rev-parse", "HEAD")
+    # Without dvc.lock, which every `dvc repro` changes.
+    changed = git(root, "status", "--porcelain", "--", "params.yaml", "dvc.yaml", "ganpipe")
+    if commit is None or changed is None:
         return {}
+    return {COMMIT: commit, DIRTY: "true" if changed else "false"}
 
 
 def recipe_and_grid_tags(values: Params, name: str | None) -> dict[str, str]:
-    """Return tags for the recipe that the params are close to, and for the grid that a name belongs to.
-
-    Args:
-        values: the run's params, with all recipes and grids.
-        name: the run's name, <grid>-<settings>-s<seed> for a run of a grid.
-    """
+    """Return tags for the nearest recipe, and for the grid of a name <grid>-<settings>-s<seed>."""
     tags = {}
     if nearest := nearest_recipe(values):
         recipe, differing = nearest

@@ -1,11 +1,8 @@
 """The MLflow mirror of stages/: one idempotent update completes an experiment's run from its files.
 
-MLflow is never the truth. Live logging, a cached stage, a resumed run and a server that was away all end in
-the same run, because every update reads what the run holds and sends only what is missing. mlflow, pandas
-and dvc are imported inside functions, because mlflow alone takes seconds.
+MLflow is never the truth. Every update reads what the run holds and sends only what is missing.
 """
 
-import json
 import os
 import select
 import socket
@@ -23,18 +20,18 @@ from ganpipe.common import processes
 from ganpipe.common.errors import Interrupted, UserError
 from ganpipe.common.files import main_checkout
 from ganpipe.common.stages import stage_folder
-from ganpipe.tracking.identity import TRACKED, Experiment, Folders, Stage, identify, read_model
+from ganpipe.tracking.identity import TRACKED, Experiment, Folders, Stage, identify, read_json
 from ganpipe.tracking.model import WEIGHTS, send_generator
 from ganpipe.tracking.run import ATTEMPT, TABLES, Status, TrackedRun, attempt_start
 from ganpipe.tracking.store import address, connect, database, first_line, update_lock
 
-# The files that are read from each stage's folder, and those of them that are sent unchanged.
-MIRRORED: dict[Stage, tuple[str, ...]] = {
-    "train": ("model.json", *TABLES, "events.csv", "grids"),
+# The files of each stage that are sent unchanged, and further ones of train that are read.
+ARTIFACTS: dict[Stage, tuple[str, ...]] = {
+    "train": ("events.csv",),
     "sample": ("grid.png",),
     "evaluate": ("metrics.json", "real_fake.png"),
 }
-ARTIFACTS = ("events.csv", "grid.png", "metrics.json", "real_fake.png")
+TRAIN_FILES = ("model.json", *TABLES, "grids")
 ENDING = ("ended", "interventions")  # keys of model.json that are written when the training ends
 FINAL_UPDATE = 60.0  # seconds that the end of a stage waits for the last update
 MAX_FINAL_FAILURE = 3.0  # seconds: a server that took longer to fail is not tried again at the end
@@ -52,12 +49,8 @@ def update(
 ) -> TrackedRun:
     """Bring an experiment's run up to date with its stages' files; a second call changes nothing.
 
-    Args:
-        home: the main checkout.
-        experiment: identifies the run.
-        folders: the stages whose files belong to the experiment; without train, no files are sent.
-        status: as in TrackedRun.set_status.
-        attempt: as in TrackedRun.set_status.
+    The folders are those of the stages that belong to the experiment: none, or train and stages after it.
+    Status and attempt are as in TrackedRun.set_status.
 
     Raises:
         UserError: the trained model belongs to other params, or MLflow's experiment was deleted.
@@ -65,7 +58,7 @@ def update(
         MlflowException: MLflow cannot be reached or refuses.
     """
     train = folders.get("train")
-    model = read_model(train) if train else {}
+    model = read_json(train / "model.json") if train else {}
     if model:
         experiment.check(model)
     with update_lock(home):  # two updates of the same run at a time would send the same points
@@ -76,16 +69,13 @@ def update(
                 run.send_table(train / table, metrics)
             run.set_tags({f"ganpipe.{name}": str(model[name]) for name in ENDING if name in model})
             run.send_grids(train / "grids", model["train_images"])
-        if "evaluate" in folders:
-            scores = json.loads((folders["evaluate"] / "metrics.json").read_text(encoding="utf-8"))
+            scores = read_json(folders["evaluate"] / "metrics.json") if "evaluate" in folders else {}
             numbers = {f"eval/{k}": v for k, v in scores.items() if type(v) in (int, float)}
             run.send_numbers(numbers, model["nimg"])
-        for stage, folder in folders.items():
-            for file in MIRRORED[stage]:
-                if file in ARTIFACTS:
+            for stage, folder in folders.items():
+                for file in ARTIFACTS[stage]:
                     run.send_file(folder / file)
-        if train:
-            run.send_page(home, folders, model)
+            run.send_page(home, train, model, scores)
             if status == "FINISHED" and (train / WEIGHTS).exists():
                 send_generator(run, train)
         run.set_status(status, attempt)
@@ -96,17 +86,12 @@ def update(
 def recording(
     root: Path, stage: Stage, train_folder: Path | None = None, interval: float = 5.0
 ) -> Iterator[None]:
-    """Mirror a stage while it runs (train: every few seconds) and once more after it ends or fails.
+    """Mirror a stage while it runs (train: every `interval` seconds) and once more after it ends or fails.
 
     Never raises into the stage and never delays its loop. The updates run in another process: a thread would
     hold Python's lock for 100 ms and more while it imports mlflow and collects garbage. That process survives
     a `kill -9` of the stage and then sets the run to KILLED. A line on stderr says if the last update failed.
-
-    Args:
-        root: the checkout.
-        stage: the stage that runs inside.
-        train_folder: holds train's files until train succeeds.
-        interval: seconds between updates.
+    The train folder holds train's files until train succeeds.
     """
     start = psutil.Process().create_time()
     attempt = f"{start:.2f} {socket.gethostname()} {os.getpid()}"
@@ -145,11 +130,7 @@ def status_after(ended_by: BaseException | None) -> Status:
 
 
 def _follow(root: Path, stage: Stage, interval: float, attempt: str, train_folder: Path | None) -> str:
-    """Update the run until stdin tells how the stage ended, then once more; the process behind `recording`.
-
-    Returns:
-        Why the last update failed; empty if it did not.
-    """
+    """Update the run until stdin tells how the stage ended, then once more; return why that failed, or ""."""
     os.nice(5)  # the stage has priority
     status: Status = "RUNNING"
     experiment: Experiment | None = None
@@ -192,8 +173,7 @@ def _folders_so_far(root: Path, stage: Stage, status: Status, train_folder: Path
 def left_running(root: Path) -> list[tuple[str, str]]:
     """Return id and name of the runs that are RUNNING although their stage's process on this machine is gone.
 
-    Raises:
-        UserError: MLflow does not answer.
+    Raises a UserError if MLflow does not answer.
     """
     home = main_checkout(root)
     if (file := database(home)) and not file.exists():
@@ -223,7 +203,7 @@ def end_killed(root: Path, run_id: str) -> None:
 
 if __name__ == "__main__":
     root, stage, interval, attempt, train_folder = sys.argv[1:]
+    growing = Path(train_folder) if train_folder else None
     with redirect_stdout(sys.stderr):
-        growing = Path(train_folder) if train_folder else None
         problem = _follow(Path(root), cast(Stage, stage), float(interval), attempt, growing)
     print(problem)

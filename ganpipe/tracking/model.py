@@ -46,6 +46,7 @@ def write_model(folder: Path, path: Path, model_id: str | None = None) -> None:
     from mlflow.models import Model, ModelSignature
     from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 
+    types = {"n": "long", "seed": "long", "z_scale": "double"}
     # Recording hides MLflow's advice to add type hints, from which it would infer another signature.
     with TemporaryDirectory(prefix="ganpipe-") as temporary, warnings.catch_warnings(record=True):
         from ganpipe.tracking.served import ARTIFACT, DEFAULTS
@@ -53,7 +54,6 @@ def write_model(folder: Path, path: Path, model_id: str | None = None) -> None:
         for file in (*import_closure("ganpipe.tracking.served", ROOT), "ganpipe/params.py"):
             (Path(temporary) / file).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / file, Path(temporary) / file)
-        types = {"n": "long", "seed": "long", "z_scale": "double"}
         pyfunc.save_model(
             path,
             mlflow_model=Model(model_id=model_id),

@@ -1,42 +1,32 @@
 """The description on a run's page in MLflow: scores, data, recipe, the command that repeats it, its grid."""
 
-import json
 import math
 import shlex
-import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ganpipe import params
 from ganpipe.common.errors import UserError
+from ganpipe.common.git import git
 from ganpipe.evaluate.card import brief
 from ganpipe.experiments.recipes import hydra_overrides
 from ganpipe.models.papers import architecture_paper, recipe_paper
-from ganpipe.tracking.identity import COMMIT, DIRTY, GRID, RECIPE, Folders, read_model, value_text
+from ganpipe.tracking.identity import COMMIT, DIRTY, GRID, RECIPE, Values, experiment_values, flat, value_text
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-
-Values = Mapping[str, Mapping[str, Any]]  # section → name → value of a run's params
 
 NOTE = "mlflow.note.content"
 OTHERS = "\n\n**Grid**: "  # begins the last part of the note, which link_grid writes
 
 
-def note(home: Path, values: Values, tags: Mapping[str, str], folders: Folders) -> str:
-    """Write a run's description in markdown from its stages' files.
-
-    Args:
-        home: the checkout, whose git knows the run's commit.
-        values: the run's params.
-        tags: the run's tags.
-        folders: the stages' files, train's among them.
-    """
-    model = read_model(folders["train"])
+def note(
+    home: Path, values: Values, tags: Mapping[str, str], model: Mapping[str, Any], metrics: Mapping[str, Any]
+) -> str:
+    """Write a run's description in markdown from its model.json and, unless empty, its metrics.json."""
     parts = []
-    if "evaluate" in folders:
-        metrics = json.loads((folders["evaluate"] / "metrics.json").read_text(encoding="utf-8"))
+    if metrics:
         protocol = f" Protocol: {metrics['protocol']}." if "protocol" in metrics else ""
         parts += [_table(metrics), f"The floor is the score of as many real images.{protocol}"]
         if "memorisation" in metrics:
@@ -77,34 +67,20 @@ def _recipe(values: Values, tags: Mapping[str, str]) -> str:
 def repeat_commands(home: Path, values: Values, commit: str | None, clean: bool) -> str:
     """Return the commands that repeat a run from its commit; empty if git does not have the commit.
 
-    Args:
-        home: the checkout.
-        values: the run's params.
-        commit: the commit that the run was made on.
-        clean: whether the run used exactly the commit's code, whatever the checkout holds now.
+    A clean run used exactly the commit's code, whatever the checkout holds now.
     """
-    if commit is None:
-        return ""
-    git = ["git", "-C", str(home)]
-    show = subprocess.run([*git, "show", f"{commit}:{params.PARAMS_FILE}"], capture_output=True, text=True)
-    if show.returncode:
+    committed = commit and git(home, "show", f"{commit}:{params.PARAMS_FILE}")
+    if not commit or not committed:
         return ""
     from ruamel.yaml import YAML
 
     try:
-        committed = params.parse(YAML(typ="safe", pure=True).load(show.stdout), commit[:7])
+        before = flat(experiment_values(params.parse(YAML(typ="safe", pure=True).load(committed), commit)))
     except UserError:  # the params of another version of ganpipe
         return ""
-    before = committed.experiment
-    before["train"]["batch_size"] = committed.train.batch_size_for(committed.preprocess.resolution)
-    settings = [
-        f"{section}.{name}={value_text(value)}"
-        for section, part in values.items()
-        for name, value in part.items()
-        if before[section].get(name) != value
-    ]
-    compare = [*git, "diff", "--quiet", commit, "--", "ganpipe", "dvc.yaml"]
-    edited = not clean and subprocess.run(compare).returncode == 1
+    changed = {name: value for name, value in flat(values).items() if before.get(name) != value}
+    settings = [f"{name}={value_text(value)}" for name, value in changed.items()]
+    edited = not clean and git(home, "diff", "--name-only", commit, "--", "ganpipe", "dvc.yaml")
     remark = ["# apply the uncommitted changes to the code, which `git diff` shows"] if edited else []
     overrides = [f"-S {shlex.quote(override)}" for override in hydra_overrides(settings)]
     return "\n".join([f"git checkout {commit[:12]}", *remark, " ".join(["dvc exp run", *overrides])])
@@ -125,10 +101,9 @@ def link_grid(client: "MlflowClient", experiment_id: str, grid: str) -> None:
 
 
 def summary(folder: Path) -> dict[str, float]:
-    """Summarise a training as metrics final/… and best/…; those that are not finite are left out.
+    """Summarise a training from the tables in its folder as metrics final/… and best/…, all of them finite.
 
-    They are the mean losses over the last twentieth of the steps, the time and rate, and the last and lowest
-    light KID, from the tables in the train stage's folder.
+    They are the mean losses over the last twentieth of the steps, the time and rate, and the light KID.
     """
     import pandas as pd
 

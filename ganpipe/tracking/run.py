@@ -4,7 +4,7 @@ import io
 import json
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from ganpipe.common import files
 from ganpipe.common.stages import STEP_NUMBERS
 from ganpipe.tracking import page
-from ganpipe.tracking.identity import COMMIT, DIRTY, GRID, Experiment, Folders, value_text
+from ganpipe.tracking.identity import COMMIT, DIRTY, GRID, Experiment, flat, value_text
 
 if TYPE_CHECKING:
     import pandas as pd
     from mlflow import MlflowClient
-    from mlflow.entities import Metric, Run
+    from mlflow.entities import Run
 
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 
@@ -36,13 +36,7 @@ MAX_METRICS, MAX_PARAMS, MAX_PARAM_LENGTH = 1000, 100, 6000  # MLflow's limits f
 
 
 class TrackedRun:
-    """An MLflow run as it was when it was opened; each method sends what the run did not hold then.
-
-    Attributes:
-        client: a client of MLflow's store.
-        info, data: the run's, as MLflow returned them.
-        id: the run's id.
-    """
+    """An MLflow run as it was when it was opened; each method sends what the run did not hold then."""
 
     def __init__(self, client: "MlflowClient", run: "Run", experiment: Experiment) -> None:
         self.client, self.info, self.data, self.id = client, run.info, run.data, run.info.run_id
@@ -64,14 +58,14 @@ class TrackedRun:
         key, name = experiment.key, experiment.name
         query = f"tags.`{KEY}` = '{key}'"
         runs = client.search_runs([experiment_id], query, order_by=["start_time ASC"], max_results=1)
-        if runs:
-            run = runs[0]
-        else:
+        if not runs:
             tags = {KEY: key} | ({ATTEMPT: attempt} if attempt else {})
             run = client.create_run(experiment_id, tags=tags, run_name=name or f"repro-{key[:6]}")
-        if name and name != run.info.run_name:
-            client.update_run(run.info.run_id, name=name)
-            run = client.get_run(run.info.run_id)
+        elif name and name != runs[0].info.run_name:
+            client.update_run(runs[0].info.run_id, name=name)
+            run = client.get_run(runs[0].info.run_id)
+        else:
+            run = runs[0]
         return cls(client, run, experiment)
 
     def __str__(self) -> str:
@@ -84,7 +78,7 @@ class TrackedRun:
         from mlflow.entities import Param
         from ruamel.yaml import YAML
 
-        texts = {name: value_text(value) for name, value in self._experiment.flat_values.items()}
+        texts = {name: value_text(value) for name, value in flat(self._experiment.values).items()}
         new = [Param(k, v[:MAX_PARAM_LENGTH]) for k, v in texts.items() if k not in self.data.params]
         for start in range(0, len(new), MAX_PARAMS):
             self.client.log_batch(self.id, params=new[start : start + MAX_PARAMS])
@@ -104,20 +98,15 @@ class TrackedRun:
             self.client.log_batch(self.id, tags=new)
 
     def send_table(self, path: Path, metrics: Mapping[str, str]) -> None:
-        """Send the new rows of a CSV file, which may be growing, in order and at step nimg.
+        """Send the new rows of a growing CSV file, each at the step of its column nimg.
 
-        Rows after a rescue go to metrics of their own, such as "train/d_loss attempt 1": the abandoned curve
-        stays visible, and no metric has two values at a step.
-
-        Args:
-            path: the file, with a column nimg.
-            metrics: column → metric.
+        The metrics are by column. Rows after a rescue go to metrics of their own, such as "train/d_loss
+        attempt 1": the abandoned curve stays visible, and no metric has two values at a step.
         """
         import pandas as pd
 
-        text = path.read_bytes()
-        complete_lines = text[: text.rfind(b"\n") + 1]  # the last line may be half written
-        if not complete_lines:
+        complete_lines, newline, _ = path.read_bytes().rpartition(b"\n")  # the last may be half written
+        if not newline:
             return
         table = pd.read_csv(io.BytesIO(complete_lines))
         table["attempt"] = table.get("attempt", 0)
@@ -126,32 +115,31 @@ class TrackedRun:
             self._send_rows(rows, {column: metric + suffix for column, metric in metrics.items()})
 
     def _send_rows(self, rows: "pd.DataFrame", metrics: Mapping[str, str]) -> None:
-        from mlflow.entities import Metric
-
         last_steps = {metric: self._last_steps.get(metric, -1) for metric in metrics.values()}
         rows = rows.loc[rows["nimg"] > min(last_steps.values()), ["nimg", *metrics]]
-        now, batch_size = now_ms(), MAX_METRICS // len(metrics)
+        batch_size = MAX_METRICS // len(metrics)
         for start in range(0, len(rows), batch_size):  # whole rows: an interrupted update leaves no gap
-            points = [
-                Metric(metric, float(value), now, int(nimg))
+            self._send_points(
+                (metric, value, nimg)
                 for nimg, *values in rows[start : start + batch_size].itertuples(index=False)
                 for (metric, last_step), value in zip(last_steps.items(), values, strict=True)
                 if nimg > last_step
-            ]
-            self._send_points(points)
+            )
 
     def send_numbers(self, numbers: Mapping[str, float], nimg: int) -> None:
         """Send those numbers of the finished training that are new or have changed, at step nimg."""
-        from mlflow.entities import Metric
-
         sent = {name: (self.data.metrics.get(name), self._last_steps.get(name)) for name in numbers}
         new = {name: value for name, value in numbers.items() if sent[name] != (value, nimg)}
-        self._send_points([Metric(name, float(value), now_ms(), nimg) for name, value in new.items()])
+        self._send_points((name, value, nimg) for name, value in new.items())
 
-    def _send_points(self, points: "list[Metric]") -> None:
-        if points:
-            self.client.log_batch(self.id, metrics=points)
-            self._sent_points += len(points)
+    def _send_points(self, points: Iterable[tuple[str, float, int]]) -> None:
+        from mlflow.entities import Metric
+
+        now = now_ms()
+        metrics = [Metric(name, float(value), now, int(step)) for name, value, step in points]
+        if metrics:
+            self.client.log_batch(self.id, metrics=metrics)
+            self._sent_points += len(metrics)
 
     def send_grids(self, folder: Path, train_images: int) -> None:
         """Send a folder's grids <epoch>.png at step epoch · training images, whatever the batch size."""
@@ -193,12 +181,12 @@ class TrackedRun:
             with suppress(Exception):  # the exception depends on the store
                 store.delete_artifacts(path)
 
-    def send_page(self, home: Path, folders: Folders, model: dict[str, Any]) -> None:
+    def send_page(self, home: Path, train: Path, model: dict[str, Any], scores: dict[str, Any]) -> None:
         """Send the description on the run's page, its data set and, once training has ended, a summary."""
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
         values, tags = self._experiment.values, self._tags
-        note = page.note(home, values, tags, folders)
+        note = page.note(home, values, tags, model, scores)
         previous, separator, others = self.data.tags.get(page.NOTE, "").partition(page.OTHERS)
         if note != previous:
             self.client.set_tag(self.id, page.NOTE, note + separator + others)
@@ -211,27 +199,22 @@ class TrackedRun:
             context = [InputTag("mlflow.data.context", "training")]
             self.client.log_inputs(self.id, datasets=[DatasetInput(data, context)])
         if "ended" in model:
-            self.send_numbers(page.summary(folders["train"]), model["nimg"])
+            self.send_numbers(page.summary(train), model["nimg"])
 
     def set_status(self, status: Status | None, attempt: str = "") -> None:
         """Set the run's status, unless the attempt is older than the newest that the run knows.
 
-        Args:
-            status: None: FINISHED for a running run, and no change for one that has ended.
-            attempt: the process that reports the status; empty: set it in any case.
+        A status of None is FINISHED for a running run, and no change for one that has ended.
         """
         newest = self.data.tags.get(ATTEMPT, "")
-        if attempt and newest and attempt_start(attempt) < attempt_start(newest):
-            return
-        if attempt and attempt != newest:
-            self.client.set_tag(self.id, ATTEMPT, attempt)
+        if attempt:
+            if newest and attempt_start(attempt) < attempt_start(newest):
+                return
+            self.set_tags({ATTEMPT: attempt})
         status = status or ("FINISHED" if self.info.status == "RUNNING" else self.info.status)
-        if status == self.info.status:
-            return
-        if status == "RUNNING":
-            self.client.update_run(self.id, status=status)
-        else:
-            self.client.set_terminated(self.id, status)
+        if status != self.info.status:
+            change = self.client.update_run if status == "RUNNING" else self.client.set_terminated
+            change(self.id, status)
 
 
 def picture_pattern(key: str, step: str) -> re.Pattern[str]:

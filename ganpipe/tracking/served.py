@@ -30,8 +30,7 @@ class Generator(PythonModel):
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # MLflow reads types
         """Return a dict of seed and png for each image; a parameter that is null has its default.
 
-        Raises:
-            MlflowException: a parameter is out of range; the server answers with status 400 and this message.
+        A parameter out of its range raises an MlflowException: the server answers status 400 with its text.
         """
         from ganpipe.common.errors import UserError
         from ganpipe.models.generator import check_request, images_of, png_bytes, z_of_seeds
@@ -43,7 +42,7 @@ class Generator(PythonModel):
         except UserError as error:
             raise MlflowException(str(error), INVALID_PARAMETER_VALUE) from None
         images = images_of(self.generator.network, z_of_seeds(self.generator.spec.params, seed, n, z_scale))
-        pngs = [base64.b64encode(png_bytes(image)).decode() for image in images]
+        pngs = (base64.b64encode(png_bytes(image)).decode() for image in images)
         return [{"seed": seed + i, "png": png} for i, png in enumerate(pngs)]
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 SQLITE = "sqlite:///"
-SETTINGS = {
+SETTINGS = {  # silence MLflow, turn off its telemetry, and let it fail fast
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
@@ -26,23 +26,15 @@ SETTINGS = {
 }
 
 
-def configure() -> None:
-    """Silence MLflow, turn off its telemetry, and let it fail fast; to be called before it is imported.
+def address(home: Path) -> str:
+    """Return MLFLOW_TRACKING_URI, by default the SQLite database mlflow.db; paths are relative to `home`.
 
-    Environment variables that are set already win.
+    To be called before MLflow is imported: it applies SETTINGS, unless the environment has other values.
     """
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
     for logger in ("alembic", "urllib3.connectionpool"):
         logging.getLogger(logger).setLevel(logging.ERROR)
-
-
-def address(home: Path) -> str:
-    """Return MLFLOW_TRACKING_URI or, if it is not set, the SQLite database mlflow.db of the main checkout.
-
-    A relative path of a database is taken from the checkout.
-    """
-    configure()
     uri = os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}mlflow.db"
     scheme, separator, path = uri.partition(SQLITE)
     return f"{scheme}{separator}{home.resolve() / path}" if separator else uri

@@ -8,26 +8,25 @@ from typing import Any
 from ganpipe.common.errors import UserError
 from ganpipe.common.stages import STAGES, stage_file
 from ganpipe.experiments.revisions import UNREADABLE, Experiment, finished, open_repo, unpack
-from ganpipe.tracking.identity import BASELINE, COMMIT, DIRTY, TRACKED, identify, read_model
-from ganpipe.tracking.mirror import MIRRORED, stage_folders, update
+from ganpipe.tracking.identity import BASELINE, COMMIT, DIRTY, TRACKED, identify, read_json
+from ganpipe.tracking.mirror import ARTIFACTS, TRAIN_FILES, stage_folders, update
 from ganpipe.tracking.model import WEIGHTS
 from ganpipe.tracking.run import Status
-from ganpipe.tracking.store import address, configure, first_line
+from ganpipe.tracking.store import address, first_line
 
 
 def sync(root: Path) -> list[str]:
     """Complete the runs of the workspace and of every finished DVC experiment; a second call changes nothing.
 
-    Returns:
-        A line for the workspace and one for each experiment: what was sent, or why it was skipped.
+    Return a line for each of them: what was sent, or why it was skipped.
 
     Raises:
         UserError: there is no DVC repository, DVC is busy, or MLflow cannot be brought up to date.
     """
-    configure()
+    home, names = root.resolve(), dict[str, str]()
+    server = address(home)
     from mlflow.exceptions import MlflowException
 
-    home, names = root.resolve(), dict[str, str]()
     try:
         with open_repo(home) as repo:
             lines = [_sync_workspace(home, repo)]
@@ -35,8 +34,7 @@ def sync(root: Path) -> list[str]:
                 for experiment in experiments:
                     lines.append(f"{name}: {_sync_experiment(home, name, experiment, names)}")
     except MlflowException as error:
-        problem = f"MLflow at {address(home)} cannot be brought up to date"
-        raise UserError(f"{problem}: {first_line(error)}") from None
+        raise UserError(f"MLflow at {server} cannot be brought up to date: {first_line(error)}") from None
     return lines
 
 
@@ -70,11 +68,11 @@ def _sync_experiment(home: Path, name: str, experiment: Experiment, names: dict[
             if last is None:
                 return "skipped: no trained model belongs to its params and code"
             folders = stage_folders(copy, last)
-            for file in (file for stage in folders for file in MIRRORED[stage]):
-                _copy_output(system, name, stage_file(Path(), file), copy)
+            for file in (*TRAIN_FILES, *(file for stage in folders for file in ARTIFACTS[stage])):
+                _copy_output(system, name, file, copy)
             with suppress(UserError):  # a run without its model is better than none
-                _copy_output(system, name, stage_file(Path(), WEIGHTS), copy)
-            identity = identify(copy, name, read_model(folders["train"])["data_digest"], origin)
+                _copy_output(system, name, WEIGHTS, copy)
+            identity = identify(copy, name, read_json(stage_file(copy, "model.json"))["data_digest"], origin)
             twin = names.setdefault(identity.key, name)
             if twin != name:
                 return f"same params, data and code as {twin}, whose run it shares"
@@ -82,15 +80,16 @@ def _sync_experiment(home: Path, name: str, experiment: Experiment, names: dict[
     except UserError as error:
         return f"skipped: {first_line(error)}"
     except UNREADABLE as error:
-        reason = f"{type(error).__name__}: {first_line(error)}"
-        return f"skipped: not readable by this version of ganpipe: {reason}"
+        reason = "not readable by this version of ganpipe"
+        return f"skipped: {reason}: {type(error).__name__}: {first_line(error)}"
 
 
-def _copy_output(system: Any, name: str, path: Path, copy: Path) -> None:
+def _copy_output(system: Any, name: str, output: str, copy: Path) -> None:
     """Copy an experiment's file or folder from DVC's cache to the same path below another folder."""
-    (copy / path).parent.mkdir(parents=True, exist_ok=True)
+    path, target = stage_file(Path(), output), stage_file(copy, output)
+    target.parent.mkdir(parents=True, exist_ok=True)
     try:
-        system.get(str(path), str(copy / path), recursive=True)
+        system.get(str(path), str(target), recursive=True)
     except (OSError, KeyError):
         remedy = f"`dvc exp apply {name}` and `dvc repro` make it"
         raise UserError(f"{path} is not in the cache; {remedy}") from None

@@ -25,9 +25,7 @@ MAX_START = 180.0  # seconds that a server may take to answer
 def ui(root: Path = Path(), port: int | None = None) -> None:
     """Sync MLflow, start its server on the loopback interface, print the view's address, wait for Ctrl-C.
 
-    Args:
-        root: the checkout.
-        port: None: 5000, or a free port if 5000 is taken.
+    The default port is 5000, or a free one if 5000 is taken.
 
     Raises:
         UserError: there is no run yet, the port is taken, or the server does not start.

@@ -31,11 +31,7 @@ OTHER_SECTIONS = ("eval", "train", "perf", "samples", "final", "best")
 
 
 def write_view(client: "MlflowClient", experiment_id: str) -> str:
-    """Write the view of an experiment's runs, and give each run without a colour one.
-
-    Returns:
-        The view's address after that of the server.
-    """
+    """Write the view of an experiment's runs, colour those without a colour, and return the view's path."""
     runs = client.search_runs([experiment_id], order_by=["start_time DESC"], max_results=1000)
     _colour(client, runs)
     first_runs = runs[:MAX_RUNS]
@@ -110,11 +106,9 @@ def _state(runs: Sequence["Run"], step: int) -> dict[str, Any]:
 
 def _chart(kind: str, section: int, metrics: Sequence[str] = (), **settings: Any) -> dict[str, Any]:
     """Return a chart of the first of some metrics, in a section of SECTIONS."""
-    chart: dict[str, Any] = {"uuid": f"{kind}{section}{'-'.join(metrics)}", "type": kind}
-    chart |= {"metricSectionId": f"s{section}", "runsCountToCompare": MAX_RUNS}
-    if metrics:
-        chart["metricKey"] = metrics[0]
-    return chart | settings
+    uuid = f"{kind}{section}{'-'.join(metrics)}"
+    chart = {"uuid": uuid, "type": kind, "metricSectionId": f"s{section}", "runsCountToCompare": MAX_RUNS}
+    return chart | ({"metricKey": metrics[0]} if metrics else {}) | settings
 
 
 def _line(section: int, metrics: Sequence[str]) -> dict[str, Any]:

@@ -142,7 +142,7 @@ def test_z_stays_in_its_interval_and_intervals_json_describes_it(
         vectors.append(z)
         return images_of(G, z)
 
-    monkeypatch.setattr("ganpipe.sample.stage.images_of", recording)
+    monkeypatch.setattr("ganpipe.sample.images.images_of", recording)
     sample(updated(small_params, sample__intervals=[0.4, 1.0]).sample, tmp_path)
     intervals = json.loads((tmp_path / "stages/sample/intervals.json").read_text())
     assert [interval["z"] for interval in intervals] == descriptions

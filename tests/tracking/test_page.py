@@ -1,18 +1,18 @@
 """The description on a run's page, compared with checkouts in git and the recipes of params.yaml."""
 
-import json
 import re
 import shlex
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import ROOT, updated
 
 from ganpipe.experiments import recipes
 from ganpipe.params import Params
-from ganpipe.tracking.identity import Stage, nearest_recipe, recipe_and_grid_tags
+from ganpipe.tracking.identity import nearest_recipe, recipe_and_grid_tags
 from ganpipe.tracking.page import note, repeat_commands
 
 
@@ -75,13 +75,8 @@ def test_a_run_is_called_after_its_recipe(default_params: Params) -> None:
 
 def test_the_note_has_scores_beside_their_floors(tmp_path: Path, default_params: Params) -> None:
     """A failure means that a page shows scores without their floors, which give them a meaning."""
-    folders: dict[Stage, Path] = {"train": tmp_path / "train", "evaluate": tmp_path / "evaluate"}
-    for folder in folders.values():
-        folder.mkdir()
-    model = {"train_images": 4451, "batch_size": 64, "data_digest": "d" * 64}
-    (folders["train"] / "model.json").write_text(
-        json.dumps(model | {"ended": "complete", "interventions": 2})
-    )
+    model: dict[str, Any] = {"train_images": 4451, "batch_size": 64, "data_digest": "d" * 64}
+    model |= {"ended": "complete", "interventions": 2}
     metrics: dict[str, float | str | None] = {
         "kid_lite0": 0.16234,
         "kid_lite0_sd": 0.01,
@@ -90,8 +85,7 @@ def test_the_note_has_scores_beside_their_floors(tmp_path: Path, default_params:
     }
     metrics |= {"recall": 0.7, "recall_sd": None, "recall_floor": None}
     metrics |= {"memorisation": "none found", "protocol": "lite0; n=500"}
-    (folders["evaluate"] / "metrics.json").write_text(json.dumps(metrics))
-    text = note(tmp_path, default_params.experiment, {}, folders)
+    text = note(tmp_path, default_params.experiment, {}, model, metrics)
     assert "| kid_lite0 | **0.162** | 0.01 | -0.0012 |\n| recall | **0.7** | – | – |" in text.replace(
         "&emsp;", ""
     )
