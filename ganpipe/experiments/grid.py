@@ -55,7 +55,7 @@ def grid(
         counts += [f"{count} {state} before" for state, count in states.items()]
         print(f"{name}: {', '.join(counts)}")
         if run:
-            _run(repo, root, set(plan), states["finished"], jobs)
+            _run_queue(repo, root, set(plan), states["finished"], jobs)
         elif len(plan) > states["finished"]:
             print(f"Run them with `ganpipe grid {name} --run` or `dvc queue start`")
     print(f"Compare them with `ganpipe compare --grid {name}`")
@@ -131,7 +131,7 @@ def _matches(root: Path, experiment: revisions.Experiment, wanted: tuple[dict[st
     return same and (last == "evaluate" or experiment.state != "finished")
 
 
-def _run(repo: Any, root: Path, names: set[str], done: int, jobs: int) -> None:
+def _run_queue(repo: Any, root: Path, names: set[str], done: int, jobs: int) -> None:
     """Run the queue until none of the named experiments waits or runs, with a bar and a line for each result.
 
     After Ctrl-C running experiments keep a checkpoint, and the others stay in the queue.
@@ -144,7 +144,7 @@ def _run(repo: Any, root: Path, names: set[str], done: int, jobs: int) -> None:
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("grid", total=total, completed=done, note="")
         try:
-            for active in _watch(queue, waiting, root, jobs):
+            for active in _poll_queue(queue, waiting, root, jobs):
                 for entry, result in queue.iter_done():
                     if name := waiting.pop(entry.stash_rev, None):
                         done += 1
@@ -166,7 +166,7 @@ def _run(repo: Any, root: Path, names: set[str], done: int, jobs: int) -> None:
         raise UserError("\n".join(lines))
 
 
-def _watch(queue: Any, waiting: dict[str, str], root: Path, jobs: int) -> Iterator[list[Any]]:
+def _poll_queue(queue: Any, waiting: dict[str, str], root: Path, jobs: int) -> Iterator[list[Any]]:
     """Yield the running entries of the queue every POLL seconds while `waiting` is not empty.
 
     Start workers at first, and again when one has died; give up if they end without running an experiment.

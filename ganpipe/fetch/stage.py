@@ -110,7 +110,7 @@ def _pack(pictures: NamedFiles, target: Path) -> pd.DataFrame:
             digest, size = hashlib.sha256(), 0
             with opener() as stream:
                 block = stream.read(BLOCK)
-                if len(block) < BLOCK:  # the whole file: a second look would unpack it a second time
+                if len(block) < BLOCK:  # the whole file: seeking back would unpack it again
                     header = _header(io.BytesIO(block))
                 else:
                     stream.seek(0)
@@ -151,6 +151,6 @@ def _source_paths(params: Fetch, source: Source, root: Path, offline: bool) -> t
         remedy = "check fetch.url, or download it by hand and set fetch.source=archive, fetch.path=<its path>"
     else:
         names = " and ".join(remote.name for remote in remotes)
-        path = names if len(remotes) == 1 else "a folder with both, unpacked"
-        remedy = f"download {names} by hand from {source.page} and set fetch.path=<path of {path}>"
+        unpack = "" if len(remotes) == 1 else ", unpack them into one folder"
+        remedy = f"download {names} by hand from {source.page}{unpack} and set fetch.path to its path"
     return tuple(cached(source.name, remotes, remedy, offline))

@@ -55,7 +55,7 @@ def crop_for(width: int, height: int, params: Preprocess, points: Points | None 
     if params.crop == "landmarks":
         if points is None:
             raise Rejected("no landmarks")
-        return _around(points, width, height, params.margin)
+        return _around_landmarks(points, width, height, params.margin)
     side = max(width, height) if params.crop == "pad" else params.crop_size or min(width, height)
     if params.crop_size and side > min(width, height):
         raise Rejected(f"smaller than preprocess.crop_size ({side} px) in a side")
@@ -85,7 +85,7 @@ def smart(image: Image.Image, width: int, height: int) -> Crop:
     return Crop((left, top, left + side, top + side))
 
 
-def _around(points: Points, width: int, height: int, margin: float) -> Crop:
+def _around_landmarks(points: Points, width: int, height: int, margin: float) -> Crop:
     """Lay a square around landmarks, concentric with them, whose top is parallel to the first two.
 
     Its side is 1 + 2·margin times the longer side of the upright rectangle that just holds the points.

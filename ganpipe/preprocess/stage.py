@@ -46,7 +46,7 @@ def preprocess(
         root: the checkout.
         workers: processes that decode; None: one for each core that this process may use.
         max_disk: GB that images.npy may take; None: the free space there.
-        max_memory: GB that it may take when all of it is in memory; None: the machine's memory.
+        max_memory: GB of memory that images.npy may take when loaded whole; None: the machine's.
 
     Raises:
         UserError: nothing was fetched, or the images would take too much; or, after everything is written,
@@ -103,8 +103,8 @@ def _check_room(
     memory = psutil.virtual_memory().total / 1e9 if max_memory is None else max_memory
     images = f"{shape[0]:,} images of {'×'.join(map(str, shape[1:]))}"
     print(
-        f"preprocess: {images} take up to {need:,.3g} GB on disk (of {disk:,.3g}), and as much memory "
-        f"(of {memory:,.3g}) in training, where the file is memory-mapped",
+        f"preprocess: {images} take up to {need:,.3g} GB on disk ({disk:,.3g} free); training is "
+        f"fastest with as much memory ({memory:,.3g} GB installed)",
         file=sys.stderr,
     )
     for room, kind, flag in ((disk, "disk", "GANPIPE_MAX_DISK"), (memory, "memory", "GANPIPE_MAX_MEMORY")):
@@ -120,7 +120,7 @@ def _pack(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Write the images; return the index (with sha256 and hash), and name and reason of the rejected files.
 
-    The workers write each image into the row of its file; here the rows of rejected files are removed.
+    The workers write each image into the row of its file; this function removes the rows of rejected files.
     """
     start = _write_header(path, shape)
     function = partial(pack, archive=fetched.archive, params=params, path=path, start=start)
@@ -169,7 +169,7 @@ def _keep(path: Path, rows: np.ndarray) -> None:
 def _write_header(path: Path, shape: tuple[int, ...]) -> int:
     """Make a file an npy file of uint8 and a shape, without changing its pixels; return where they begin.
 
-    NumPy pads the header for any number of rows, so that its length stays the same.
+    NumPy pads the header, so its length does not depend on the number of rows and the pixels stay in place.
     """
     with open(path, "rb+" if path.exists() else "wb") as file:
         np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
