@@ -447,7 +447,7 @@ def test_a_machine_without_network_is_told_what_to_do(
         stage(tmp_path, source)
     line = str(caught.value)
     assert "\n" not in line and remotes[0].addresses[0] in line and "refused" in line
-    assert f"by hand from {declared.page}" in line and "fetch.path=<path of" in line
+    assert f"by hand from {declared.page}" in line and "set fetch.path to its path" in line
     assert all(remote.name in line for remote in remotes)
 
 
