@@ -30,9 +30,8 @@ from ganpipe.params import Params
 from ganpipe.train import checkpoint
 from ganpipe.train.options import TrainOptions
 from ganpipe.train.plan import plan_training
-from ganpipe.train.players import Players
+from ganpipe.train.players import Players, state_of
 from ganpipe.train.stage import train
-from ganpipe.train.state import state_of
 
 EXACT = [name for name in OUTPUTS["train"] if name != "perf.csv"]  # that one holds times
 

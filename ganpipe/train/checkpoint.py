@@ -18,8 +18,7 @@ import torch
 
 from ganpipe.common import files
 from ganpipe.train.environment import differences
-from ganpipe.train.players import Players
-from ganpipe.train.state import State, on_cpu, restore_state, state_of
+from ganpipe.train.players import Players, State, on_cpu, restore_state, state_of
 
 KEEP = 2
 DIGEST = 32  # bytes of a sha256

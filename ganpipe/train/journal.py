@@ -3,9 +3,9 @@
 import json
 import math
 import time
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, ExitStack
-from typing import Any, Self
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,14 +20,13 @@ from ganpipe.train import alarms, checkpoint, rescue
 from ganpipe.train.environment import describe, hardware_of
 from ganpipe.train.options import TrainOptions
 from ganpipe.train.plan import Plan
-from ganpipe.train.players import Players
+from ganpipe.train.players import Players, state_of
 from ganpipe.train.probe import Probe
 from ganpipe.train.rescue import DIVERGED, Course, Event, Trouble
-from ganpipe.train.state import state_of
 from ganpipe.train.table import Table
 
 
-class Journal(AbstractContextManager["Journal"]):
+class Journal:
     """The folder of a training.
 
     The constructor loads the last checkpoint into the players; the training resumes after its step, `start`.
@@ -51,24 +50,21 @@ class Journal(AbstractContextManager["Journal"]):
             self.probe = Probe(plan.model, plan.data.images, plan.rows, plan.train.seed, options.device)
         self.unread: list[tuple[int, torch.Tensor]] = []  # steps whose numbers are still on the device
 
-    def __enter__(self) -> Self:
+    @contextmanager
+    def open(self) -> Iterator[None]:
+        """Open the tables, cut back to the step where the training resumes, and show the progress."""
         folder, start, B = self.plan.folder, self.start, self.plan.batch_size
-        with ExitStack() as stack:
-            history = Table(folder / "history.csv", HISTORY_COLUMNS, start, recent=alarms.WINDOW)
-            self.history = stack.enter_context(history)
-            self.evals = stack.enter_context(Table(folder / "evals.csv", EVALS_COLUMNS, start, recent=None))
-            self.perf = stack.enter_context(Table(folder / "perf.csv", PERF_COLUMNS, start))
-            progress = Progress("train", self.course.steps * B, done=start * B)
-            self.progress = stack.enter_context(progress)
-            self.stack = stack.pop_all()
-        self.logged = self.saved = time.monotonic()
-        # As if this process had also made the steps before.
-        self.began = self.saved - (self.perf.recent[-1][2] if self.perf.recent else 0.0)
-        self.saved_step = start
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self.stack.__exit__(*error)
+        with (
+            Table(folder / "history.csv", HISTORY_COLUMNS, start, recent=alarms.WINDOW) as self.history,
+            Table(folder / "evals.csv", EVALS_COLUMNS, start, recent=None) as self.evals,
+            Table(folder / "perf.csv", PERF_COLUMNS, start) as self.perf,
+            Progress("train", self.course.steps * B, done=start * B) as self.progress,
+        ):
+            self.saved_step, self.saved = start, time.monotonic()
+            self.logged = self.saved
+            # As if this process had also made the steps before.
+            self.began = self.saved - (self.perf.recent[-1][2] if self.perf.recent else 0.0)
+            yield
 
     def step(self, step: int, numbers: Sequence[torch.Tensor], stopping: bool) -> None:
         """Record a step if due: its numbers first, then snapshot and checkpoint, once all values are finite.

@@ -13,10 +13,9 @@ from ganpipe.train.ema import update_ema
 from ganpipe.train.journal import Journal
 from ganpipe.train.options import TrainOptions
 from ganpipe.train.plan import Draws, Plan
-from ganpipe.train.players import build_players
+from ganpipe.train.players import build_players, share_state
 from ganpipe.train.rescue import Course, Trouble
 from ganpipe.train.resume import stop_signals
-from ganpipe.train.state import share_state
 from ganpipe.train.step import StepSettings, generate, update_d, update_g
 
 
@@ -49,7 +48,7 @@ def run_attempt(plan: Plan, course: Course, options: TrainOptions, ranks: Ranks)
         example = feed(*draws.extra(0)), draws.z(0).to(device)
         replay = record_step(players, settings, example, params.precision)
 
-    with journal or nullcontext(), stop_signals() as signals:
+    with journal.open() if journal else nullcontext(), stop_signals() as signals:
         for step in range(start + 1, course.steps + 1):
             # Update D, then G through the updated D, on the same generated images.
             real, z = next(batches), draws.z(step).to(device)

@@ -10,7 +10,6 @@ import torch
 
 from ganpipe.common import dataset
 from ganpipe.common.code import code_digest, import_closure
-from ganpipe.common.dataset import Dataset
 from ganpipe.common.seeds import derived_seed, generator
 from ganpipe.common.stages import stage_folder
 from ganpipe.models.generator import draw_z
@@ -34,7 +33,7 @@ class Plan:
 
     model: Model
     train: Train
-    data: Dataset
+    data: dataset.Dataset
     rows: np.ndarray
     batch_size: int
     steps: int

@@ -1,4 +1,4 @@
-"""The two players, G and D, with their optimizers and the copies of G that images are sampled from."""
+"""The two players, G and D, with their optimizers and copies of G, and their state as named tensors."""
 
 import copy
 from dataclasses import dataclass
@@ -14,6 +14,8 @@ from ganpipe.train.devices.compute import prepare_network
 from ganpipe.train.devices.ranks import Ranks
 from ganpipe.train.options import TrainOptions
 from ganpipe.train.plan import Plan
+
+State = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -66,3 +68,57 @@ def build_players(plan: Plan, attempt: int, options: TrainOptions, ranks: Ranks)
     G_optimizer = Adam(G.parameters(), params.glr * 0.5**attempt, **adam)
     D_optimizer = Adam(D.parameters(), params.dlr * 0.5**attempt, **adam)
     return Players(G, D, G_optimizer, D_optimizer, G_ema, G_best)
+
+
+def state_of(players: Players) -> State:
+    """Name every tensor of the networks and optimizers: "G/layers.0.weight", "G_optimizer/0/exp_avg".
+
+    An Adam has no state before its first step; the zeros that it would start from are listed instead, so that
+    a freshly built training has the same names as a running one.
+    """
+    state = {
+        f"{name}/{key}": tensor
+        for name, network in players.networks.items()
+        for key, tensor in network.state_dict().items()
+    }
+    for name, optimizer in players.optimizers.items():
+        for i, parameter in enumerate(optimizer.param_groups[0]["params"]):
+            values = optimizer.state.get(parameter) or {
+                "step": torch.zeros((), device=parameter.device),
+                "exp_avg": torch.zeros_like(parameter),
+                "exp_avg_sq": torch.zeros_like(parameter),
+            }
+            state |= {f"{name}/{i}/{key}": tensor for key, tensor in values.items()}
+    return state
+
+
+def restore_state(state: State, players: Players) -> None:
+    """Load tensors named by `state_of`, in place; the optimizers keep their learning rates.
+
+    The optimizers may keep tensors of `state` as their own.
+    """
+    for name, network in players.networks.items():
+        network.load_state_dict(_below(state, name))
+    for name, optimizer in players.optimizers.items():
+        groups = optimizer.state_dict()["param_groups"]
+        moments = {i: _below(state, f"{name}/{i}") for i in groups[0]["params"]}
+        optimizer.load_state_dict({"state": moments, "param_groups": groups})
+
+
+def share_state(ranks: Ranks, step: int, players: Players) -> int:
+    """Give all ranks the first rank's step and state; return that step. At step 0 all states are equal."""
+    if ranks.count > 1:
+        state = on_cpu(state_of(players)) if step else {}
+        step, state = ranks.broadcast((step, state))
+        if step:
+            restore_state(state, players)
+    return step
+
+
+def on_cpu(state: State) -> State:
+    """Return the tensors on the CPU, without gradient, with the same strides."""
+    return {name: tensor.detach().cpu() for name, tensor in state.items()}
+
+
+def _below(state: State, name: str) -> State:
+    return {key.removeprefix(f"{name}/"): t for key, t in state.items() if key.startswith(f"{name}/")}

@@ -22,11 +22,11 @@ from filelock import FileLock, Timeout
 import ganpipe
 from ganpipe.common import files, processes
 from ganpipe.common.errors import UserError
+from ganpipe.train.devices.launch import STOP_SIGNALS
 
 POLL = 0.5  # seconds between checks that dvc is still there
 ECHO = 1.0  # seconds within which a second signal counts as the first: dvc's group receives some twice
 PATIENCE = 60.0  # seconds to wait for a process whose dvc is gone to write its checkpoint
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,7 @@ from torch import nn
 from ganpipe.common import files
 from ganpipe.train import checkpoint
 from ganpipe.train.environment import describe
-from ganpipe.train.players import Players
-from ganpipe.train.state import restore_state, state_of
+from ganpipe.train.players import Players, restore_state, state_of
 
 
 def trained(steps: int) -> Players:

@@ -1,7 +1,4 @@
-"""Real images for the networks: gathered from the packed array, then made float and mirrored on the device.
-
-All three ways to gather them give the same numbers.
-"""
+"""Real images for the networks: gathered from the packed array, made float and mirrored on the device."""
 
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -17,6 +14,7 @@ from ganpipe.models.pixels import to_float
 # Rows of the packed array, int64 B, and which of their images are mirrored, bool B on the CPU; None: none.
 Draw = tuple[np.ndarray, torch.Tensor | None]
 # host: gathered on request. ahead: gathered by a thread while the device works. device: all images are there.
+# The numbers are the same.
 Way = Literal["host", "ahead", "device"]
 AHEAD = 4  # batches that the thread gathers in advance
 CHUNK = 2**26  # bytes copied to the device at once, so that the host never holds all images
@@ -47,13 +45,13 @@ class Feed:
         if self.way != "ahead":
             yield from (self(*draw) for draw in draws)
             return
-        source = iter(draws)
         with ThreadPoolExecutor(1, "feed") as thread:
-            queue = deque((thread.submit(self._gather, rows), m) for rows, m in islice(source, AHEAD))
+            submitted = ((thread.submit(self._gather, rows), mirrored) for rows, mirrored in draws)
+            queue = deque(islice(submitted, AHEAD))
             while queue:
                 gathered, mirrored = queue.popleft()
                 batch = gathered.result()
-                queue.extend((thread.submit(self._gather, rows), m) for rows, m in islice(source, 1))
+                queue.extend(islice(submitted, 1))
                 yield self._finish(batch, mirrored)
 
     def _gather(self, rows: np.ndarray) -> torch.Tensor:

@@ -10,8 +10,7 @@ from contextlib import contextmanager
 import torch
 
 from ganpipe.train.devices.ranks import Ranks
-from ganpipe.train.players import Players
-from ganpipe.train.state import state_of
+from ganpipe.train.players import Players, state_of
 from ganpipe.train.step import StepSettings, generate, update_d, update_g
 
 # Takes a batch and its latent vectors, and returns the numbers of `update_d` and of `update_g`.

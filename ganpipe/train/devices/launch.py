@@ -13,7 +13,7 @@ from ganpipe.common.errors import UserError
 
 GRACE = 30.0  # seconds that the other ranks get to end after one has failed
 PARENT = "GANPIPE_LAUNCHER"  # set where stdin is a pipe from the launcher
-FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 def is_rank() -> bool:
@@ -50,8 +50,8 @@ def launch(count: int, arguments: list[str]) -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    environment = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), PARENT: "1"}
-    environment["WORLD_SIZE"] = str(count)
+    environment = os.environ | {"WORLD_SIZE": str(count), PARENT: "1"}
+    environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     # As torchrun does: if every rank used all cores, they would slow each other down.
     environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
     ranks: list[subprocess.Popen[bytes]] = []
@@ -60,7 +60,7 @@ def launch(count: int, arguments: list[str]) -> int:
         for rank in ranks:
             rank.send_signal(signum)
 
-    handlers = {signum: signal.signal(signum, forward) for signum in FORWARDED}
+    handlers = {signum: signal.signal(signum, forward) for signum in STOP_SIGNALS}
     try:
         for i in range(count):
             own = environment | {"RANK": str(i), "LOCAL_RANK": str(i)}

@@ -15,8 +15,7 @@ from ganpipe.models.layers import NetworkSpec
 from ganpipe.params import Params
 from ganpipe.train.devices import graph
 from ganpipe.train.devices.ranks import Ranks
-from ganpipe.train.players import Players
-from ganpipe.train.state import state_of
+from ganpipe.train.players import Players, state_of
 from ganpipe.train.step import StepSettings, generate, update_d, update_g
 
 SETTINGS = StepSettings(0.9, 0.0, batch_size=8)
