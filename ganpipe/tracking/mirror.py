@@ -173,7 +173,7 @@ def _folders_so_far(root: Path, stage: Stage, status: Status, train_folder: Path
 def left_running(root: Path) -> list[tuple[str, str]]:
     """Return id and name of the runs that are RUNNING although their stage's process on this machine is gone.
 
-    Raises a UserError if MLflow does not answer.
+    Raise a UserError if MLflow does not answer.
     """
     home = main_checkout(root)
     if (file := database(home)) and not file.exists():

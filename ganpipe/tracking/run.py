@@ -15,7 +15,6 @@ from ganpipe.tracking import page
 from ganpipe.tracking.identity import COMMIT, DIRTY, GRID, Experiment, flat, value_text
 
 if TYPE_CHECKING:
-    import pandas as pd
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
@@ -51,9 +50,7 @@ class TrackedRun:
         self._sent_points = self._sent_pictures = 0
 
     @classmethod
-    def open(
-        cls, client: "MlflowClient", experiment_id: str, experiment: Experiment, attempt: str = ""
-    ) -> Self:
+    def open(cls, client: "MlflowClient", experiment_id: str, experiment: Experiment, attempt: str) -> Self:
         """Return an experiment's run, renamed if necessary; create it with the attempt if there is none."""
         key, name = experiment.key, experiment.name
         query = f"tags.`{KEY}` = '{key}'"
@@ -111,20 +108,17 @@ class TrackedRun:
         table = pd.read_csv(io.BytesIO(complete_lines))
         table["attempt"] = table.get("attempt", 0)
         for attempt, rows in table.groupby("attempt"):
-            suffix = f" attempt {attempt!r}" if attempt else ""
-            self._send_rows(rows, {column: metric + suffix for column, metric in metrics.items()})
-
-    def _send_rows(self, rows: "pd.DataFrame", metrics: Mapping[str, str]) -> None:
-        last_steps = {metric: self._last_steps.get(metric, -1) for metric in metrics.values()}
-        rows = rows.loc[rows["nimg"] > min(last_steps.values()), ["nimg", *metrics]]
-        batch_size = MAX_METRICS // len(metrics)
-        for start in range(0, len(rows), batch_size):  # whole rows: an interrupted update leaves no gap
-            self._send_points(
-                (metric, value, nimg)
-                for nimg, *values in rows[start : start + batch_size].itertuples(index=False)
-                for (metric, last_step), value in zip(last_steps.items(), values, strict=True)
-                if nimg > last_step
-            )
+            names = [f"{metric} attempt {attempt!r}" if attempt else metric for metric in metrics.values()]
+            last_steps = [self._last_steps.get(name, -1) for name in names]
+            new = rows.loc[rows["nimg"] > min(last_steps), ["nimg", *metrics]]
+            batch_size = MAX_METRICS // len(metrics)
+            for start in range(0, len(new), batch_size):  # whole rows: an interrupted update leaves no gap
+                self._send_points(
+                    (name, value, nimg)
+                    for nimg, *values in new[start : start + batch_size].itertuples(index=False)
+                    for name, last_step, value in zip(names, last_steps, values, strict=True)
+                    if nimg > last_step
+                )
 
     def send_numbers(self, numbers: Mapping[str, float], nimg: int) -> None:
         """Send those numbers of the finished training that are new or have changed, at step nimg."""
@@ -135,7 +129,7 @@ class TrackedRun:
     def _send_points(self, points: Iterable[tuple[str, float, int]]) -> None:
         from mlflow.entities import Metric
 
-        now = now_ms()
+        now = time.time_ns() // 1_000_000  # MLflow counts milliseconds
         metrics = [Metric(name, float(value), now, int(step)) for name, value, step in points]
         if metrics:
             self.client.log_batch(self.id, metrics=metrics)
@@ -226,8 +220,3 @@ def picture_pattern(key: str, step: str) -> re.Pattern[str]:
 def attempt_start(attempt: str) -> float:
     """Return when the process of an attempt started, in seconds since 1970."""
     return float(attempt.split(" ")[0])
-
-
-def now_ms() -> int:
-    """Return the time in milliseconds since 1970, as MLflow counts it."""
-    return time.time_ns() // 1_000_000

@@ -1,7 +1,6 @@
-"""The Python file that MLflow runs to load a generator, which is saved as code and weights without pickle.
+"""The Python file that MLflow runs to load a generator; the files of ganpipe that it imports are saved too.
 
-The files of ganpipe that it imports are saved with it. Slow imports are inside functions, because this file
-also runs when a model is written.
+Slow imports are inside functions, because this file also runs when a model is written.
 """
 
 import base64

@@ -1,18 +1,18 @@
-"""The prepared view of MLflow's page of runs, written as an experiment tag that MLflow's UI reads.
+"""The prepared view of MLflow's page of runs, an experiment tag in a format that is internal to MLflow 3.17.
 
-The format is internal to MLflow (3.17). Values that the tag leaves out have MLflow's defaults; a version that
-cannot read the tag shows its own page.
+Values that the tag leaves out have MLflow's defaults; a version that cannot read it shows its own page.
 """
 
 import base64
 import json
 import re
+import time
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ganpipe.tracking.run import FIXED_Z, now_ms, picture_pattern
+from ganpipe.tracking.run import FIXED_Z, picture_pattern
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -37,7 +37,7 @@ def write_view(client: "MlflowClient", experiment_id: str) -> str:
     first_runs = runs[:MAX_RUNS]
     state = json.dumps(_state(first_runs, _last_step(client, first_runs)), separators=(",", ":"))
     packed = base64.b64encode(zlib.compress(state.encode(), 9)).decode()
-    now = now_ms()
+    now = time.time_ns() // 1_000_000
     view = {"name": "ganpipe", "createdAt": now, "updatedAt": now, "state": f"deflate;{packed}"}
     if len(text := json.dumps(view)) <= MAX_TAG:
         client.set_experiment_tag(experiment_id, TAG, text)
