@@ -8,7 +8,6 @@ class TrainOptions:
     """The flags of `ganpipe train`; they are not params, because a change of them must not train again.
 
     Attributes:
-        device: a torch device such as "cpu" or "cuda".
         fresh: delete an interrupted run of the same training and start anew.
         save_memory: recompute activations in the backward pass instead of storing them.
         graph: record a step as a CUDA graph and replay it.

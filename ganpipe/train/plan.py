@@ -100,11 +100,7 @@ def _eval_steps(every_kimg: float | None, steps: int, batch_size: int) -> frozen
 
 @dataclass(frozen=True)
 class Draws:
-    """The random draws of each step, which depend on (seed, purpose, step) alone.
-
-    Attempt 0 is the plain training; each later attempt draws other numbers. All ranks draw the whole batch
-    and return their `part` of it.
-    """
+    """The random draws of each step; all ranks draw the whole batch and return their `part` of it."""
 
     plan: Plan
     attempt: int
@@ -112,7 +108,7 @@ class Draws:
 
     @property
     def seed(self) -> int:
-        """The seed of the attempt's random numbers; train.seed for the plain training."""
+        """The seed of the attempt's random numbers; train.seed for the plain training, attempt 0."""
         seed = self.plan.train.seed
         return derived_seed(seed, "attempt", self.attempt) if self.attempt else seed
 

@@ -73,8 +73,7 @@ def build_players(plan: Plan, attempt: int, options: TrainOptions, ranks: Ranks)
 def state_of(players: Players) -> State:
     """Name every tensor of the networks and optimizers: "G/layers.0.weight", "G_optimizer/0/exp_avg".
 
-    An Adam has no state before its first step; the zeros that it would start from are listed instead, so that
-    a freshly built training has the same names as a running one.
+    An Adam has no state before its first step; the zeros that it would start from are listed instead.
     """
     state = {
         f"{name}/{key}": tensor
@@ -93,10 +92,7 @@ def state_of(players: Players) -> State:
 
 
 def restore_state(state: State, players: Players) -> None:
-    """Load tensors named by `state_of`, in place; the optimizers keep their learning rates.
-
-    The optimizers may keep tensors of `state` as their own.
-    """
+    """Load tensors named by `state_of`; optimizers keep their learning rates, and may keep the tensors."""
     for name, network in players.networks.items():
         network.load_state_dict(_below(state, name))
     for name, optimizer in players.optimizers.items():

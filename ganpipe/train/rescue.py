@@ -1,8 +1,4 @@
-"""Rescues: what went wrong in a training, what was done about it, and how the training continues.
-
-A rescue or roll-back starts a new attempt, with half the learning rates and other random numbers. Its folder
-of checkpoints is its own, so that it never resumes from those of an abandoned attempt.
-"""
+"""Rescues: what went wrong in a training, what was done about it, and how the training continues."""
 
 import csv
 import shutil
@@ -18,7 +14,8 @@ Action = Literal["warn", "stop", "rescue", "rollback"]
 TABLE = "events.csv"
 ATTEMPTS = 3  # rescues and roll-backs of one training before it stops
 DIVERGED = "diverged"
-RETURNS = ("rescue", "rollback")  # actions that start a new attempt
+# Actions that start a new attempt, with half the learning rates and other random numbers.
+RETURNS = ("rescue", "rollback")
 
 
 @dataclass(frozen=True)
@@ -50,11 +47,7 @@ class Event:
 
 @dataclass(eq=False)
 class Trouble(Exception):
-    """The training cannot continue as it is; fields as in Event.
-
-    Attributes:
-        healthy: the last step whose state is sound.
-    """
+    """The training cannot continue as it is; `healthy` is the last step whose state is sound."""
 
     step: int
     what: str
@@ -116,12 +109,12 @@ def write_events(folder: Path, events: Iterable[Event]) -> None:
 
 
 def attempt_folder(folder: Path, attempt: int) -> Path:
-    """Return the folder of an attempt's checkpoints."""
+    """Return the folder of an attempt's checkpoints, from which no other attempt resumes."""
     return folder / "attempts" / str(attempt)
 
 
 def healthy_folder(folder: Path, attempt: int) -> Path:
-    """Return the folder of the attempt's checkpoints that a later attempt may start from."""
+    """Return the folder of the attempt's checkpoints that the next attempt may start from."""
     return attempt_folder(folder, attempt) / "healthy"
 
 

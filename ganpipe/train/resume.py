@@ -49,10 +49,7 @@ class Holder:
 
 
 def folder_for(root: Path, identity: dict[str, Any]) -> Path:
-    """Return the folder of a training, in the main checkout even if DVC runs a temporary copy `root` of it.
-
-    The values of `identity` decide the result: params, digests of data and code.
-    """
+    """Return the folder of the training with these params and digests, in the main checkout of `root`."""
     key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
     return files.main_checkout(root) / ".ganpipe" / "unfinished" / key
 

@@ -34,10 +34,7 @@ def replace_modules(network: nn.Module, replacement: Callable[[nn.Module], nn.Mo
 
 
 class Bfloat16(nn.Module):
-    """A network whose convolutions and dense layers compute in bfloat16, as torch.autocast chooses them.
-
-    Input, output, weights, gradients and batch norm statistics stay float32.
-    """
+    """A network that computes in bfloat16 where torch.autocast does; its input and weights stay float32."""
 
     def __init__(self, network: nn.Module, device_type: str) -> None:
         super().__init__()
