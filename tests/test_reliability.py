@@ -70,19 +70,16 @@ def test_random_kills_change_no_byte(
         train__snapshot_epochs=[1, 3, 9, 27, 81, 243],
     )
     undisturbed, root, fork = checkout("undisturbed"), checkout("killed"), multiprocessing.get_context("fork")
-    train(
-        plan_training(params.model, params.train, undisturbed),
-        undisturbed,
-        TrainOptions(checkpoint_seconds=1e9),
-    )
+    plan = plan_training(params.model, params.train, undisturbed)
+    train(plan, undisturbed, TrainOptions(checkpoint_seconds=1e9))
     whole = result(undisturbed)
     plan = plan_training(params.model, params.train, root)
-    life_of = partial(train, plan, root, TrainOptions(checkpoint_seconds=0))
+    run = partial(train, plan, root, TrainOptions(checkpoint_seconds=0))
     steps = whole["stages/train/history.csv"].count(b"\n") - 1
 
-    def life(seconds: float | None) -> bool:
-        """Train for so many seconds, and return whether the training finished."""
-        child = fork.Process(target=life_of)
+    def finishes_within(seconds: float | None) -> bool:
+        """Train until it is killed after so many seconds, and return whether the training finished before."""
+        child = fork.Process(target=run)
         child.start()
         child.join(seconds)
         child.kill()
@@ -95,16 +92,16 @@ def test_random_kills_change_no_byte(
         return True
 
     started, draw, done, finished, where = time.monotonic(), random.Random(0), 0, 0, Counter[str]()
-    birth = life_until_a_step(fork.Process(target=life_of), root)
+    first_step = seconds_to_a_step(fork.Process(target=run), root)
     while done < kills:
-        if life(draw.uniform(0, 3 * birth)):
+        if finishes_within(draw.uniform(0, 3 * first_step)):
             finished += 1
             continue
         done += 1
         unfinished = root / ".ganpipe/unfinished"
         where["within a write"] += bool([*unfinished.rglob(".*.tmp")])
         where["after the last step"] += bool([*unfinished.rglob(f"{steps:09d}.checkpoint")])
-    assert life(None)
+    assert finishes_within(None)
     assert not [*(root / ".ganpipe/unfinished").rglob("*.damaged")]
     capfd.readouterr()  # discard what the children printed
     print(
@@ -114,7 +111,7 @@ def test_random_kills_change_no_byte(
     )
 
 
-def life_until_a_step(child: multiprocessing.process.BaseProcess, root: Path) -> float:
+def seconds_to_a_step(child: multiprocessing.process.BaseProcess, root: Path) -> float:
     """Kill a child once the first checkpoint exists, and return the seconds that this took."""
     began = time.monotonic()
     child.start()
@@ -134,10 +131,8 @@ TOUCHING = ("write", "fsync", "rename", "unlink", "openat")
 def saved(tmp_path: Path, small_params: Params) -> tuple[Path, list[dict[str, torch.Tensor]]]:
     """Return a folder with checkpoints of steps 1 and 2 of small networks, and the states of steps 1 to 3."""
     torch.manual_seed(0)
-    G, D = (
-        models.build_generator(NetworkSpec(small_params.model, 16, 1)),
-        models.build_discriminator(NetworkSpec(small_params.model, 16, 1)),
-    )
+    spec = NetworkSpec(small_params.model, 16, 1)
+    G, D = models.build_generator(spec), models.build_discriminator(spec)
     states = [state_of(Players(G, D, torch.optim.Adam(G.parameters()), torch.optim.Adam(D.parameters())))]
     states += [{name: tensor + n for name, tensor in states[0].items()} for n in (1, 2)]
     for step in (1, 2):
@@ -185,8 +180,8 @@ def test_every_system_call_of_a_save(
 ) -> None:
     """A full disk, a defect or a kill during a save would lose the training."""
     folder, states = saved
-    kept, log, began = tmp_path / "kept", tmp_path / "log", time.monotonic()
-    shutil.copytree(folder, kept)
+    backup, log, began = tmp_path / "backup", tmp_path / "log", time.monotonic()
+    shutil.copytree(folder, backup)
     assert save_under_strace(folder, states, log) == 0 and survivor(folder, states) == 3
     calls = re.findall(r"^(\w+)\(", log.read_text(), re.M)
     assert save_under_strace(folder, states, log, "-e", "trace=%file,%desc") == 0
@@ -202,7 +197,7 @@ def test_every_system_call_of_a_save(
     outcomes = Counter[str]()
     for name, when, what in trials:
         shutil.rmtree(folder)
-        shutil.copytree(kept, folder)
+        shutil.copytree(backup, folder)
         status = save_under_strace(folder, states, log, "-e", f"inject={name}:{what}:when={when}")
         ended = -signal.SIGKILL if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
         here = f"{name} {when} {what}: {ended}"

@@ -78,7 +78,7 @@ def pictures(side: int, channels: int) -> np.ndarray:
     small = np.random.default_rng(0).integers(0, 256, (PICTURES, 8, 8, 3), dtype=np.uint8)
     mode = "L" if channels == 1 else "RGB"
     size, filter = (side, side), Image.Resampling.BICUBIC
-    drawn = [np.asarray(Image.fromarray(one).resize(size, filter).convert(mode)) for one in small]
+    drawn = [np.asarray(Image.fromarray(pixels).resize(size, filter).convert(mode)) for pixels in small]
     return np.stack(drawn).reshape(PICTURES, side, side, channels)
 
 

@@ -68,9 +68,9 @@ def test_each_alarm_of_a_history(
 
 def test_marchesis_bounds_only_warn_and_only_together() -> None:
     """Healthy trainings, which violate one of the bounds most of the time, would raise alarms."""
-    for losses, told in (((1.3, 2.9), []), ((0.2, 4.0), []), ((1.3, 3.1), [("bounds", False)])):
+    for losses, expected in (((1.3, 2.9), []), ((0.2, 4.0), []), ((1.3, 3.1), [("bounds", False)])):
         raised = from_history(1000, window(*losses, 0.6, 0.3, 1.0, 1.0), PLAIN)
-        assert [(alarm.kind, alarm.severe) for alarm in raised] == told
+        assert [(alarm.kind, alarm.severe) for alarm in raised] == expected
 
 
 def evaluations(shares: list[float], kids: list[float], every: int = 100) -> list[list[float]]:
@@ -96,8 +96,8 @@ def evaluations(shares: list[float], kids: list[float], every: int = 100) -> lis
 def test_alarms_of_images(shares: list[float], kids: list[float], kinds: list[str]) -> None:
     """A collapse would pass unnoticed, or a healthy beginning would be taken for one."""
     rows = evaluations(shares, kids)
-    told = [alarm.kind for i in range(len(rows)) for alarm in from_evals(rows[: i + 1])]
-    assert list(dict.fromkeys(told)) == kinds
+    raised = [alarm.kind for i in range(len(rows)) for alarm in from_evals(rows[: i + 1])]
+    assert list(dict.fromkeys(raised)) == kinds
 
 
 def test_g_that_is_evaluated_often_is_not_frozen() -> None:

@@ -93,10 +93,10 @@ def settings(i: int) -> dict[str, Any]:
 
 def pictures(i: int) -> np.ndarray:
     """Return the training images of pair `i`, uint8 N×H×W×C."""
-    wanted = settings(i)
-    source = digits if wanted["preprocess"]["channels"] == 1 else photographs
-    order = np.random.default_rng(i).permutation(1500)[: 4800 // wanted["train"]["epochs"]]
-    return source(wanted["preprocess"]["resolution"])[order]
+    values = settings(i)
+    source = digits if values["preprocess"]["channels"] == 1 else photographs
+    order = np.random.default_rng(i).permutation(1500)[: 4800 // values["train"]["epochs"]]
+    return source(values["preprocess"]["resolution"])[order]
 
 
 def run(folder: Path, i: int, cause: str | None) -> None:
@@ -145,17 +145,17 @@ def run(folder: Path, i: int, cause: str | None) -> None:
 
 def tasks() -> list[tuple[int, str | None]]:
     """List the trainings: the pair and the cause, None for the healthy training."""
-    wanted: list[tuple[int, str | None]] = []
+    trainings: list[tuple[int, str | None]] = []
     for i in range(PAIRS):
         residual = settings(i)["model"]["architecture"] == "residual"
         if residual and i >= 20:
             continue  # it takes three times as long, so a few are enough
         cause, norm = CAUSES[i % len(CAUSES)], settings(i)["model"]["discriminator_norm"]
-        wanted += [(i, None), (i, cause)]
+        trainings += [(i, None), (i, cause)]
         # High rates often do no harm, above all where D has batch norm, so most pairs have a second cause.
         if (another := ANOTHER.get(cause) or (norm == "none" and "both rates ×100")) and not residual:
-            wanted.append((i, another))
-    return wanted
+            trainings.append((i, another))
+    return trainings
 
 
 def distance(real: np.ndarray, fake: np.ndarray) -> float:

@@ -80,8 +80,8 @@ def test_a_replay_trains_as_the_step_does(
     """The steps that warm up would count as training, or a batch would be used twice."""
     plain = Training(small_params)
     for step in range(before):
-        for one in (plain, training):
-            one.update(*one.draw(step))
+        plain.update(*plain.draw(step))
+        training.update(*training.draw(step))
     replay = training.record(capture_on_cpu, monkeypatch)
     assert "the step is replayed as a graph" in capsys.readouterr().err and replay is not None
     replayed = [replay(*training.draw(step)) for step in range(before, before + 4)]
