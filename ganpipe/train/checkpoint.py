@@ -42,10 +42,8 @@ class _DamagedError(Exception):
 def save(folder: Path, step: int, state: State, environment: dict[str, str], keep: int = KEEP) -> None:
     """Write the state after `step` steps; then `prune` the folder.
 
-    After a kill or an error at any moment, the earlier checkpoints are whole, with or without the new one.
-
-    Raises:
-        OSError: full disk, read-only folder, defect; names the file.
+    After a kill or an OSError, which names the file, the earlier checkpoints are whole, with or without the
+    new one.
     """
     buffer = io.BytesIO()
     torch.save({"state": on_cpu(state), "environment": environment}, buffer)

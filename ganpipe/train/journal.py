@@ -43,7 +43,7 @@ class Journal:
         rescue.write_events(plan.folder, self.events)
         self._remove_later_snapshots()
         self._write_description({})
-        grid_size = columns_for(plan.resolution) ** 2
+        grid_size = columns_for(plan.spec.resolution) ** 2
         self.grid_z = draw_z(plan.model, grid_size, seeds.generator(plan.train.seed, "grid"))
         self.probe: Probe | None = None
         if plan.eval_steps:
@@ -119,8 +119,8 @@ class Journal:
         averaged = "" if plan.train.ema_halflife_kimg is None else ", averaged"
         description = {
             **plan.model.model_dump(),
-            "resolution": plan.resolution,
-            "channels": plan.channels,
+            "resolution": plan.spec.resolution,
+            "channels": plan.spec.channels,
             "weights": f"{plan.train.keep}{averaged}",
             "train_images": len(plan.rows),
             "epochs": plan.train.epochs,
@@ -203,4 +203,4 @@ class Journal:
         save_generator(self.players.sampled, self.plan.spec, folder / "snapshots" / f"{epoch}.safetensors")
         images = images_of(self.players.sampled, self.grid_z)
         with whole(folder / "grids" / f"{epoch}.png") as temporary:
-            sheet(images, columns_for(self.plan.resolution)).save(temporary, "PNG")
+            sheet(images, columns_for(self.plan.spec.resolution)).save(temporary, "PNG")

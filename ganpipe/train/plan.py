@@ -21,46 +21,29 @@ from ganpipe.train.resume import folder_for
 
 @dataclass(frozen=True)
 class Plan:
-    """What is trained on which images, for how long, and where the unfinished training is kept.
-
-    Attributes:
-        rows: rows of the packed images to train on, int64.
-        steps: of the whole training; the last one reaches the last image of the last epoch.
-        snapshot_steps: step → epoch after which weights and a grid are saved.
-        eval_steps: steps after which the generator is evaluated.
-        folder: of the unfinished training.
-    """
+    """What is trained on which images, for how long, and where the unfinished training is kept."""
 
     model: Model
     train: Train
     data: dataset.Dataset
-    rows: np.ndarray
+    rows: np.ndarray  # rows of the packed images to train on, int64
     batch_size: int
-    steps: int
-    snapshot_steps: dict[int, int]
-    eval_steps: frozenset[int]
-    folder: Path
+    steps: int  # the last one reaches the last image of the last epoch
+    snapshot_steps: dict[int, int]  # step → epoch after which weights and a grid are saved
+    eval_steps: frozenset[int]  # after which the generator is evaluated
+    folder: Path  # of the unfinished training
 
     @property
     def spec(self) -> NetworkSpec:
         """The specification of both networks."""
-        return NetworkSpec(self.model, self.resolution, self.channels)
+        _, _, resolution, channels = self.data.images.shape
+        return NetworkSpec(self.model, resolution, channels)
 
     @property
     def anchors(self) -> Collection[int]:
         """Steps whose state is saved for a rescue or roll-back: the evaluations, else the snapshots."""
         going_back = self.train.on_nonfinite == "rescue" or self.train.on_collapse == "rollback"
         return (self.eval_steps or self.snapshot_steps.keys()) if going_back else ()
-
-    @property
-    def resolution(self) -> int:
-        """Pixels a side."""
-        return int(self.data.images.shape[1])
-
-    @property
-    def channels(self) -> int:
-        """1 for grey, 3 for colour."""
-        return int(self.data.images.shape[3])
 
     def epoch_of(self, step: int) -> int:
         """Return the epoch that a step belongs to, from 1."""

@@ -20,21 +20,14 @@ State = dict[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class Players:
-    """All that training changes; it lives on one device, and every checkpoint holds it.
+    """All that training changes; it lives on one device, and every checkpoint holds it."""
 
-    Attributes:
-        G: float32 N×nz → float32 N×C×H×W in [-1, 1].
-        D: float32 N×C×H×W in [-1, 1] → logits float32 N.
-        G_ema: the moving average of G, in eval mode; None without train.ema_halflife_kimg.
-        G_best: the best weights so far of the network that is sampled from; None unless train.keep is best.
-    """
-
-    G: nn.Module
-    D: nn.Module
+    G: nn.Module  # float32 N×nz → float32 N×C×H×W in [-1, 1]
+    D: nn.Module  # float32 N×C×H×W in [-1, 1] → logits float32 N
     G_optimizer: Optimizer
     D_optimizer: Optimizer
-    G_ema: nn.Module | None = None
-    G_best: nn.Module | None = None
+    G_ema: nn.Module | None = None  # the moving average of G, in eval mode; None without ema_halflife_kimg
+    G_best: nn.Module | None = None  # the best weights so far of `sampled`; None unless train.keep is best
 
     @property
     def networks(self) -> dict[str, nn.Module]:

@@ -20,20 +20,14 @@ RETURNS = ("rescue", "rollback")
 
 @dataclass(frozen=True)
 class Event:
-    """A row of events.csv: what was noticed at a step of an attempt, from 0, and the action.
-
-    Attributes:
-        what: "diverged" or the kind of an alarm.
-        back_to: the step that the training resumed from (rescue, rollback) or ends with (stop); else `step`.
-        text: the numbers.
-    """
+    """A row of events.csv: what was noticed after a step, and what was done about it."""
 
     step: int
-    attempt: int
-    what: str
+    attempt: int  # 0 for the plain training
+    what: str  # "diverged" or the kind of an alarm
     action: Action
-    back_to: int
-    text: str
+    back_to: int  # the step that it resumed from (rescue, rollback) or ends with (stop); else `step`
+    text: str  # the numbers
 
     def __str__(self) -> str:
         if self.action in RETURNS:
@@ -57,16 +51,11 @@ class Trouble(Exception):
 
 @dataclass(frozen=True)
 class Course:
-    """How a training continues after its events so far.
-
-    Attributes:
-        steps: the last step to make.
-        stopped: the event that ends it early, if any.
-    """
+    """How a training continues after its events so far."""
 
     events: tuple[Event, ...]
-    steps: int
-    stopped: Event | None
+    steps: int  # the last one to make
+    stopped: Event | None  # what ends it early
 
     @property
     def attempt(self) -> int:

@@ -31,16 +31,11 @@ PATIENCE = 60.0  # seconds to wait for a process whose dvc is gone to write its 
 
 @dataclass(frozen=True)
 class Holder:
-    """The process that holds a training, as written beside its lock.
-
-    Attributes:
-        checkout: the folder that it runs in, a copy for a queued experiment.
-        dvc: number and start (seconds since 1970) of the dvc that runs it; None if none does.
-    """
+    """The process that holds a training, as written beside its lock."""
 
     pid: int
-    checkout: str
-    dvc: Sequence[float] | None
+    checkout: str  # the folder that it runs in, a copy for a queued experiment
+    dvc: Sequence[float] | None  # number and start (seconds since 1970) of the dvc that runs it, if any
 
     @property
     def orphaned(self) -> bool:

@@ -20,16 +20,12 @@ class StepSettings:
     """D's targets in [0, 1], and how a batch is split over ranks, and each part into micro-batches.
 
     The gradients of micro-batches add up; batch norm computes its statistics on each of them.
-
-    Attributes:
-        batch_size: images in the global batch.
-        micro_batch_size: images that pass through the networks at once; None: this rank's whole part.
     """
 
     real_label: float
     fake_label: float
-    batch_size: int
-    micro_batch_size: int | None = None
+    batch_size: int  # images in the global batch
+    micro_batch_size: int | None = None  # images that pass at once; None: this rank's whole part
     ranks: Ranks = Ranks()
 
     def micro_batches(self, count: int) -> Iterator[tuple[slice, float]]:

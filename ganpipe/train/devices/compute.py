@@ -55,10 +55,7 @@ HEAVY = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear, nn.Upsample)
 
 
 class Recomputed(nn.Sequential):
-    """Layers that store only the inputs of their segments and recompute the rest in the backward pass.
-
-    Gradients are the same to the last bit on a CPU, and batch norm's statistics count each batch once.
-    """
+    """Layers that store only the inputs of their segments and recompute the rest in the backward pass."""
 
     def __init__(self, layers: nn.Sequential) -> None:
         super().__init__(OrderedDict(layers.named_children()))
@@ -70,6 +67,7 @@ class Recomputed(nn.Sequential):
         """Compute what the layers compute."""
         how: Any = {"use_reentrant": False, "preserve_rng_state": False}
         for segment in self.segments:
+            # Batch norm's statistics count each batch once.
             x = checkpoint(segment, x, context_fn=lambda: (nullcontext(), keep_statistics(self)), **how)
         return x
 

@@ -32,16 +32,10 @@ def can_record(device: str, ranks: Ranks) -> bool:
 def record_step(
     players: Players, settings: StepSettings, example: tuple[torch.Tensor, torch.Tensor], precision: str
 ) -> Replay | None:
-    """Record the update of both players, compare it with the plain one, and leave the players unchanged.
+    """Record the update of both players, whose Adams must be capturable, and leave the players unchanged.
 
-    Args:
-        players: in train mode; on a GPU their Adams are capturable.
-        settings: of the step.
-        example: a batch, float32 B×C×H×W, and latent vectors, float32 B×nz, of the shapes of all later ones.
-        precision: of the networks, a key of TOLERANCE.
-
-    Returns:
-        The replay; None, with the reason on stderr, if recording fails or the replay gives other numbers.
+    The `example` is a batch, float32 B×C×H×W, and z, float32 B×nz, of the shapes of all later ones. Return
+    None, with the reason on stderr, if recording fails or a replay and a plain step give other numbers.
     """
     real, z = (tensor.clone() for tensor in example)
     numbers: list[torch.Tensor] = []
