@@ -13,6 +13,4 @@ class TrainOptions:
     graph: bool = False  # record a step as a CUDA graph and replay it
     log_seconds: float = 2.0  # between reads of the losses from the device
     checkpoint_seconds: float = 30.0  # between checkpoints; 0 for one after each step
-    data_memory_gb: float | None = (
-        None  # most GB (10^9 bytes) of images on a GPU; None: 1/4 of its free memory
-    )
+    data_memory_gb: float | None = None  # of images on a GPU, GB of 10^9 bytes; None: 1/4 of its free memory

@@ -32,7 +32,7 @@ def can_record(device: str, ranks: Ranks) -> bool:
 def record_step(
     players: Players, settings: StepSettings, example: tuple[torch.Tensor, torch.Tensor], precision: str
 ) -> Replay | None:
-    """Record the update of both players, whose Adams must be capturable, and leave the players unchanged.
+    """Record the update of both players, on a GPU with capturable Adams; leave them unchanged.
 
     The `example` is a batch, float32 B×C×H×W, and z, float32 B×nz, of the shapes of all later ones. Return
     None, with the reason on stderr, if recording fails or a replay and a plain step give other numbers.
