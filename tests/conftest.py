@@ -111,7 +111,7 @@ def save_generator(
     import torch
 
     from ganpipe import models
-    from ganpipe.models import generator as snapshot
+    from ganpipe.models.generator import save_generator as save_weights
     from ganpipe.models.layers import NetworkSpec
 
     if values is None:
@@ -128,7 +128,7 @@ def save_generator(
             )
             tensor.copy_(spread)
     described = section.model_dump() | {"resolution": resolution, "channels": channels}
-    snapshot.save_generator(G, NetworkSpec(section, resolution, channels), folder / "generator.safetensors")
+    save_weights(G, NetworkSpec(section, resolution, channels), folder / "generator.safetensors")
     (folder / "model.json").write_text(json.dumps(described))
 
 

@@ -11,7 +11,7 @@ from scipy import stats
 
 from ganpipe.experiments.verdict import verdict
 from ganpipe.metrics import extractors, kid, lite0
-from ganpipe.models import generator as snapshot
+from ganpipe.models.generator import images_of, load_generator, z_of_seeds
 from ganpipe.params import Params
 from ganpipe.train.options import TrainOptions
 from ganpipe.train.plan import plan_training
@@ -97,8 +97,8 @@ def trained(folder: Path, values: Params, write_packed: Callable[..., Path]) -> 
         train(plan_training(params.model, params.train, root), root, TrainOptions())
         row = []
         for epoch in EPOCHS:
-            G = snapshot.load_generator(root / f"stages/train/snapshots/{epoch}.safetensors").network
-            fake = snapshot.images_of(G, snapshot.z_of_seeds(params.model, 0, count, 1.0))
+            G = load_generator(root / f"stages/train/snapshots/{epoch}.safetensors").network
+            fake = images_of(G, z_of_seeds(params.model, 0, count, 1.0))
             row.append(kid.kid(real, lite0.extract(network, fake, 256, "cpu"), 50, 100, 0)[0])
         print(seed, *(f"{value:.4f}" for value in row), flush=True)
         yield row

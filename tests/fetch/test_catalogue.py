@@ -130,7 +130,7 @@ def make_mnist(folder: Path, suffix: str = ".gz", count: int = 12) -> tuple[np.n
 @pytest.mark.parametrize("suffix", ["", ".gz"])
 def test_mnist_is_what_torchvision_reads(tmp_path: Path, suffix: str) -> None:
     """The digits would have wrong pixels or be stored under wrong labels."""
-    from torchvision.datasets import mnist  # type: ignore[import-untyped]
+    from torchvision.datasets import mnist
 
     pixels, labels = make_mnist(tmp_path, suffix)
     if not suffix:

@@ -453,7 +453,7 @@ def test_a_machine_without_network_is_told_what_to_do(
 
 def test_addresses_are_torchvisions() -> None:
     """A mistyped address or name would make a set unreachable; no other test would notice."""
-    from torchvision import datasets  # type: ignore[import-untyped]
+    from torchvision import datasets
 
     for source, kind in (("mnist", datasets.MNIST), ("fashion_mnist", datasets.FashionMNIST)):
         remotes = SOURCES[source].remotes
