@@ -47,19 +47,12 @@ OPTIONS = {
 
 @dataclass(frozen=True)
 class ScoreOptions:
-    """What `ganpipe score` takes from its options in place of the section `evaluate`.
-
-    Attributes:
-        extractor: as evaluate.extractor.
-        weights: as evaluate.weights.
-        feature_resolution: as evaluate.feature_resolution; None: the usual one of the extractor.
-        sets: as evaluate.seeds.
-    """
+    """What `ganpipe score` takes from its options in place of the section `evaluate`."""
 
     extractor: str = PROTOCOL.extractor
     weights: str | None = None
-    feature_resolution: int | None = None
-    sets: int = PROTOCOL.seeds
+    feature_resolution: int | None = None  # None: the usual one of the extractor
+    sets: int = PROTOCOL.seeds  # evaluate.seeds
 
     @property
     def params(self) -> Evaluate:
@@ -78,7 +71,7 @@ def score(
     Args:
         real: a folder, zip, tar or .npy of the reference images.
         fake: the same of the images to score.
-        held_out: the same of further real images, for the floors; None: there are none.
+        held_out: the same of further real images, for the floors.
         options: how to score.
         device: such as "cpu" or "cuda".
         as_json: print only the returned numbers, as JSON.
@@ -100,9 +93,9 @@ def score(
                 "change the numbers"
             )
     reference = images["--real"]
-    beyond = images.get("--held-out", reference[:0])
-    rows, beyond_rows = np.arange(len(reference)), np.arange(len(beyond))
-    known = RealImages(reference, rows, beyond, beyond_rows, _digest(reference))
+    others = images.get("--held-out", reference[:0])
+    rows, other_rows = np.arange(len(reference)), np.arange(len(others))
+    known = RealImages(reference, rows, others, other_rows, _digest(reference))
     try:
         scores = score_images(known, images["--fake"], options.params, device)
     except ParamError as error:
@@ -119,9 +112,8 @@ def score(
 def read_images(path: Path) -> np.ndarray:
     """Read images of one size, uint8 N×H×W×C in [0, 255], memory-mapped; C is 1 if all of them are grey.
 
-    Args:
-        path: a folder with its subfolders, a zip or tar of image files, or a .npy of uint8 N×H×W×C or N×H×W.
-            Files without an image's suffix are left out, which is reported.
+    They are read from a folder with its subfolders, a zip or tar of image files (files without an image's
+    suffix are left out, which is reported), or a .npy of uint8 N×H×W×C or N×H×W.
 
     Raises:
         UserError: it cannot be read, an image is damaged, they differ in size, or there is none.
@@ -130,8 +122,7 @@ def read_images(path: Path) -> np.ndarray:
         raise UserError(f"{path}: no such folder or file")
     if path.suffix == ".npy":
         return _read_array(path)
-    Image.init()
-    suffixes = {suffix for suffix, kind in Image.EXTENSION.items() if kind in FORMATS}
+    suffixes = {suffix for suffix, kind in Image.registered_extensions().items() if kind in FORMATS}
     with listing(path) as files:
         openers = dict(sorted((name, o) for name, o in files if Path(name).suffix.lower() in suffixes))
         if skipped := len(files) - len(openers):

@@ -9,6 +9,7 @@ import pandas as pd
 
 from ganpipe.common.stages import stage_file
 from ganpipe.models.papers import architecture_paper
+from ganpipe.params import Model
 
 # The beginning of a metric's name → what the metric means.
 MEANINGS = {
@@ -27,12 +28,10 @@ MEANINGS = {
 
 
 def card(root: Path, metrics: Mapping[str, Any]) -> str:
-    """Write the card from the earlier stages' files.
+    """Write the card from the content of metrics.json and the files of earlier stages in a checkout.
 
-    Args:
-        root: the checkout; sections whose file (source.json, model.json, perf.csv) is missing are left out,
-            as for images of another program.
-        metrics: the content of metrics.json.
+    Sections without their file (source.json, model.json, perf.csv) are left out: images of another program
+    have none.
     """
     source, model = (_read(stage_file(root, name)) for name in ("source.json", "model.json"))
     size = f" of {model['resolution']} px images" if model else ""
@@ -41,20 +40,17 @@ def card(root: Path, metrics: Mapping[str, Any]) -> str:
         "![Real images on the left, generated ones on the right](real_fake.png)",
     ]
     if source:
-        parts += [
-            "## Data",
-            _list({k: source.get(k) for k in ("name", "licence", "cite", "address", "files")}),
-        ]
+        described = {name: source.get(name) for name in ("name", "licence", "cite", "address", "files")}
+        parts += ["## Data", _list(described)]
     if model:
         parts += ["## Network and training", _list(_training(model))]
     parts += [
         "## Scores",
         _table(metrics),
         f"Floor: the score of as many held-out real images. {metrics['protocol']}.",
-    ]
-    parts += ["Compare two generators only if the line above is the same for both."]
-    parts += ["## Copies of training images", f"{metrics['memorisation']}."]
-    parts += [
+        "Compare two generators only if the line above is the same for both.",
+        "## Copies of training images",
+        f"{metrics['memorisation']}.",
         "## How to repeat",
         "Check out the commit whose `dvc.lock` has these results and run `dvc repro`; on the same CPU the "
         "bytes are the same. `ganpipe generate -n 64 --seed 0` generates images.",
@@ -65,10 +61,7 @@ def card(root: Path, metrics: Mapping[str, Any]) -> str:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except OSError:
-        return {}
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     return content
 
 
@@ -78,16 +71,7 @@ def _list(values: Mapping[str, Any]) -> str:
 
 
 def _training(model: Mapping[str, Any]) -> dict[str, Any]:
-    sizes = (
-        "nz",
-        "z_distribution",
-        "z_limit",
-        "ngf",
-        "ndf",
-        "first_channels",
-        "discriminator_norm",
-        "channels",
-    )
+    sizes = [name for name in (*Model.model_fields, "channels") if name != "architecture"]
     left_out = ("batch_per_resolution", "batch_size", "snapshot_epochs")
     return {
         "network": architecture_paper(model["architecture"]),

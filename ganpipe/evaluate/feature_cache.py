@@ -18,14 +18,10 @@ DIGEST_LENGTH = 64
 
 
 def cached(root: Path | None, key: tuple[str, ...], compute: Callable[[], np.ndarray]) -> np.ndarray:
-    """Return the array that is cached under a key, or compute and cache it.
+    """Return the array that is cached under a key, everything that determines it, or compute and cache it.
 
     If several processes ask for it, one computes it and the others wait. A damaged file is computed again.
-
-    Args:
-        root: the checkout in which the command runs; None: nothing is cached.
-        key: everything that determines the result.
-        compute: returns an array of numbers.
+    Without `root`, the checkout in which the command runs, nothing is cached.
     """
     if root is None:
         return compute()

@@ -1,6 +1,7 @@
 """The evaluate stage's pictures: images side by side, nearest training images, features and curves."""
 
 import io
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -26,10 +27,7 @@ COLOURS = {"training": "#9a9a9a", "held out": "#1f77b4", "generated": "#e8590c"}
 def real_fake_picture(real: np.ndarray, rows: np.ndarray, generated: np.ndarray) -> Image.Image:
     """Show up to 64 real images beside as many generated ones, small ones enlarged by a whole factor.
 
-    Args:
-        real: uint8 M×H×W×C in [0, 255].
-        rows: of `real`, in random order.
-        generated: uint8 N×H×W×C in [0, 255], N at least as many as rows.
+    Images are uint8 N×H×W×C in [0, 255]; `rows` of the real ones, in random order, are at most the generated.
     """
     side = real.shape[1]
     columns = min(sheets.columns_for(side), len(rows))
@@ -47,11 +45,8 @@ def nearest_picture(
 ) -> Image.Image:
     """Show generated images with their three nearest training images, the most suspicious ones first.
 
-    Args:
-        features: of the images below.
-        generated: uint8 N×H×W×C, the sets one after the other.
-        train: uint8 M×H×W×C.
-        train_rows: rows of `train` in `features`.
+    Images are uint8 N×H×W×C in [0, 255]: the generated sets one after the other, and those of which
+    `train_rows` are the training images in `features`.
     """
     near = neighbours(np.concatenate(list(features.fakes)), features.train, NEAREST)
     side, across = generated.shape[1], 1 + near.indices.shape[1]
@@ -60,7 +55,7 @@ def nearest_picture(
     images = [np.concatenate([generated[i][None], train[train_rows[near.indices[i]]]]) for i in order]
     cells = [sheets.cells(group, across * groups) for group in images]
     height, width = cells[0].shape[1], across * cells[0].shape[2] + (across - 1) * 2
-    rows = -(-len(order) // groups)
+    rows = math.ceil(len(order) / groups)
     size = (groups * (width + GAP) - GAP, rows * (height + STRIP + GAP) - GAP)
     canvas = Image.new("RGB", size, sheets.WHITE)
     draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(FONT)
@@ -105,11 +100,8 @@ def features_picture(features: Features) -> Image.Image:
         xlabel=f"first component ({shares[0]:.0%} of the variance)",
         ylabel=f"second component ({shares[1]:.0%})",
     )
-    distances = {
-        name: neighbours(rows, features.train, 1).distances[:, 0]
-        for name, rows in sets.items()
-        if name != "training"
-    }
+    del sets["training"]
+    distances = {name: neighbours(rows, features.train, 1).distances[:, 0] for name, rows in sets.items()}
     edges = np.histogram_bin_edges(np.concatenate(list(distances.values())), 40)
     for name, values in distances.items():
         weights = np.full(len(values), 100 / len(values))
@@ -130,14 +122,7 @@ def features_picture(features: Features) -> Image.Image:
 def intervals_picture(
     intervals: Sequence[Interval], numbers: Sequence[Numbers], kid: str, n: int
 ) -> Image.Image:
-    """Show the first images of each interval of z in a row, with its numbers on the left.
-
-    Args:
-        intervals: each with images of the same z, times its factor.
-        numbers: of each interval.
-        kid: the name of KID among them.
-        n: images of an interval from which the numbers were computed.
-    """
+    """Show the first images of each interval of z in a row, with its numbers, of n images, on the left."""
     if not intervals:
         return _note("No intervals: sample.intervals is empty")
     images = [interval.images for interval in intervals]
@@ -157,14 +142,7 @@ def intervals_picture(
 def snapshots_picture(
     epochs: Sequence[int], numbers: Sequence[Numbers], names: DistanceNames, metrics: Mapping[str, object]
 ) -> Image.Image:
-    """Plot the numbers of a training's snapshots over its epochs.
-
-    Args:
-        epochs: of the snapshots, ascending.
-        numbers: of each.
-        names: of KID and FD among them.
-        metrics: among them the floors, name with _floor → number or None.
-    """
+    """Plot the snapshots' numbers over their epochs, which ascend, and the floors among the metrics."""
     if not epochs:
         return _note("No scores of snapshots: evaluate.snapshots is false")
     figure = Figure(figsize=(12, 4), dpi=100, layout="constrained")

@@ -16,16 +16,10 @@ from ganpipe.params import Sample
 
 @dataclass(frozen=True)
 class Interval:
-    """Images of one factor on z.
-
-    Attributes:
-        factor: of sample.intervals.
-        z: the distribution of z in words.
-        images: uint8 N×H×W×C in [0, 255].
-    """
+    """Images of one factor of sample.intervals, uint8 N×H×W×C in [0, 255]."""
 
     factor: float
-    z: str
+    z: str  # its distribution in words
     images: np.ndarray
 
 

@@ -1,9 +1,4 @@
-"""From images to features to numbers: what the evaluate stage and `ganpipe score` compute.
-
-Each set of generated images is compared with the reference, as many training images. A number is the mean
-over the sets and its `_sd` their standard deviation. Its `_floor` is the same number for held-out real images
-in place of the generated ones: the score of a perfect generator.
-"""
+"""From images to features to numbers: what the evaluate stage and `ganpipe score` compute."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -29,7 +24,7 @@ Numbers = dict[str, float | None]
 
 
 class DistanceNames(NamedTuple):
-    """The names of the two distances among the metrics."""
+    """Names among the metrics."""
 
     kid: str
     fd: str
@@ -42,21 +37,13 @@ def distance_names(extractor: str) -> DistanceNames:
 
 @dataclass(frozen=True)
 class RealImages:
-    """Real images.
-
-    Attributes:
-        images: uint8 N×H×W×C in [0, 255].
-        train_rows: rows of the training images, int64.
-        held_out: uint8 M×H×W×C with images that were held out; may be the same array.
-        held_out_rows: rows of `held_out`, int64.
-        digest: of all of them.
-    """
+    """Training and held-out images, uint8 N×H×W×C in [0, 255], which may be in one array; rows are int64."""
 
     images: np.ndarray
     train_rows: np.ndarray
     held_out: np.ndarray
     held_out_rows: np.ndarray
-    digest: str
+    digest: str  # of all of them
 
 
 @dataclass(frozen=True)
@@ -75,26 +62,18 @@ class Features:
 
     @property
     def n(self) -> int:
-        """Images in each set that is compared."""
+        """N."""
         return len(self.fakes[0])
 
 
 @dataclass(frozen=True)
 class Scores:
-    """The result of `score_images`.
-
-    Attributes:
-        metrics: the content of metrics.json.
-        names: of KID and FD in it.
-        features: of all images except the further sources.
-        train_rows: the training images of `features.train`, in that order.
-        others: numbers of each further source of images.
-    """
+    """The content of metrics.json, the features it was computed from, and each further source's numbers."""
 
     metrics: Metrics
     names: DistanceNames
     features: Features
-    train_rows: np.ndarray
+    train_rows: np.ndarray  # the training images of `features.train`, in that order
     others: list[Numbers]
 
 
@@ -111,10 +90,10 @@ def score_images(
     The sets are consecutive and have N images each, N being at most the number of training images.
 
     Args:
-        real: training and held-out images.
+        real: all training and held-out images.
         generated: uint8 N×H×W×C in [0, 255].
         params: the section `evaluate`.
-        device: where to compute the features, such as "cpu" or "cuda".
+        device: such as "cpu" or "cuda".
         root: the checkout in which the real images' features are cached; None: they are not.
         others: further sources of N images or more, scored without classifier and search for copies: arrays
             like `generated`, or objects with a length that return the images of an int64 array of rows.
@@ -142,15 +121,15 @@ def score_images(
         for source in (generated, *others)
     ]
     features, further = _extract(extractor, chosen, sets, device, root)
-    names = distance_names(extractor.name)
     protocol = (
         f"{extractor.protocol}; n={n} in {params.seeds} sets, reference=train by seed {params.seed}, "
         f"kid {params.kid_subsets} subsets of {min(n, params.kid_subset_size)}, k={params.neighbours}, "
         f"copies among {len(features.train)}"
     )
-    metrics = score_features(features, names, params)
+    metrics = score_features(features, params)
     metrics |= {"n": n, "protocol": protocol, "reference": real.digest[:8]}
-    numbers = [_score_distances(features.train[:n], fakes, names, params) for fakes in further]
+    numbers = [_score_without_classifier(features.train[:n], fakes, params) for fakes in further]
+    names = distance_names(params.extractor)
     return Scores(metrics, names, features, chosen.train_rows, numbers)
 
 
@@ -167,17 +146,12 @@ def _extract(
     device: str,
     root: Path | None,
 ) -> tuple[Features, list[list[np.ndarray]]]:
-    """Compute the features of the real images and of each source's sets, given as images and rows.
-
-    Returns:
-        Features of the real images and of the first source's sets; those of each further source's sets.
-    """
-    real_rows = len(real.train_rows) + len(real.held_out_rows)
-    set_rows = sum(len(rows) for source in sets for _, rows in source)
-    with Progress("evaluate", real_rows + set_rows) as progress:
+    """Return the features of the real images and of the first source's sets; those of the others' sets."""
+    batch_size = extractors.batch_size(extractor)
+    chosen = [real.train_rows, real.held_out_rows, *(rows for source in sets for _, rows in source)]
+    with Progress("evaluate", sum(map(len, chosen))) as progress:
 
         def extract(images: Any, rows: np.ndarray) -> np.ndarray:
-            batch_size = extractors.batch_size(extractor)
             return lite0.extract(extractor, images, batch_size, device, progress, rows)
 
         def extract_real(images: np.ndarray, rows: np.ndarray) -> np.ndarray:
@@ -193,18 +167,19 @@ def _extract(
     return Features(train, fakes, held_out), further
 
 
-def score_features(features: Features, names: DistanceNames, params: Evaluate) -> Metrics:
-    """Compare sets of generated images with the training images.
+def score_features(features: Features, params: Evaluate) -> Metrics:
+    """Compare sets of generated images with the reference, as many training images.
 
     Returns:
         kid_… and fd_… (fid), with fd_…_ratio to its floor; precision, recall, density, coverage; c2st_auc;
-        diversity; nn_ratio, authenticity; each with _sd (None for one set) and _floor (None with fewer than N
-        held-out images); `memorisation`, a line that interprets the last two. Six digits each.
+        diversity; nn_ratio, authenticity: means over the sets, six digits each. With _sd: standard deviation
+        over the sets, None for one set. With _floor: the number of N held-out images in place of the
+        generated ones, None if there are fewer. `memorisation`: a line that interprets the last two.
 
     Raises:
         UserError: there are too few images, their features are not finite, or the real ones are all equal.
     """
-    real, held_out = features.train[: features.n], features.held_out
+    real, held_out, names = features.train[: features.n], features.held_out, distance_names(params.extractor)
     if (real == real[0]).all():
         raise UserError(
             f"metrics: the features of all {len(real)} real images are equal ({names.kid}); nothing can be "
@@ -217,10 +192,9 @@ def score_features(features: Features, names: DistanceNames, params: Evaluate) -
     for fake in features.fakes:
         near = copies.neighbours(fake, features.train)
         ratio = copies.nn_ratio(near, near_held_out) if near_held_out else None
-        numbers = _compare(reference, fake, names, params, classify=True)
+        numbers = _compare(reference, fake, params, classify=True)
         sets.append({**numbers, "nn_ratio": ratio, "authenticity": float(near.authentic.mean())})
-    full = len(held_out) == len(real)
-    floor = _compare(reference, held_out, names, params, classify=True) if full else {}
+    floor = _compare(reference, held_out, params, classify=True) if len(held_out) == len(real) else {}
     if near_held_out:
         floor["authenticity"] = float(near_held_out.authentic.mean())
     result: Numbers = {}
@@ -239,24 +213,18 @@ def score_features(features: Features, names: DistanceNames, params: Evaluate) -
     return {**result, "memorisation": copies.verdict(ratio, authenticity, expected, len(held_out))}
 
 
-def _score_distances(
-    real: np.ndarray, fakes: Sequence[np.ndarray], names: DistanceNames, params: Evaluate
-) -> Numbers:
-    """Compare a further source's sets, each N×d, with the reference N×d, without classifier; with _sd."""
+def _score_without_classifier(real: np.ndarray, fakes: Sequence[np.ndarray], params: Evaluate) -> Numbers:
+    """Compare a further source's sets, each N×d, with the reference N×d; with _sd."""
     reference = manifold.balls(real, params.neighbours)
-    sets = [_compare(reference, fake, names, params) for fake in fakes]
+    sets = [_compare(reference, fake, params) for fake in fakes]
     return {key: value for name in sets[0] for key, value in _mean_and_sd(sets, name).items()}
 
 
 def _compare(
-    reference: manifold.Balls,
-    fake: np.ndarray,
-    names: DistanceNames,
-    params: Evaluate,
-    classify: bool = False,
+    reference: manifold.Balls, fake: np.ndarray, params: Evaluate, classify: bool = False
 ) -> Numbers:
     """Compare one set of images N×d with the reference N×d, with a classifier too if `classify`."""
-    real = reference.points
+    real, names = reference.points, distance_names(params.extractor)
     subset_size = min(len(real), params.kid_subset_size)
     balls = manifold.balls(fake, params.neighbours, "generated")
     return {

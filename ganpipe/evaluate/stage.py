@@ -1,9 +1,7 @@
 """The last stage: how close the generated images are to the training images, in numbers and in pictures."""
 
 import json
-from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
@@ -14,20 +12,23 @@ from ganpipe.evaluate.card import card
 from ganpipe.evaluate.scores import Metrics, RealImages, Scores, score_images, summary
 from ganpipe.params import Evaluate, Sample
 
+# snapshots.csv names its distances without their extractor, so that DVC's plots fit any.
+SNAPSHOT_COLUMNS = ["epoch", "nimg", "kid", "fd", *figures.SHARES]
+
 
 def evaluate(params: Evaluate, sample: Sample, root: Path, device: str) -> Metrics:
     """Compare sets of generated images, of each interval of z and of snapshots, with training images.
 
-    Writes metrics.json, card.md, real_fake.png, nearest.png, features.png, and intervals and snapshots as
-    .csv and .png, which have no rows if there are none; prints a summary. The generated images are cut into
-    `params.seeds` sets of N, N being at most the number of training images. The floor is the same comparison
-    with N held-out images in place of the generated ones: the score of a perfect generator.
+    Reads stages/preprocess, stages/sample and, with `params.snapshots`, stages/train; the card also reads
+    stages/fetch and stages/train. Writes all outputs of stages/evaluate and prints a summary; without
+    intervals or snapshots their tables have no rows. The generated images are cut into `params.seeds` sets
+    of N, N being at most the number of training images. The floor is the same comparison with N held-out
+    images in place of the generated ones: the score of a perfect generator.
 
     Args:
         params: the section `evaluate`.
         sample: the section `sample`, which determines the z of the snapshots' images.
-        root: the checkout; reads stages/preprocess, stages/sample and, with `params.snapshots`, stages/train;
-            the card also reads stages/fetch and stages/train. Writes stages/evaluate.
+        root: the checkout.
         device: where to compute the features, such as "cpu" or "cuda".
 
     Returns:
@@ -46,19 +47,23 @@ def evaluate(params: Evaluate, sample: Sample, root: Path, device: str) -> Metri
     scores = score_images(real, generated, params, device, root, others)
     metrics, names, features, n = scores.metrics, scores.names, scores.features, scores.features.n
     of_intervals, of_snapshots = scores.others[: len(intervals)], scores.others[len(intervals) :]
-    _write_text(stage_file(root, "metrics.json"), json.dumps(metrics, indent=2) + "\n")
-    _write_text(stage_file(root, "card.md"), card(root, metrics))
-    columns = (names.kid, f"{names.kid}_sd", "precision", "recall", "coverage")
+    columns = ["factor", names.kid, f"{names.kid}_sd", "precision", "recall", "coverage"]
+    rows = [{"factor": i.factor, **numbers} for i, numbers in zip(intervals, of_intervals, strict=True)]
+    interval_table = pd.DataFrame(rows, columns=columns)
     rows = [
-        (interval.factor, *(numbers[name] for name in columns))
-        for interval, numbers in zip(intervals, of_intervals, strict=True)
-    ]
-    _write_table(stage_file(root, "intervals.csv"), ("factor", *columns), rows)
-    rows = [
-        (epoch, epoch * len(data.train_rows), *(numbers[name] for name in (*names, *figures.SHARES)))
+        {"epoch": epoch, "nimg": epoch * len(data.train_rows), **numbers}
         for epoch, numbers in zip(snapshots, of_snapshots, strict=True)
     ]
-    _write_table(stage_file(root, "snapshots.csv"), ("epoch", "nimg", "kid", "fd", *figures.SHARES), rows)
+    snapshot_table = pd.DataFrame(rows, columns=["epoch", "nimg", *names, *figures.SHARES])
+    texts = {
+        "metrics.json": json.dumps(metrics, indent=2) + "\n",
+        "card.md": card(root, metrics),
+        "intervals.csv": interval_table.to_csv(index=False),
+        "snapshots.csv": snapshot_table.to_csv(index=False, header=SNAPSHOT_COLUMNS),
+    }
+    for name, text in texts.items():
+        with files.whole(stage_file(root, name)) as path:
+            path.write_text(text, encoding="utf-8")
     pictures = {
         "real_fake.png": figures.real_fake_picture(data.images, scores.train_rows[:n], generated),
         "nearest.png": figures.nearest_picture(features, generated, data.images, scores.train_rows),
@@ -71,16 +76,6 @@ def evaluate(params: Evaluate, sample: Sample, root: Path, device: str) -> Metri
             picture.save(path, format="PNG")
     _print_summary(scores, params, len(intervals), len(data.held_out_rows))
     return metrics
-
-
-def _write_text(path: Path, text: str) -> None:
-    with files.whole(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-
-
-def _write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    with files.whole(path) as temporary:
-        pd.DataFrame(rows, columns=list(columns)).to_csv(temporary, index=False)
 
 
 def _print_summary(scores: Scores, params: Evaluate, intervals: int, held_out: int) -> None:

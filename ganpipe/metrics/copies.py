@@ -23,25 +23,15 @@ LOW_DISTANCE, LOW_AUTHENTICITY = 0.6, 0.7
 
 @dataclass(frozen=True)
 class Neighbours:
-    """The nearest training images of some images.
-
-    Attributes:
-        distances: float64 N×k, ascending.
-        indices: int64 N×k, rows of the training images.
-        own: float64 N, from the nearest training image to its own nearest other training image.
-    """
+    """The k nearest training images of N images, N×k: float64 distances, ascending, and int64 indices."""
 
     distances: np.ndarray
     indices: np.ndarray
-    own: np.ndarray
+    own: np.ndarray  # float64 N, from the nearest training image to its own nearest other training image
 
     @property
     def authentic(self) -> np.ndarray:
-        """Bool N: the image is farther from its nearest training image than that one is from the next.
-
-        An image that fails this is closer to a training image than training images are to each other there
-        (Alaa et al. 2022, section 3.3).
-        """
+        """Bool N: farther from a training image than that is from its own nearest (Alaa et al. 2022, 3.3)."""
         return self.distances[:, 0] > self.own
 
     @property
@@ -52,12 +42,10 @@ class Neighbours:
 
 
 def neighbours(images: np.ndarray, train: np.ndarray, k: int = 3) -> Neighbours:
-    """Find the k nearest training images of each image, in blocks.
+    """Find the k nearest training images of each image, at most M, from features float N×d and M×d, M >= 2.
 
-    Args:
-        images: features float N×d.
-        train: features of the training images, float M×d, M at least 2.
-        k: how many; at most M are returned.
+    Raises:
+        UserError: a set has fewer than 2 rows, NaN or infinity, or the sets differ in d.
     """
     images, train = checked_features(images, train)
     indices, distances = _nearest(images, train, min(k, len(train)))
@@ -106,11 +94,8 @@ def nn_ratio(images: Neighbours, held_out: Neighbours) -> float | None:
 def verdict(ratio: float | None, authenticity: float, floor: float | None, held_out: int) -> str:
     """Return a line that says whether the numbers show copies, or why that is unknown.
 
-    Args:
-        ratio: `nn_ratio`, None if it is not defined.
-        authenticity: share of authentic generated images.
-        floor: the same share of held-out images, None if there are too few.
-        held_out: number of held-out images.
+    Authenticity and its floor are shares of the generated and the held-out images, the floor None if these
+    are too few. The ratio is `nn_ratio`.
     """
     if floor is None:
         return (

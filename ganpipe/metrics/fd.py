@@ -18,14 +18,10 @@ class Normal:
 
     The covariance is kept as A with AᵀA = (N - 1)·C: the centred rows themselves or, if there are more than
     d of them, their d×d QR factor. Nothing is squared, so directions of small variance keep all their digits.
-
-    Attributes:
-        count: N, the rows so far.
-        mean: float64 d.
-        root: A, float64 at most (d + ROWS)×d.
     """
 
     def __init__(self, dimension: int) -> None:
+        # N so far, the mean of d, and A with at most d rows.
         self.count, self.mean, self.root = 0, np.zeros(dimension), np.empty((0, dimension))
 
     def add(self, rows: np.ndarray) -> Self:

@@ -18,12 +18,15 @@ def kid(real: np.ndarray, fake: np.ndarray, subsets: int, subset_size: int, seed
     Args:
         real: the reference set.
         fake: the set to score.
-        subsets: how many pairs of subsets to average over.
+        subsets: pairs of subsets to average over.
         subset_size: rows in a subset, drawn without replacement, at most the rows of either set.
         seed: determines the subsets.
 
     Returns:
         Mean and standard deviation over the subsets (their spread, not the mean's error), not times 1000.
+
+    Raises:
+        UserError: `subset_size` does not fit the sets, or they cannot be compared.
     """
     real, fake = checked_features(real, fake)
     if not 2 <= subset_size <= min(len(real), len(fake)):

