@@ -66,15 +66,10 @@ class ScoreOptions:
 def score(
     real: Path, fake: Path, held_out: Path | None, options: ScoreOptions, device: str, as_json: bool
 ) -> Metrics:
-    """Print how close one set of images is to another, in the numbers of metrics.json.
+    """Print how close one set of images is to another, in the numbers of metrics.json, or only these as JSON.
 
-    Args:
-        real: a folder, zip, tar or .npy of the reference images.
-        fake: the same of the images to score.
-        held_out: the same of further real images, for the floors.
-        options: how to score.
-        device: such as "cpu" or "cuda".
-        as_json: print only the returned numbers, as JSON.
+    Each path is a folder, zip, tar or .npy of images: the reference, the images to score and, for the floors,
+    further real images.
 
     Raises:
         UserError: images cannot be read or compared, or weights are missing.

@@ -23,13 +23,8 @@ def evaluate(params: Evaluate, sample: Sample, root: Path, device: str) -> Metri
     stages/fetch and stages/train. Writes all outputs of stages/evaluate and prints a summary; without
     intervals or snapshots their tables have no rows. The generated images are cut into `params.seeds` sets
     of N, N being at most the number of training images. The floor is the same comparison with N held-out
-    images in place of the generated ones: the score of a perfect generator.
-
-    Args:
-        params: the section `evaluate`.
-        sample: the section `sample`, which determines the z of the snapshots' images.
-        root: the checkout.
-        device: where to compute the features, such as "cpu" or "cuda".
+    images in place of the generated ones: the score of a perfect generator. The section `sample` determines
+    the z of the snapshots' images.
 
     Returns:
         The content of metrics.json.

@@ -57,11 +57,9 @@ def neighbours(images: np.ndarray, train: np.ndarray, k: int = 3) -> Neighbours:
 def _nearest(
     points: np.ndarray, train: np.ndarray, k: int, excluded: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Find each point's k nearest rows of `train`, except its row `excluded`: their indices and distances.
-
-    The search runs in float32 about the mean, in half the time. It takes SPARE more candidates, because
-    rounding may rank some too low; their distances are then float64 by subtraction, exact for near ones.
-    """
+    """Find each point's k nearest rows of `train`, except its row `excluded`: their indices and distances."""
+    # The search runs in float32 about the mean, in half the time. It takes SPARE more candidates, because
+    # rounding may rank some too low; their distances are then float64 by subtraction, exact for near ones.
     mean, count = train.mean(axis=0), min(k + SPARE, len(train) - (excluded is not None))
     coarse = [(rows - mean).astype(np.float32) for rows in (points, train)]
     candidates, start = [], 0

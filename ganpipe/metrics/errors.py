@@ -4,12 +4,7 @@ from ganpipe.common.errors import UserError
 
 
 class ParamError(UserError):
-    """A value of the section `evaluate` cannot be used.
-
-    Attributes:
-        param: the value's name in that section; whoever takes it under another name reports that name.
-        reason: what was found, what was expected and the remedy.
-    """
+    """A value of the section `evaluate` cannot be used; `ganpipe score` reports it under its own name."""
 
     def __init__(self, param: str, reason: str) -> None:
         super().__init__(f"evaluate.{param}: {reason}")

@@ -1,7 +1,4 @@
-"""Fréchet distance of two sets of images, from their features: float arrays N×d and M×d.
-
-All sums are float64. No epsilon is added, so equal sets are at distance 0 up to rounding.
-"""
+"""Fréchet distance of two sets of images, from their features; sums are float64, no epsilon is added."""
 
 from typing import Self
 
@@ -53,7 +50,7 @@ class Normal:
 
 
 def fd(real: np.ndarray, fake: np.ndarray) -> float:
-    """Fréchet distance of the normal distributions with the two sets' means and (unbiased) covariances.
+    """Fréchet distance of the normal distributions with the means and (unbiased) covariances of N×d and M×d.
 
     The value falls as N grows on the same distribution: compare at equal N. Besides the features, the memory
     that it needs does not depend on N.

@@ -1,7 +1,4 @@
-"""Kernel distance of two sets of images, from their features; training chooses its snapshot by it.
-
-`real` is the reference set and `fake` the set to score, float arrays N×d and M×d. All sums are float64.
-"""
+"""Kernel distance of two sets of images, from their features; training chooses its snapshot by it."""
 
 import numpy as np
 import torch
@@ -13,11 +10,11 @@ from ganpipe.common.errors import UserError
 def kid(real: np.ndarray, fake: np.ndarray, subsets: int, subset_size: int, seed: int) -> tuple[float, float]:
     """Squared maximum mean discrepancy under the kernel (x·y/d + 1)³, unbiased (Bińkowski et al. 2018).
 
-    For two sets of one distribution its expectation is 0 at any N, so that values below 0 occur.
+    All sums are float64. For two sets of one distribution its expectation is 0 at any N: values below 0 occur.
 
     Args:
-        real: the reference set.
-        fake: the set to score.
+        real: the reference set, float N×d.
+        fake: the set to score, float M×d.
         subsets: pairs of subsets to average over.
         subset_size: rows in a subset, drawn without replacement, at most the rows of either set.
         seed: determines the subsets.

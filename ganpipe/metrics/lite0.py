@@ -96,7 +96,7 @@ def extract(
     progress: Progress | None = None,
     rows: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Compute the features of images in batches; an image's features do not depend on its batch or position.
+    """Compute the features of images, float32 N×d; they do not depend on an image's batch or position.
 
     Args:
         extractor: uint8 N×C×H×W -> float32 N×d; moved to `device` and put into eval mode.
@@ -105,9 +105,6 @@ def extract(
         device: such as "cpu" or "cuda".
         progress: advanced by each batch.
         rows: which images, in which order; None: all of them.
-
-    Returns:
-        float32 N×d.
     """
     rows = np.arange(len(images)) if rows is None else rows
     extractor.eval().to(device)

@@ -1,7 +1,4 @@
-"""Precision, recall, density and coverage: balls around the points of two sets of features, N×d and M×d.
-
-All sums are float64. No epsilon is added.
-"""
+"""Precision, recall, density and coverage from balls around features N×d and M×d; sums are float64."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -57,8 +57,7 @@ def table(default_params: Params) -> dict[str, Metrics]:
     real, beyond = extract(train), extract(held_out)
     params = updated(default_params, evaluate__feature_resolution=32).evaluate
     return {
-        name: score_features(Features(real, [extract(part)], beyond), params)
-        for name, part in rows.items()
+        name: score_features(Features(real, [extract(part)], beyond), params) for name, part in rows.items()
     }
 
 
