@@ -10,7 +10,7 @@ from ganpipe.common.errors import UserError
 def kid(real: np.ndarray, fake: np.ndarray, subsets: int, subset_size: int, seed: int) -> tuple[float, float]:
     """Squared maximum mean discrepancy under the kernel (x·y/d + 1)³, unbiased (Bińkowski et al. 2018).
 
-    All sums are float64. For two sets of one distribution its expectation is 0 at any N: values below 0 occur.
+    Sums are float64. For two sets of one distribution its expectation is 0 at any N: values below 0 occur.
 
     Args:
         real: the reference set, float N×d.
