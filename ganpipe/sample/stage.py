@@ -18,7 +18,7 @@ from ganpipe.models.generator import load_generator, z_of_seeds
 from ganpipe.models.layers import NetworkSpec
 from ganpipe.params import Model, Sample
 from ganpipe.sample.images import Generate, generate_with, images_of_seeds, write_images
-from ganpipe.sample.latent import influence, most_influential, slerp, traversal
+from ganpipe.sample.latent_paths import influence, most_influential, slerp, traversal
 
 # traversal.png: images per row, rows if params name no elements, and the z at which influence is measured.
 STEPS, ELEMENTS, POINTS = 9, 8, 4

@@ -15,7 +15,7 @@ from ganpipe.train.options import TrainOptions
 from ganpipe.train.plan import Draws, Plan
 from ganpipe.train.players import build_players, share_state
 from ganpipe.train.rescue import Course, Trouble
-from ganpipe.train.resume import stop_signals
+from ganpipe.train.signals import stop_signals
 from ganpipe.train.step import StepSettings, generate, update_d, update_g
 
 
@@ -42,7 +42,7 @@ def run_attempt(plan: Plan, course: Course, options: TrainOptions, ranks: Ranks)
     feed = Feed(images, device, way_for(images.nbytes, device, options.data_memory_gb))
     batches = feed.batches(draws.batches(start))
 
-    # Record a step on a GPU, if that is wanted and possible, to replay it instead of both updates.
+    # With --graph, capture one step as a CUDA graph, which is replayed in place of both updates.
     replay = None
     if options.graph:
         example = feed(*draws.extra(0)), draws.z(0).to(device)

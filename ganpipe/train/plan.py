@@ -16,7 +16,7 @@ from ganpipe.models.generator import draw_z
 from ganpipe.models.layers import NetworkSpec
 from ganpipe.params import Model, Train
 from ganpipe.train.devices.feed import Draw
-from ganpipe.train.resume import folder_for
+from ganpipe.train.unfinished import folder_for
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,14 @@ from pathlib import Path
 from ganpipe.common.errors import Interrupted
 from ganpipe.common.files import whole
 from ganpipe.common.stages import OUTPUTS, stage_folder
-from ganpipe.train import alarms, rescue, resume
+from ganpipe.train import alarms, rescue, unfinished
 from ganpipe.train.devices.graph import can_record
 from ganpipe.train.devices.ranks import join_ranks, rank_device
 from ganpipe.train.loop import run_attempt
 from ganpipe.train.options import TrainOptions
 from ganpipe.train.plan import Plan
 from ganpipe.train.rescue import Trouble
+from ganpipe.train.signals import orphaned
 
 
 def train(plan: Plan, root: Path, options: TrainOptions) -> None:
@@ -30,11 +31,11 @@ def train(plan: Plan, root: Path, options: TrainOptions) -> None:
         UserError: the same training already runs, or its ranks cannot split its batches.
     """
     device = rank_device(options.device)
-    with join_ranks(device) as ranks, resume.locked(plan.folder, root) if ranks.first else nullcontext():
+    with join_ranks(device) as ranks, unfinished.locked(plan.folder, root) if ranks.first else nullcontext():
         graph = options.graph and can_record(device, ranks)
         options = dataclasses.replace(options, device=device, graph=graph)
         if options.fresh and ranks.first:
-            resume.remove(plan.folder)
+            unfinished.remove(plan.folder)
             plan.folder.mkdir(parents=True)
 
         # Each rescue or roll-back begins a new attempt at an earlier step.
@@ -53,9 +54,9 @@ def train(plan: Plan, root: Path, options: TrainOptions) -> None:
         if ranks.first:
             _publish(plan.folder, stage_folder(root, "train"))
             # Without a dvc to record the result, this run ends here and the next one publishes it.
-            if resume.orphaned():
+            if orphaned():
                 raise Interrupted(signal.SIGTERM, course.steps)
-            resume.remove(plan.folder)
+            unfinished.remove(plan.folder)
 
 
 def _publish(source: Path, target: Path) -> None:

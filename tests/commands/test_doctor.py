@@ -21,7 +21,8 @@ from ganpipe.common.errors import UserError
 TRAINER = """
 import os, sys, time
 from pathlib import Path
-from ganpipe.train.resume import folder_for, locked, stop_signals
+from ganpipe.train.signals import stop_signals
+from ganpipe.train.unfinished import folder_for, locked
 main = Path(os.environ["DVC_ROOT"])
 with locked(folder_for(Path(), {}), Path()), stop_signals() as received:
     (main / "began.tmp").write_text(str(os.getpid()))

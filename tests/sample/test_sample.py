@@ -17,7 +17,7 @@ from ganpipe.common.sheets import sheet
 from ganpipe.models.generator import images_of, load_generator, save_generator, z_of_seeds
 from ganpipe.models.layers import NetworkSpec
 from ganpipe.params import Params
-from ganpipe.sample.latent import slerp
+from ganpipe.sample.latent_paths import slerp
 from ganpipe.sample.stage import sample
 from ganpipe.train.options import TrainOptions
 from ganpipe.train.plan import plan_training

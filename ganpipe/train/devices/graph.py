@@ -60,7 +60,7 @@ def record_step(
         with _players_unchanged(players):
             plain = numbers_of_two(step)
         with _players_unchanged(players):
-            replay = capture(step)
+            replay = capture_graph(step)
         with _players_unchanged(players):
             tolerance = TOLERANCE[precision]
             torch.testing.assert_close(numbers_of_two(replay), plain, rtol=tolerance, atol=tolerance)
@@ -72,7 +72,7 @@ def record_step(
     return replay_on
 
 
-def capture(step: Callable[[], None]) -> Callable[[], None]:
+def capture_graph(step: Callable[[], None]) -> Callable[[], None]:
     """Record a call as a CUDA graph, after warming up on a side stream, and return its replay."""
     side_stream = torch.cuda.Stream()
     side_stream.wait_stream(torch.cuda.current_stream())

@@ -47,7 +47,7 @@ class Training:
 
     def record(self, capture: Capture, monkeypatch: pytest.MonkeyPatch) -> graph.Replay | None:
         """Record the update in another way than as a CUDA graph."""
-        monkeypatch.setattr(graph, "capture", capture)
+        monkeypatch.setattr(graph, "capture_graph", capture)
         return graph.record_step(self.players, SETTINGS, self.draw(0), "float32")
 
     def bytes(self) -> dict[str, bytes]:

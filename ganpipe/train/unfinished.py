@@ -1,31 +1,22 @@
-"""The folder of an unfinished training, outside DVC's reach, and the process that holds it."""
+"""The folder of an unfinished training in .ganpipe/unfinished, and the lock of its process."""
 
-import functools
 import hashlib
 import json
 import os
 import shutil
-import signal
 import sys
-import threading
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
-import psutil
 from filelock import FileLock, Timeout
 
-import ganpipe
 from ganpipe.common import files, processes
 from ganpipe.common.errors import UserError
-from ganpipe.train.devices.launch import STOP_SIGNALS
+from ganpipe.train.signals import dvc_process
 
-POLL = 0.5  # seconds between checks that dvc is still there
-ECHO = 1.0  # seconds within which a second signal counts as the first: dvc's group receives some twice
 PATIENCE = 60.0  # seconds to wait for a process whose dvc is gone to write its checkpoint
 
 
@@ -58,7 +49,7 @@ def locked(folder: Path, root: Path) -> Iterator[None]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     (root / ".ganpipe").mkdir(exist_ok=True)
-    holder = Holder(os.getpid(), str(root.resolve()), _dvc())
+    holder = Holder(os.getpid(), str(root.resolve()), dvc_process())
     with ExitStack() as stack:
         for path in (root / ".ganpipe" / "train", folder):
             lock, note = FileLock(path.with_suffix(".lock")), path.with_suffix(".pid")
@@ -104,63 +95,6 @@ def _read(note: Path) -> Holder | None:
         return Holder(**json.loads(note.read_text()))
     except (OSError, ValueError, TypeError):  # the process is about to end, or has just started
         return None
-
-
-@functools.cache
-def _ancestry() -> list[tuple[int, int]]:
-    return processes.ancestry(os.getpid(), ganpipe.PARENT) if "DVC_STAGE" in os.environ else []
-
-
-def _dvc() -> tuple[int, float] | None:
-    if not _ancestry():
-        return None
-    pid = _ancestry()[-1][1]
-    try:
-        return pid, psutil.Process(pid).create_time()
-    except psutil.NoSuchProcess:
-        return pid, 0.0
-
-
-def orphaned() -> bool:
-    """Return whether the dvc that runs this process is gone, which gives a process below it a new parent."""
-    try:
-        return any(psutil.Process(child).ppid() != parent for child, parent in _ancestry())
-    except psutil.NoSuchProcess:
-        return True
-
-
-@contextmanager
-def stop_signals() -> Iterator[list[int]]:
-    """Record SIGTERM, SIGINT and SIGUSR1 in a list instead of exiting; a second one has its usual effect.
-
-    The end of the dvc that runs this process counts as SIGTERM.
-    """
-    received: list[int] = []
-    first, done = 0.0, threading.Event()
-
-    def record(signum: int, frame: FrameType | None = None) -> None:
-        nonlocal first
-        if not received:
-            first = time.monotonic()
-            received.append(signum)
-        elif time.monotonic() - first > ECHO:
-            signal.signal(signum, handlers[signal.Signals(signum)])
-            signal.raise_signal(signum)
-
-    def watch() -> None:
-        while not done.wait(POLL):
-            if orphaned():
-                return record(signal.SIGTERM)
-
-    handlers = {signum: signal.signal(signum, record) for signum in STOP_SIGNALS}
-    if _ancestry():
-        threading.Thread(target=watch, daemon=True).start()
-    try:
-        yield received
-    finally:
-        done.set()
-        for signum, handler in handlers.items():
-            signal.signal(signum, handler)
 
 
 def remove(folder: Path) -> None:

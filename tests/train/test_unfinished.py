@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 
 from ganpipe.common.errors import UserError
-from ganpipe.train.resume import ECHO, folder_for, locked, remove, stop_signals
+from ganpipe.train.signals import ECHO, stop_signals
+from ganpipe.train.unfinished import folder_for, locked, remove
 
 HOLD = """
 import sys
 from pathlib import Path
-from ganpipe.train.resume import locked
+from ganpipe.train.unfinished import locked
 with locked(Path(sys.argv[1]), Path(sys.argv[2])):
     print("locked", flush=True)
     sys.stdin.readline()
@@ -53,7 +54,8 @@ def test_two_processes_never_lock_one_training_or_one_checkout(tmp_path: Path) -
 STAGE = """
 import sys, time
 from pathlib import Path
-from ganpipe.train.resume import locked, orphaned, stop_signals
+from ganpipe.train.signals import orphaned, stop_signals
+from ganpipe.train.unfinished import locked
 with locked(Path("key"), Path()), stop_signals() as received:
     Path("began").touch()
     deadline = time.monotonic() + 60

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.spatial import geometric_slerp
 
-from ganpipe.sample.latent import influence, most_influential, slerp, traversal
+from ganpipe.sample.latent_paths import influence, most_influential, slerp, traversal
 
 A, B = torch.randn(2, 100, generator=torch.Generator().manual_seed(0))
 T = torch.linspace(0, 1, 9)
