@@ -16,9 +16,8 @@ from ganpipe.common import processes
 from ganpipe.train.devices.launch import STOP_SIGNALS
 
 POLL = 0.5  # seconds between checks that dvc is still there
-ECHO = (
-    1.0  # seconds in which a repeated signal is ignored: Ctrl-C can arrive twice, through dvc and the group
-)
+# Seconds in which a repeated signal is ignored: Ctrl-C can arrive twice, through dvc and the process group.
+ECHO = 1.0
 
 
 @functools.cache
