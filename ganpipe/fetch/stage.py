@@ -8,6 +8,7 @@ import sys
 import warnings
 import zipfile
 from collections.abc import Iterable
+from itertools import zip_longest
 from pathlib import Path
 from typing import IO, Any
 from urllib.parse import urlsplit
@@ -95,9 +96,8 @@ def _landmarks(points: Points, names: Iterable[str]) -> pd.DataFrame:
     rows = {name: points[name] for name in names if name in points}
     if others := len(points) - len(rows):
         print(f"fetch: left out landmarks of {others:,} pictures that are missing", file=sys.stderr)
-    table = pd.DataFrame(list(rows.values()), index=list(rows), dtype=float)
-    table.columns = [f"{'xy'[i % 2]}{i // 2 + 1}" for i in range(table.shape[1])]
-    return table.rename_axis("name").reset_index()
+    columns = {f"{'xy'[i % 2]}{i // 2 + 1}": c for i, c in enumerate(zip_longest(*rows.values()))}
+    return pd.DataFrame(columns, index=list(rows), dtype=float).rename_axis("name").reset_index()
 
 
 def _pack(pictures: NamedFiles, target: Path) -> pd.DataFrame:
