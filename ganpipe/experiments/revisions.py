@@ -16,6 +16,7 @@ from ruamel.yaml import YAML
 from ganpipe import params
 from ganpipe.common.code import code_digest, import_closure
 from ganpipe.common.errors import UserError
+from ganpipe.common.git import git
 from ganpipe.common.stages import STAGES, stage_file
 from ganpipe.params import Params
 
@@ -74,12 +75,12 @@ def unpack(root: Path, revision: str, folder: Path) -> tuple[Params, str | None]
     Raises:
         UserError: the revision has no such files, or its params are not valid in this version of ganpipe.
     """
-    git = ["git", "-C", str(root)]
-    listed = subprocess.run([*git, "ls-tree", "--name-only", revision], capture_output=True, text=True).stdout
+    listed = git(root, "ls-tree", "--name-only", revision) or ""
     paths = {"params.yaml", "dvc.lock", "ganpipe"} & set(listed.splitlines())
     if "params.yaml" not in paths:
         raise UserError(f"{revision[:7]}: holds no experiment of ganpipe")
-    packed = subprocess.run([*git, "archive", revision, *paths], capture_output=True).stdout
+    command = ["git", "-C", str(root), "archive", revision, *paths]
+    packed = subprocess.run(command, capture_output=True).stdout
     with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
         archive.extractall(folder, filter="data")
     last = last_valid(folder) if "dvc.lock" in paths else None
@@ -140,7 +141,7 @@ def flat_params(values: Params) -> dict[str, Any]:
     return names
 
 
-def code_digest_of(root: Path) -> str:
-    """Return the digest of the code of all stages in a checkout."""
-    modules = {path for stage in STAGES for path in import_closure(f"ganpipe.{stage}.stage", root)}
+def code_digest_of(root: Path, stages: Sequence[str] = STAGES) -> str:
+    """Return the digest of the code of stages in a checkout."""
+    modules = {path for stage in stages for path in import_closure(f"ganpipe.{stage}.stage", root)}
     return code_digest(modules, root)

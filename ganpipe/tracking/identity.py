@@ -11,12 +11,11 @@ from typing import Any, Literal
 
 from ganpipe import params
 from ganpipe.common import dataset
-from ganpipe.common.code import code_digest, import_closure
 from ganpipe.common.errors import UserError
 from ganpipe.common.git import git
 from ganpipe.common.stages import stage_folder
 from ganpipe.experiments.recipes import apply_settings, recipe_settings
-from ganpipe.experiments.revisions import flat_params
+from ganpipe.experiments.revisions import code_digest_of, flat_params
 from ganpipe.params import Params
 
 Stage = Literal["train", "sample", "evaluate"]
@@ -75,8 +74,7 @@ def identify(
     """
     loaded = params.load(root / params.PARAMS_FILE)
     values = experiment_values(loaded)
-    modules = {path for stage in TRACKED for path in import_closure(f"ganpipe.{stage}.stage", root)}
-    code = code_digest(modules, root)
+    code = code_digest_of(root, TRACKED)
     data = data_digest or dataset.load(stage_folder(root, "preprocess")).digest
     if origin is None:
         name = name or os.environ.get("DVC_EXP_NAME")

@@ -13,11 +13,11 @@ WINDOW = 100
 WARM_UP = 200
 
 # docs/health.md explains the bounds below.
-# Smallest spread of generated images, as a share of the real images' spread, and of G's own largest.
+# Collapsed: a spread below this share of the real images', or below this share of G's largest so far.
 MIN_SPREAD, MIN_OF_LARGEST = 0.02, 0.1
-# G is frozen if the KID changes by less than this share of itself in so many evaluations in a row.
+# Frozen: over FROZEN_EVALS evaluations in a row the KID varies by less than MIN_CHANGE of its value.
 MIN_CHANGE, FROZEN_EVALS = 0.01, 3
-# D is fooled above this D(fake); it is certain if its loss is this close to the smallest for its labels.
+# Fooled: D(fake) is above this. Certain: D's loss is this close to the lowest possible with its labels.
 FOOLED, CERTAIN = 0.98, 0.02
 MIN_NORM, MAX_NORM = 1e-2, 1e3
 D_RUNAWAY, G_RUNAWAY = 5.0, 20.0
@@ -29,7 +29,7 @@ Kind = Literal["collapsed", "frozen", "saturated", "gradients", "runaway", "boun
 
 @dataclass(frozen=True)
 class Alarm:
-    """A sign of trouble, with its numbers and bound in one clause; healthy trainings show no severe one."""
+    """A sign of trouble; `text` gives numbers and bound. A healthy training never raises a severe one."""
 
     kind: Kind
     text: str
@@ -40,7 +40,7 @@ def from_history(step: int, window: np.ndarray, labels: tuple[float, float]) -> 
     """Judge the WINDOW steps up to `step` by their medians; severe alarms come first.
 
     Args:
-        step: the last of them.
+        step: the last step of the window.
         window: float64 WINDOW×6, finite, a row for each step: the columns STEP_NUMBERS of history.csv.
         labels: D's targets for real and for generated images, each in [0, 1].
     """
@@ -79,7 +79,7 @@ def from_evals(evals: Sequence[Sequence[float]]) -> list[Alarm]:
     if share < bound:
         text = f"generated images are alike: {share:.1%} of the real images' spread, after {largest:.1%}"
         alarms.append(Alarm("collapsed", f"{text} (bound {bound:.1%})"))
-    # Where G is evaluated more often, over all evaluations of the last WINDOW steps.
+    # If the last WINDOW steps had more than FROZEN_EVALS evaluations, use all of those.
     last = kids[-max(FROZEN_EVALS, sum(row[0] >= evals[-1][0] - WINDOW for row in evals)) :]
     if len(last) >= FROZEN_EVALS and max(last) - min(last) < MIN_CHANGE * abs(last[-1]):
         text = f"G no longer changes: KID {last[0]:.4g} to {last[-1]:.4g} in {len(last)} evaluations"

@@ -22,7 +22,7 @@ from ganpipe.train.players import Players, State, on_cpu, restore_state, state_o
 
 KEEP = 2
 DIGEST = 32  # bytes of a sha256
-# Bytes that torch.save adds at most: for each tensor besides twice its name, and for all else.
+# Upper bound of what torch.save adds: PER_TENSOR + 2·len(name) bytes a tensor, OVERHEAD for the rest.
 PER_TENSOR, OVERHEAD = 1024, 65_536
 
 
@@ -42,8 +42,8 @@ class _DamagedError(Exception):
 def save(folder: Path, step: int, state: State, environment: dict[str, str], keep: int = KEEP) -> None:
     """Write the state after `step` steps; then `prune` the folder.
 
-    After a kill or an OSError, which names the file, the earlier checkpoints are whole, with or without the
-    new one.
+    A kill at any moment, or an OSError, which names the file, leaves the earlier checkpoints intact; the new
+    one is complete or absent.
     """
     buffer = io.BytesIO()
     torch.save({"state": on_cpu(state), "environment": environment}, buffer)
@@ -55,7 +55,7 @@ def save(folder: Path, step: int, state: State, environment: dict[str, str], kee
 
 
 def load(folder: Path, like: State) -> Checkpoint | None:
-    """Read the newest undamaged checkpoint, None if there is none; only one process may do so.
+    """Read the newest undamaged checkpoint, None if there is none; one process at a time.
 
     A damaged one is reported in a line on stderr and renamed to *.damaged, so that it no longer counts. So is
     one whose tensors have other names, shapes or dtypes than `like`, the state of a freshly built training; a
@@ -92,7 +92,7 @@ def resume(folders: Iterable[Path], players: Players, environment: dict[str, str
 def prune(folder: Path, step: int, keep: int = KEEP) -> None:
     """Remove the checkpoints of steps after `step`, and all but the newest `keep` of the others.
 
-    The newest is removed first: a kill half-way leaves an earlier state of the same training.
+    Later steps go first, newest first, so that a kill always leaves a consistent earlier state.
     """
     paths = _paths(folder)
     later = [path for path in paths if int(path.stem) > step]

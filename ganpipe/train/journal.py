@@ -70,7 +70,7 @@ class Journal:
         """Record a step if due: its numbers first, then snapshot and checkpoint, once all values are finite.
 
         The numbers of `update_d`, `update_g` and an extra update, if any, stay on the device until they are
-        due, because reading them waits for it. With `stopping` a checkpoint is due in any case.
+        due, because reading them makes the CPU wait for it. With `stopping` a checkpoint is due in any case.
 
         Raises:
             Trouble: a value is not finite, or a severe alarm interrupts the training.
@@ -87,11 +87,12 @@ class Journal:
         if step in plan.snapshot_steps:
             self._save_snapshot(plan.snapshot_steps[step])
 
-        # Warn of alarms, or leave by Trouble; without a severe one, save a state to return to.
+        # Report alarms; a severe one may raise Trouble. Without one, save a state to return to.
         raised = self._judge(step)
         for alarm in raised:
             self._warn(step, alarm)
         if step in plan.anchors and not any(alarm.severe for alarm in raised):
+            # Keep each of the last WINDOW steps and one before: a rescue goes back WINDOW steps at least.
             recent = sum(step - alarms.WINDOW < anchor <= step for anchor in plan.anchors)
             checkpoint.save(self.healthy, step, state_of(self.players), self.environment, keep=recent + 1)
 

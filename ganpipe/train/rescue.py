@@ -26,7 +26,7 @@ class Event:
     attempt: int  # 0 for the plain training
     what: str  # "diverged" or the kind of an alarm
     action: Action
-    back_to: int  # the step that it resumed from (rescue, rollback) or ends with (stop); else `step`
+    back_to: int  # rescue, rollback: the step to resume from; stop: the last step; warn: `step`
     text: str  # the numbers
 
     def __str__(self) -> str:
@@ -70,7 +70,7 @@ class Course:
         return DIVERGED if self.stopped.what == DIVERGED else "collapsed"
 
     def until(self, step: int) -> list[Event]:
-        """Return the events without the present attempt's warnings of later steps."""
+        """Return all events but this attempt's warnings after `step`, which will be raised again."""
         now = self.attempt
         return [e for e in self.events if e.action != "warn" or e.attempt < now or e.step <= step]
 
@@ -111,7 +111,7 @@ def respond(folder: Path, steps: int, trouble: Trouble, action: Action, margin: 
     """Record how the training responds to a trouble; `read_course` then says how it continues.
 
     A rescue or roll-back returns to the newest healthy checkpoint at least `margin` steps before the trouble,
-    which may have grown unnoticed for some steps; else to the one that the attempt began with, or the start.
+    which may have begun unnoticed; if there is none, to where this attempt began, else to step 0.
     After ATTEMPTS rescues and roll-backs the action is "stop".
     """
     course, back_to = read_course(folder, steps), trouble.healthy
