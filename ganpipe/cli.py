@@ -66,7 +66,7 @@ def train(
     device: Device = "auto",
     fresh: Annotated[bool, setting("fresh", "Discard an interrupted training and start anew.")] = False,
     save_memory: Annotated[bool, setting("save-memory", "Recompute activations to save memory.")] = False,
-    graph: Annotated[bool, setting("graph", "Replay the step as a CUDA graph.")] = False,
+    no_graph: Annotated[bool, setting("no-graph", "Do not replay the step as a CUDA graph.")] = False,
     log_seconds: Annotated[float, setting("log-seconds", "Seconds between reads of the losses.")] = 2.0,
     checkpoint_seconds: Annotated[
         float, setting("checkpoint-seconds", "Seconds between checkpoints.")
@@ -89,7 +89,7 @@ def train(
     from ganpipe.train.stage import train
 
     options = TrainOptions(
-        resolve(device), fresh, save_memory, graph, log_seconds, checkpoint_seconds, data_memory_gb
+        resolve(device), fresh, save_memory, not no_graph, log_seconds, checkpoint_seconds, data_memory_gb
     )
     plan = plan_training(values.model, values.train, ROOT)
     with recording(ROOT, "train", plan.folder) if is_first_rank() else nullcontext():

@@ -6,7 +6,7 @@ from contextlib import nullcontext
 import torch
 
 from ganpipe.common.errors import Interrupted
-from ganpipe.train.devices.feed import Feed, way_for
+from ganpipe.train.devices.feed import Feed, to_device, way_for
 from ganpipe.train.devices.graph import record_step
 from ganpipe.train.devices.ranks import Ranks
 from ganpipe.train.ema import update_ema
@@ -42,7 +42,7 @@ def run_attempt(plan: Plan, course: Course, options: TrainOptions, ranks: Ranks)
     feed = Feed(images, device, way_for(images.nbytes, device, options.data_memory_gb))
     batches = feed.batches(draws.batches(start))
 
-    # With --graph, capture one step as a CUDA graph, which is replayed in place of both updates.
+    # On a GPU, capture one step as a CUDA graph, which is replayed in place of both updates.
     replay = None
     if options.graph:
         example = feed(*draws.extra(0)), draws.z(0).to(device)
@@ -51,7 +51,7 @@ def run_attempt(plan: Plan, course: Course, options: TrainOptions, ranks: Ranks)
     with journal.open() if journal else nullcontext(), stop_signals() as signals:
         for step in range(start + 1, course.steps + 1):
             # Update D, then G through the updated D, on the same generated images.
-            real, z = next(batches), draws.z(step).to(device)
+            real, z = next(batches), to_device(draws.z(step), device)
             if replay:
                 numbers = replay(real, z)
             else:
@@ -62,7 +62,7 @@ def run_attempt(plan: Plan, course: Course, options: TrainOptions, ranks: Ranks)
 
             # Every k steps update one player once more on a fresh batch, G and D in turn (Marchesi 2017).
             if params.extra_update_every and step % params.extra_update_every == 0:
-                z = draws.z(step, "extra/z").to(device)
+                z = to_device(draws.z(step, "extra/z"), device)
                 if step // params.extra_update_every % 2:
                     numbers.append(update_g(players, z, None, settings))
                 else:

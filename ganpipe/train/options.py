@@ -10,7 +10,7 @@ class TrainOptions:
     device: str = "cpu"
     fresh: bool = False  # delete an interrupted run of the same training and start anew
     save_memory: bool = False  # recompute activations in the backward pass instead of storing them
-    graph: bool = False  # record a step as a CUDA graph and replay it
+    graph: bool = True  # on one GPU: record a step as a CUDA graph and replay it
     log_seconds: float = 2.0  # between reads of the losses from the device
     checkpoint_seconds: float = 30.0  # between checkpoints; 0 for one after each step
     data_memory_gb: float | None = None  # of images on a GPU, GB of 10^9 bytes; None: 1/4 of its free memory

@@ -11,6 +11,7 @@ from ganpipe.common.errors import Interrupted
 from ganpipe.common.files import whole
 from ganpipe.common.stages import OUTPUTS, stage_folder
 from ganpipe.train import alarms, rescue, unfinished
+from ganpipe.train.devices.compute import exact_kernels
 from ganpipe.train.devices.graph import can_record
 from ganpipe.train.devices.ranks import join_ranks, rank_device
 from ganpipe.train.loop import run_attempt
@@ -42,7 +43,8 @@ def train(plan: Plan, root: Path, options: TrainOptions) -> None:
         while True:
             course = ranks.broadcast(rescue.read_course(plan.folder, plan.steps) if ranks.first else None)
             try:
-                run_attempt(plan, course, options, ranks)
+                with exact_kernels():
+                    run_attempt(plan, course, options, ranks)
                 break
             except Trouble as trouble:
                 if ranks.first:

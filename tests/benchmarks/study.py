@@ -7,31 +7,35 @@ For studies whose cells train for less time than the pipeline's five processes t
 the same functions with the same params and give the same numbers. A cell is a folder FOLDER/<cell>-s<seed>
 with params.json and stages/; finished stages are skipped. Cells with the same pictures share them. If a cell
 fails, its traceback is printed and the others continue. `--train-only` stops each cell after its training.
+`--jobs` runs so many cells at once, in processes of their own.
 """
 
 import hashlib
 import json
+import multiprocessing
 import os
+import time
 import traceback
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import pandas as pd
 import typer
 
 from ganpipe import params
+from ganpipe.common.stages import stage_file, stage_folder
 from ganpipe.evaluate.stage import evaluate
 from ganpipe.experiments import recipes, revisions
 from ganpipe.experiments.cells import Run, cell_table, remarks_on, text_table
 from ganpipe.experiments.compare_page import comparison_page
 from ganpipe.fetch.stage import fetch
+from ganpipe.params import Params
 from ganpipe.preprocess.stage import preprocess
 from ganpipe.sample.stage import sample
 from ganpipe.train.options import TrainOptions
 from ganpipe.train.plan import plan_training
 from ganpipe.train.stage import train
-
-STAGES = Path("stages")
 
 
 def main(
@@ -41,6 +45,8 @@ def main(
     settings: Annotated[list[str] | None, typer.Option("--set")] = None,
     words: Annotated[list[str] | None, typer.Option("--word", help="The grid's words.")] = None,
     train_only: bool = False,
+    device: str = "cpu",
+    jobs: Annotated[int, typer.Option(min=1)] = 1,
 ) -> None:
     """Run the unfinished cells, seed by seed, then compare the finished ones."""
     values = params.load()
@@ -56,12 +62,15 @@ def main(
         for seed in range(seeds)
         for cell in cells
     ]
-    for number, (experiment, cell_params) in enumerate(ready, 1):
-        print(f"{number}/{len(ready)} {experiment}", flush=True)
-        try:
-            _run(folder, folder / experiment, cell_params, train_only)
-        except Exception:
-            traceback.print_exc()
+    for _, cell_params in ready:
+        _pictures(folder, cell_params)
+    options = TrainOptions(device)
+    fork = multiprocessing.get_context("fork")
+    with ProcessPoolExecutor(jobs, fork) as pool:
+        running = [
+            pool.submit(_run, folder, folder / experiment, cell_params, train_only, options)
+            for experiment, cell_params in ready
+        ]
     runs = [run for experiment, cell_params in ready if (run := _result(folder / experiment, cell_params))]
     if runs:
         frame = cell_table(runs)
@@ -71,49 +80,65 @@ def main(
         remarks = remarks_on(frame)
         (folder / f"{name}.html").write_text(comparison_page(frame, runs, remarks, name))
         print(*remarks, sep="\n")
+    raise typer.Exit(not all(cell.result() for cell in running))
 
 
-def _run(folder: Path, root: Path, cell_params: Any, train_only: bool) -> None:
-    """Run a cell's stages in its folder, the first two once for all cells with the same pictures."""
-    pictures = (
-        folder
-        / "pictures"
-        / hashlib.sha256(str((cell_params.fetch, cell_params.preprocess)).encode()).hexdigest()[:8]
-    )
-    for checkout in (pictures, root):
-        checkout.mkdir(parents=True, exist_ok=True)
-        if not (checkout / "ganpipe").exists():  # the training's key includes a digest of its code
-            (checkout / "ganpipe").symlink_to(Path("ganpipe").resolve())
-    if not (pictures / STAGES / "preprocess" / "index.csv").exists():
-        fetch(cell_params.fetch, pictures)
-        preprocess(cell_params.preprocess, pictures, workers=1)
-    (root / STAGES).mkdir(exist_ok=True)
-    (root / STAGES / "preprocess").unlink(missing_ok=True)
-    (root / STAGES / "preprocess").symlink_to((pictures / STAGES / "preprocess").resolve())
-    (root / "params.json").write_text(
-        json.dumps(cell_params.model_dump(include=set(cell_params.experiment)), indent=1)
-    )
-    if not (root / STAGES / "train" / "model.json").exists():
-        train(plan_training(cell_params.model, cell_params.train, root), root, TrainOptions())
-    if not train_only and not (root / STAGES / "evaluate" / "metrics.json").exists():
-        sample(cell_params.sample, root)
-        evaluate(cell_params.evaluate, cell_params.sample, root, "cpu")
+def _pictures(folder: Path, cell_params: Params) -> Path:
+    """Return the packed pictures of a cell, made once for all cells with the same ones."""
+    wanted = str((cell_params.fetch, cell_params.preprocess))
+    root = _checkout(folder / "pictures" / hashlib.sha256(wanted.encode()).hexdigest()[:8])
+    if not stage_file(root, "index.csv").exists():
+        fetch(cell_params.fetch, root)
+        preprocess(cell_params.preprocess, root, workers=1)
+    return root
 
 
-def _result(root: Path, cell_params: Any) -> Run | None:
+def _checkout(root: Path) -> Path:
+    root.mkdir(parents=True, exist_ok=True)
+    if not (root / "ganpipe").exists():  # the training's key includes a digest of its code
+        (root / "ganpipe").symlink_to(Path("ganpipe").resolve())
+    return root
+
+
+def _run(folder: Path, root: Path, cell_params: Params, train_only: bool, options: TrainOptions) -> bool:
+    """Run a cell's stages in its folder; return whether they succeeded, else print the traceback."""
+    print(f"{root.name} begins", flush=True)
+    began = time.monotonic()
+    try:
+        pictures = stage_folder(_pictures(folder, cell_params), "preprocess")
+        preprocessed = stage_folder(_checkout(root), "preprocess")
+        preprocessed.parent.mkdir(exist_ok=True)
+        preprocessed.unlink(missing_ok=True)
+        preprocessed.symlink_to(pictures.resolve())
+        (root / "params.json").write_text(
+            json.dumps(cell_params.model_dump(include=set(cell_params.experiment)), indent=1)
+        )
+        if not stage_file(root, "model.json").exists():
+            train(plan_training(cell_params.model, cell_params.train, root), root, options)
+        trained = time.monotonic()
+        if not train_only and not stage_file(root, "metrics.json").exists():
+            sample(cell_params.sample, root, options.device)
+            evaluate(cell_params.evaluate, cell_params.sample, root, options.device)
+        print(f"{root.name}: trained in {trained - began:.1f} s, all in {time.monotonic() - began:.1f} s")
+        return True
+    except Exception:
+        traceback.print_exc()
+        return False
+
+
+def _result(root: Path, cell_params: Params) -> Run | None:
     """Read what `ganpipe compare` needs of a finished experiment; None: it is not finished."""
-    stages = root / STAGES
-    if not (stages / "evaluate" / "metrics.json").exists():
+    if not stage_file(root, "metrics.json").exists():
         return None
-    model = json.loads((stages / "train" / "model.json").read_text())
+    model = json.loads(stage_file(root, "model.json").read_text())
     return Run(
         root.name,
         cell_params.train.seed,
         {key: value for key, value in revisions.flat_params(cell_params).items() if key != recipes.SEED},
-        json.loads((stages / "evaluate" / "metrics.json").read_text()),
+        json.loads(stage_file(root, "metrics.json").read_text()),
         model["data_digest"],
-        pd.read_csv(stages / "train" / "history.csv"),
-        (stages / "sample" / "grid.png").read_bytes(),
+        pd.read_csv(stage_file(root, "history.csv")),
+        stage_file(root, "grid.png").read_bytes(),
         model["ended"],
         model["interventions"],
     )

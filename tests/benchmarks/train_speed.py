@@ -56,8 +56,10 @@ START = 15.0
 Rate = Callable[[float], float]  # seconds to measure → images a second
 
 
-def networks(side: int, width: int, channels: int) -> tuple[nn.Module, nn.Module, Model]:
-    """Build the DCGAN that both loops train."""
+def networks(
+    side: int, width: int, channels: int, first_channels: int | None = None
+) -> tuple[nn.Module, nn.Module, Model]:
+    """Build the DCGAN that both loops train; `first_channels` maps at the smallest side, or by `width`."""
     model = Model(
         architecture="dcgan",
         nz=NZ,
@@ -65,7 +67,7 @@ def networks(side: int, width: int, channels: int) -> tuple[nn.Module, nn.Module
         z_limit=None,
         ngf=width,
         ndf=width,
-        first_channels=None,
+        first_channels=first_channels,
         discriminator_norm="batch",
     )
     torch.manual_seed(0)
@@ -73,18 +75,18 @@ def networks(side: int, width: int, channels: int) -> tuple[nn.Module, nn.Module
     return dcgan.Generator(spec), dcgan.Discriminator(spec), model
 
 
-def pictures(side: int, channels: int) -> np.ndarray:
-    """Draw smooth random pictures, uint8 PICTURES×side×side×channels; noise would be slow to decode."""
-    small = np.random.default_rng(0).integers(0, 256, (PICTURES, 8, 8, 3), dtype=np.uint8)
+def pictures(side: int, channels: int, count: int = PICTURES) -> np.ndarray:
+    """Draw smooth random pictures, uint8 count×side×side×channels; noise would be slow to decode."""
+    small = np.random.default_rng(0).integers(0, 256, (count, 8, 8, 3), dtype=np.uint8)
     mode = "L" if channels == 1 else "RGB"
     size, filter = (side, side), Image.Resampling.BICUBIC
     drawn = [np.asarray(Image.fromarray(pixels).resize(size, filter).convert(mode)) for pixels in small]
-    return np.stack(drawn).reshape(PICTURES, side, side, channels)
+    return np.stack(drawn).reshape(count, side, side, channels)
 
 
-def limit(device: torch.device, dtype: torch.dtype) -> float:
-    """Measure the highest rate of a square matrix multiplication on the device, in FLOP a second."""
-    n = 8192 if device.type == "cuda" else 2048
+def limit(device: torch.device, dtype: torch.dtype, n: int | None = None) -> float:
+    """Measure the highest rate of an n×n matrix multiplication on the device, in FLOP a second."""
+    n = n or (8192 if device.type == "cuda" else 2048)
     a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
     times = []
     for _ in range(12):
@@ -184,10 +186,12 @@ class Files(torch.utils.data.Dataset[torch.Tensor]):
         return torch.from_numpy(np.ascontiguousarray(pixels)) / 255 * 2 - 1
 
 
-def example(images: np.ndarray, width: int, batch_size: int, device: torch.device) -> Rate:
+def example(
+    images: np.ndarray, width: int, batch_size: int, device: torch.device, first_channels: int | None = None
+) -> Rate:
     """Return a measurement of the standard DCGAN example's loop."""
     _, side, _, channels = images.shape
-    netG, netD, _ = networks(side, width, channels)
+    netG, netD, _ = networks(side, width, channels, first_channels)
     netG.to(device), netD.to(device)
     optimizerD = torch.optim.Adam(netD.parameters(), lr=2e-4, betas=(0.5, 0.999))
     optimizerG = torch.optim.Adam(netG.parameters(), lr=2e-4, betas=(0.5, 0.999))
@@ -277,31 +281,38 @@ def busy(count: int) -> Iterator[None]:
             process.wait()
 
 
+def write_checkout(root: Path, images: np.ndarray) -> None:
+    """Write packed images, uint8 N×H×W×C, into a folder that `plan_training` takes for a checkout."""
+    import pandas as pd
+
+    from ganpipe.common import dataset
+    from ganpipe.common.stages import stage_folder
+
+    for stage in ("fetch", "preprocess", "train", "sample", "evaluate"):
+        stage_folder(root, stage).mkdir(parents=True)
+    (root / "ganpipe").symlink_to(ROOT / "ganpipe")
+    folder, side = stage_folder(root, "preprocess"), images.shape[1]
+    np.save(folder / dataset.IMAGES, images)
+    table = {"name": [f"{i}.png" for i in range(len(images))], "width": side, "height": side, "left": 0}
+    table |= {"top": 0, "right": side, "bottom": side, "scale": 1.0, "split": "train"}
+    pd.DataFrame(table).to_csv(folder / dataset.INDEX, index=False)
+    dataset.write_description(folder)
+
+
 def overhead(side: int, width: int, batch_size: int, seconds: float, device: str) -> float:
     """Measure a real training with and without logging, checkpoints and MLflow; return the ratio of rates."""
     import pandas as pd
 
     from ganpipe import params
-    from ganpipe.common import dataset
-    from ganpipe.common.stages import stage_file, stage_folder
+    from ganpipe.common.stages import stage_file
     from ganpipe.tracking.mirror import recording
     from ganpipe.train.options import TrainOptions
     from ganpipe.train.plan import plan_training
     from ganpipe.train.stage import train
 
     with tempfile.TemporaryDirectory() as name:
-        root = Path(name)
-        (root / "ganpipe").symlink_to(ROOT / "ganpipe")
-        folder = stage_folder(root, "preprocess")
-        folder.mkdir(parents=True)
-        images = pictures(side, 3)
-        np.save(folder / dataset.IMAGES, images)
-        table = {"name": [f"{i}.png" for i in range(PICTURES)], "width": side, "height": side, "left": 0}
-        table |= {"top": 0, "right": side, "bottom": side, "scale": 1.0, "split": "train"}
-        pd.DataFrame(table).to_csv(folder / dataset.INDEX, index=False)
-        dataset.write_description(folder)
-        for stage in ("train", "fetch", "sample", "evaluate"):
-            stage_folder(root, stage).mkdir()
+        root, images = Path(name), pictures(side, 3)
+        write_checkout(root, images)
         values = params.load(ROOT / "params.yaml").model_dump()
         values["preprocess"] |= {"resolution": side, "channels": 3}
         values["model"] |= {"ngf": width, "ndf": width}

@@ -2,7 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -13,6 +13,11 @@ from torch.utils.checkpoint import checkpoint
 from ganpipe.params import Train
 from ganpipe.train.devices.ranks import Ranks
 from ganpipe.train.options import TrainOptions
+
+
+def exact_kernels() -> AbstractContextManager[None]:
+    """Let cuDNN use only kernels that repeat to the bit; on a GPU float32 training would not, otherwise."""
+    return torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=True)
 
 
 def prepare_network(network: nn.Module, params: Train, options: TrainOptions, ranks: Ranks) -> nn.Module:

@@ -57,7 +57,7 @@ class Feed:
     def _gather(self, rows: np.ndarray) -> torch.Tensor:
         """Return the images of rows, uint8 B×H×W×C; on the device only if all images are there."""
         if self.way == "device":
-            return self.store[torch.from_numpy(rows).to(self.device, non_blocking=True)]
+            return self.store[to_device(torch.from_numpy(rows), self.device)]
         shape = (len(rows), *self.images.shape[1:])
         # Pinned memory comes from torch's pool, which reuses it only after the copy from it has finished.
         batch = torch.empty(shape, dtype=torch.uint8, pin_memory=self.pinned)
@@ -68,9 +68,16 @@ class Feed:
     def _finish(self, batch: torch.Tensor, mirrored: torch.Tensor | None) -> torch.Tensor:
         batch = batch.to(self.device, non_blocking=self.pinned)
         if mirrored is not None:
-            chosen = mirrored.to(self.device, non_blocking=True)[:, None, None, None]
+            chosen = to_device(mirrored, self.device)[:, None, None, None]
             batch = torch.where(chosen, batch.flip(2), batch)
         return to_float(batch)
+
+
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Copy a tensor on the CPU to a device; a GPU's work so far is not waited for."""
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 def way_for(nbytes: int, device: torch.device, memory_gb: float | None = None) -> Way:

@@ -83,7 +83,7 @@ def test_a_replay_trains_as_the_step_does(
         plain.update(*plain.draw(step))
         training.update(*training.draw(step))
     replay = training.record(capture_on_cpu, monkeypatch)
-    assert "the step is replayed as a graph" in capsys.readouterr().err and replay is not None
+    assert capsys.readouterr().err == "" and replay is not None
     replayed = [replay(*training.draw(step)) for step in range(before, before + 4)]
     expected = [plain.update(*plain.draw(step)) for step in range(before, before + 4)]
     for numbers, plain_numbers in zip(replayed, expected, strict=True):
@@ -147,10 +147,8 @@ def test_nan_is_no_agreement(
     assert "other numbers" in capsys.readouterr().err
 
 
-def test_where_a_step_can_be_recorded(capsys: pytest.CaptureFixture[str]) -> None:
+def test_where_a_step_can_be_recorded() -> None:
     """Only a GPU records, and only a step that does not wait for other ranks."""
     assert not graph.can_record("cpu", Ranks())
-    assert "the step is not replayed as a graph: it needs a GPU" in capsys.readouterr().err
     assert not graph.can_record("cuda", Ranks(0, 2))
-    assert "2 ranks share each batch" in capsys.readouterr().err
     assert graph.can_record("cuda", Ranks())
