@@ -62,7 +62,11 @@ def record_step(
             tolerance = TOLERANCE[precision]
             torch.testing.assert_close(numbers_of_two(replay), plain, rtol=tolerance, atol=tolerance)
     except (RuntimeError, NotImplementedError, AssertionError) as error:
-        reason = "other numbers" if isinstance(error, AssertionError) else str(error).splitlines()[0]
+        reason = (
+            "other numbers"
+            if isinstance(error, AssertionError)
+            else str(error).splitlines()[0].split(". ")[0]
+        )
         print(f"train: the step is not replayed as a graph: {reason}", file=sys.stderr)
         return None
     return replay_on
