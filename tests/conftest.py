@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from ganpipe import params
 from ganpipe.common import dataset
+from ganpipe.common.stages import OUTPUTS, stage_file
 
 # One thread: small networks gain nothing from more, and no result depends on the machine.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -99,6 +101,17 @@ def write_packed() -> Callable[..., Path]:
         return folder
 
     return write
+
+
+def save_later_outputs(root: Path, picture: Image.Image) -> None:
+    """Write what MLflow shows of the sample and evaluate stages: a picture as each sheet, empty tables."""
+    for stage in ("sample", "evaluate"):
+        for path in (stage_file(root, name) for name in OUTPUTS[stage] if not name.endswith(".npy")):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if path.suffix in (".png", ".webp"):
+                picture.save(path)
+            else:
+                path.write_text("epoch,nimg,kid,fd\n" if path.suffix == ".csv" else "{}\n")
 
 
 def save_generator(

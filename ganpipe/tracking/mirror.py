@@ -19,7 +19,7 @@ import psutil
 from ganpipe.common import processes
 from ganpipe.common.errors import Interrupted, UserError
 from ganpipe.common.files import main_checkout
-from ganpipe.common.stages import stage_folder
+from ganpipe.common.stages import OUTPUTS, stage_folder
 from ganpipe.tracking.identity import TRACKED, Experiment, Folders, Stage, identify, read_json
 from ganpipe.tracking.model import WEIGHTS, send_generator
 from ganpipe.tracking.run import ATTEMPT, TABLES, Status, TrackedRun, attempt_start
@@ -28,8 +28,8 @@ from ganpipe.tracking.store import address, connect, database, first_line, updat
 # The files of each stage that are sent unchanged, and further ones of train that are read.
 ARTIFACTS: dict[Stage, tuple[str, ...]] = {
     "train": ("events.csv",),
-    "sample": ("grid.png",),
-    "evaluate": ("metrics.json", "real_fake.png"),
+    "sample": tuple(name for name in OUTPUTS["sample"] if not name.endswith(".npy")),
+    "evaluate": OUTPUTS["evaluate"],
 }
 TRAIN_FILES = ("model.json", *TABLES, "grids")
 ENDING = ("ended", "interventions")  # keys of model.json that are written when the training ends
@@ -72,6 +72,8 @@ def update(
             scores = read_json(folders["evaluate"] / "metrics.json") if "evaluate" in folders else {}
             numbers = {f"eval/{k}": v for k, v in scores.items() if type(v) in (int, float)}
             run.send_numbers(numbers, model["nimg"])
+            if "evaluate" in folders:
+                run.send_snapshots(folders["evaluate"] / "snapshots.csv")
             for stage, folder in folders.items():
                 for file in ARTIFACTS[stage]:
                     run.send_file(folder / file)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from ganpipe.common import files
-from ganpipe.common.stages import STEP_NUMBERS
+from ganpipe.common.stages import OUTPUTS, STEP_NUMBERS
 from ganpipe.tracking import page
 from ganpipe.tracking.identity import COMMIT, DIRTY, GRID, Experiment, flat, value_text
 
@@ -26,9 +26,14 @@ TABLES = {
     "evals.csv": {column: f"train/{column}" for column in ("kid_light", "spread")},
     "perf.csv": {"images_per_second": "perf/images_per_second"},
 }
-# Pictures for the run's page: the grids of fixed z, one an epoch, and pictures of the finished generator.
+# Pictures for the run's page: the grids of fixed z, one an epoch, and sheets of the finished generator.
 FIXED_Z = "samples/fixed_z"
-PICTURES = {"grid.png": "samples/final", "real_fake.png": "samples/real_fake"}
+PICTURES = {
+    name: f"sheets/{Path(name).stem}"
+    for stage in ("sample", "evaluate")
+    for name in OUTPUTS[stage]
+    if name.endswith(".png")
+} | {"grid.png": "samples/final", "real_fake.png": "samples/real_fake"}
 KEY = "ganpipe.key"
 ATTEMPT = "ganpipe.attempt"  # start, host and id of the newest process that ran a stage of the run
 MAX_METRICS, MAX_PARAMS, MAX_PARAM_LENGTH = 1000, 100, 6000  # MLflow's limits for a call and for a value
@@ -125,6 +130,18 @@ class TrackedRun:
         sent = {name: (self.data.metrics.get(name), self._last_steps.get(name)) for name in numbers}
         new = {name: value for name, value in numbers.items() if sent[name] != (value, nimg)}
         self._send_points((name, value, nimg) for name, value in new.items())
+
+    def send_snapshots(self, path: Path) -> None:
+        """Send the numbers of snapshots.csv that are new or have changed, at the step of its column nimg."""
+        import pandas as pd
+
+        table = pd.read_csv(path).select_dtypes("number")  # without rows no column is numeric
+        for column in table.columns.difference(["epoch", "nimg"]):
+            name = f"snapshots/{column}"
+            held = self.client.get_metric_history(self.id, name) if name in self._last_steps else []
+            sent = {metric.step: metric.value for metric in sorted(held, key=lambda metric: metric.timestamp)}
+            new = table[["nimg", column]].dropna().itertuples(index=False)
+            self._send_points((name, value, nimg) for nimg, value in new if sent.get(nimg) != value)
 
     def _send_points(self, points: Iterable[tuple[str, float, int]]) -> None:
         from mlflow.entities import Metric

@@ -27,7 +27,7 @@ MAX_PARAMS = 6  # columns of params that differ
 MAX_TAG = 5000  # characters
 SECTIONS = ("Generated images from the same z", "Scores", "Losses", "Scores during training", "Speed")
 # Collapsed: MLflow adds a chart of each other metric to the section that its prefix names.
-OTHER_SECTIONS = ("eval", "train", "perf", "samples", "final", "best")
+OTHER_SECTIONS = ("eval", "train", "perf", "samples", "sheets", "snapshots", "final", "best")
 
 
 def write_view(client: "MlflowClient", experiment_id: str) -> str:
@@ -75,6 +75,7 @@ def _state(runs: Sequence["Run"], step: int) -> dict[str, Any]:
     others = [name for name in ("eval/recall", "eval/authenticity") if name in metrics]
     params = sorted({name for run in runs for name in run.data.params})
     differing = [name for name in params if len({run.data.params.get(name) for run in runs}) > 1]
+    during = ("snapshots/kid", "train/kid_light", "train/spread")
     charts = [
         _chart("IMAGE", 0, imageKeys=[FIXED_Z], step=step, showRunParams=False),
         *(_chart("BAR", 1, [name]) for name in kid),
@@ -82,7 +83,7 @@ def _state(runs: Sequence["Run"], step: int) -> dict[str, Any]:
         *(_chart("BAR", 1, [name]) for name in others),
         _line(2, ["train/d_loss", "train/g_loss"]),
         _line(2, ["train/d_real", "train/d_fake"]),
-        *(_line(3, [name]) for name in ("train/kid_light", "train/spread") if name in metrics),
+        *(_line(3, [name]) for name in during if name in metrics),
         _line(4, ["perf/images_per_second"]),
     ]
     used = {chart["metricSectionId"] for chart in charts}

@@ -24,7 +24,7 @@ from urllib.request import urlopen
 import numpy as np
 import psutil
 import pytest
-from conftest import save_generator, updated
+from conftest import save_generator, save_later_outputs, updated
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Run
 from PIL import Image
@@ -39,12 +39,13 @@ from ganpipe.common.files import main_checkout
 from ganpipe.models import generator
 from ganpipe.params import Params
 from ganpipe.tracking.identity import Stage, identify
-from ganpipe.tracking.mirror import left_running, recording, stage_folders, status_after, update
+from ganpipe.tracking.mirror import ARTIFACTS, left_running, recording, stage_folders, status_after, update
 from ganpipe.tracking.run import ATTEMPT, TABLES, Status
 from ganpipe.tracking.sync import sync
 
 BATCH_SIZE, TRAIN_IMAGES, STEPS = 16, 20, 600
 KEYS = tuple(TABLES["history.csv"].values())
+SHEETS = ("epochs", "traversal", "interpolation", "intervals", "snapshots", "nearest", "features")
 
 
 @pytest.fixture(scope="module")
@@ -86,9 +87,7 @@ def checkout(tmp_path: Path, small_params: Params, write_packed: Callable[..., P
         grow(train, steps)
         for epoch in (1, 2, 10):
             Image.new("L", (32, 32), epoch).save(train / f"grids/{epoch}.png")
-        for stage, name in (("sample", "grid.png"), ("evaluate", "real_fake.png")):
-            (root / "stages" / stage).mkdir()
-            Image.new("RGB", (32, 32), (seed % 256, 0, 0)).save(root / "stages" / stage / name)
+        save_later_outputs(root, Image.new("RGB", (32, 32), (seed % 256, 0, 0)))
         metrics = {"kid_lite0": 0.1 + 0.2, "fd_lite0_floor": None, "n": 20, "protocol": "lite0"}
         (root / "stages/evaluate/metrics.json").write_text(json.dumps(metrics))
         return root
@@ -203,6 +202,7 @@ def test_run_is_complete(checkout: Callable[..., Path], client: MlflowClient, ho
     assert evals == {"eval/kid_lite0": [(last, 0.1 + 0.2)], "eval/n": [(last, 20.0)]}
     grids = {("samples~fixed_z", epoch * TRAIN_IMAGES): 1 for epoch in (1, 2, 10)}
     finals = {("samples~final", 0): 1, ("samples~real_fake", 0): 1}
+    finals |= {(f"sheets~{name}", 0): 1 for name in SHEETS}
     assert pictures(client, run) == grids | finals
     assert held.data.params["train.seed"] == "1"
     assert held.data.params["train.snapshot_epochs"] == "[1,2]"
@@ -210,12 +210,33 @@ def test_run_is_complete(checkout: Callable[..., Path], client: MlflowClient, ho
     assert held.info.run_name == f"repro-{held.data.tags['ganpipe.key'][:6]}"
     assert held.info.artifact_uri.startswith((home / "mlruns").as_uri())
     files = {file.path for file in client.list_artifacts(run)}
-    assert files == {"images", "params.yaml", "events.csv", "metrics.json", "grid.png", "real_fake.png"}
+    tables = {"metrics.json", "card.md", "snapshots.csv", "intervals.csv", "intervals.json"}
+    sheets = {f"{name}.png" for name in (*SHEETS, "grid", "real_fake")} | {"interpolation.webp"}
+    assert files == {"images", "params.yaml", "events.csv"} | tables | sheets
     stored = home / "mlruns/ganpipe" / run / "artifacts"
     assert YAML(typ="safe").load(stored / "params.yaml")["train"]["batch_size"] == BATCH_SIZE
     grid = next(path for path in (stored / "images").glob("*step+200+*.png"))
     assert np.asarray(Image.open(grid)).min() == np.asarray(Image.open(grid)).max() == 10
     assert list(Path().iterdir()) == [], "a file was left in the current folder"
+
+
+def test_the_snapshots_numbers_are_curves(checkout: Callable[..., Path], client: MlflowClient) -> None:
+    """A failure means that runs cannot be compared after the same epochs, or that old numbers stay."""
+    root = checkout(seed=92)
+    table = root / "stages/evaluate/snapshots.csv"
+    table.write_text("epoch,nimg,kid,fd,recall\n1,20,0.5,90.0,\n10,200,0.25,80.0,0.125\n")
+    run = record(root, "evaluate")
+    assert record(root, "evaluate") == run
+    assert points(client, run, "snapshots/kid") == [(20, 0.5), (200, 0.25)]
+    assert points(client, run, "snapshots/recall") == [(200, 0.125)]
+    assert {key for key in client.get_run(run).data.metrics if key.startswith("snapshots/")} == {
+        f"snapshots/{name}" for name in ("kid", "fd", "recall")
+    }
+    table.write_text(table.read_text().replace("0.25", "0.75"))  # evaluated again, on a GPU
+    record(root, "evaluate")
+    record(root, "evaluate")
+    assert points(client, run, "snapshots/kid") == [(20, 0.5), (200, 0.25), (200, 0.75)]
+    assert client.get_run(run).data.metrics["snapshots/kid"] == 0.75
 
 
 def test_pages_of_a_grid(
@@ -393,7 +414,10 @@ def test_later_stages_are_left_out(checkout: Callable[..., Path], client: Mlflow
     assert not [key for key in client.get_run(run).data.metrics if key.startswith("eval/")]
     assert {key for key, _ in pictures(client, run)} == {"samples~fixed_z"}
     record(root, "sample")
-    assert {key for key, _ in pictures(client, run)} == {"samples~fixed_z", "samples~final"}
+    assert {key for key, _ in pictures(client, run)} == {
+        *("samples~fixed_z", "samples~final"),
+        *(f"sheets~{name}" for name in ("epochs", "traversal", "interpolation")),
+    }
 
 
 def test_params_data_and_code_make_the_run(checkout: Callable[..., Path], client: MlflowClient) -> None:
@@ -694,12 +718,12 @@ stages:
     cmd: exit 1
     deps: [ganpipe/sample, stages/train/model.json]
     params: [sample]
-    outs: [stages/sample/grid.png]
+    outs: [SAMPLE]
   evaluate:
     cmd: exit 1
     deps: [ganpipe/evaluate, stages/sample/grid.png]
     params: [evaluate]
-    outs: [stages/evaluate/metrics.json, stages/evaluate/real_fake.png]
+    outs: [EVALUATE]
 """
 
 
@@ -721,7 +745,11 @@ def test_sync(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{home}/mlflow.db")
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "sync")
     root = checkout(seed=80, steps=4)
-    (root / "dvc.yaml").write_text(PIPELINE)
+    pipeline = PIPELINE
+    for stage in ("sample", "evaluate"):
+        outputs = ", ".join(f"stages/{stage}/{name}" for name in ARTIFACTS[stage])
+        pipeline = pipeline.replace(stage.upper(), outputs)
+    (root / "dvc.yaml").write_text(pipeline)
     (root / ".gitignore").write_text("/stages/\n/mlflow.db*\n/mlruns/\n/.ganpipe/\n")
 
     def git(*words: str) -> str:
@@ -774,7 +802,7 @@ def test_sync(
     for name, steps in (("a", 4), ("b", 6)):
         run = names[name]
         assert len(points(client, run.info.run_id, "train/d_loss")) == steps
-        assert sum(pictures(client, run.info.run_id).values()) == 5
+        assert sum(pictures(client, run.info.run_id).values()) == 5 + len(SHEETS)
         assert run.data.tags["ganpipe.git_commit"] == git("rev-parse", f"refs/exps/{_ref(git, name)}").strip()
         assert run.data.tags["ganpipe.git_dirty"] == "false"
         assert run.data.tags["dvc.exp_baseline_rev"] == git("rev-parse", "HEAD").strip()

@@ -17,7 +17,7 @@ from urllib.parse import unquote
 
 import numpy as np
 import pytest
-from conftest import digits, updated
+from conftest import digits, save_later_outputs, updated
 from mlflow import MlflowClient
 from PIL import Image
 from ruamel.yaml import YAML
@@ -25,7 +25,7 @@ from ruamel.yaml import YAML
 from ganpipe.common import dataset
 from ganpipe.common.errors import UserError
 from ganpipe.common.sheets import sheet
-from ganpipe.common.stages import EVALS_COLUMNS, HISTORY_COLUMNS, PERF_COLUMNS
+from ganpipe.common.stages import EVALS_COLUMNS, HISTORY_COLUMNS, PERF_COLUMNS, stage_file
 from ganpipe.experiments.compare import compare
 from ganpipe.params import Params
 from ganpipe.tracking.identity import GRID, identify
@@ -77,8 +77,7 @@ def made(root: Path, values: Params, write_packed: Callable[..., Path], glr: flo
         (root / "ganpipe" / name / "stage.py").write_text(f'"""{name}."""\n')
     YAML().dump(values.model_dump(), root / "params.yaml")
     data = write_packed(root, digits()[:IMAGES])
-    for stage in ("train/grids", "sample", "evaluate"):
-        (root / "stages" / stage).mkdir(parents=True)
+    (root / "stages/train/grids").mkdir(parents=True)
     train, rng, steps = root / "stages/train", np.random.default_rng(0), EPOCHS[-1] * IMAGES // 50
     model = values.model.model_dump() | {"train": values.train.model_dump(), "batch_size": 50}
     model |= {"train_images": IMAGES, "nimg": steps * 50, "data_digest": dataset.load(data).digest}
@@ -100,8 +99,9 @@ def made(root: Path, values: Params, write_packed: Callable[..., Path], glr: flo
         noisy = digits()[::78][:64] + rng.normal(0, noise + 200 / epoch, (64, 28, 28, 1))
         picture = sheet(noisy.clip(0, 255).astype(np.uint8), 8)
         picture.save(train / f"grids/{epoch}.png")
-        picture.save(root / "stages/sample/grid.png")
-        picture.save(root / "stages/evaluate/real_fake.png")
+    save_later_outputs(root, picture)
+    scores = [f"{epoch},{epoch * IMAGES},{noise / epoch},9" for epoch in EPOCHS]
+    stage_file(root, "snapshots.csv").write_text("\n".join(["epoch,nimg,kid,fd", *scores]) + "\n")
     numbers = {
         "kid_lite0": noise / 100,
         "kid_lite0_sd": 0.01,
@@ -136,7 +136,7 @@ def test_the_view_holds_what_is_looked_at_first(home: Path) -> None:
     assert "params.`train.glr`" in state["selectedColumns"]
     assert state["compareRunCharts"][0]["step"] > 0
     later = [chart["metricKey"] for chart in state["compareRunCharts"] if chart["metricSectionId"] == "s3"]
-    assert later == ["train/kid_light", "train/spread"], "real_spread has a single point"
+    assert later == ["snapshots/kid", "train/kid_light", "train/spread"], "real_spread has a single point"
     write_view(client, number)
     assert {run.info.run_id: run.data.tags[COLOUR] for run in client.search_runs([number])} == before
 
