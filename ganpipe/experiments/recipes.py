@@ -3,6 +3,7 @@
 A value is YAML 1.2, as in params.yaml; a list is in brackets. The comment on `grids:` there gives the syntax.
 """
 
+import functools
 import itertools
 import json
 import re
@@ -135,7 +136,9 @@ def _split(setting: str) -> tuple[str, str]:
     return key, text
 
 
+@functools.cache
 def _parse(text: str) -> Any:
+    """Return a setting's value, for reading only; grids and MLflow's tags parse all recipes many times."""
     try:
         return YAML(typ="safe", pure=True).load(text)
     except YAMLError:

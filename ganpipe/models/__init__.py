@@ -1,32 +1,33 @@
 """The networks, one file per paper, each with a generator and a discriminator."""
 
-from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
+if TYPE_CHECKING:
+    from torch import nn
 
-from ganpipe.models import celeba64, dcgan, residual, upsample
-from ganpipe.models.layers import NetworkSpec
+    from ganpipe.models.layers import NetworkSpec
 
-Builder = Callable[[NetworkSpec], nn.Module]
-
-# model.architecture → its generator and its discriminator.
-ARCHITECTURES: dict[str, tuple[Builder, Builder]] = {
-    "dcgan": (dcgan.Generator, dcgan.Discriminator),
-    "celeba64": (celeba64.Generator, celeba64.Discriminator),
-    "upsample": (upsample.Generator, upsample.Discriminator),
-    "residual": (residual.Generator, residual.Discriminator),
-}
+ARCHITECTURES = ("dcgan", "celeba64", "upsample", "residual")  # of model.architecture, each a file here
 
 
-def build_generator(spec: NetworkSpec) -> nn.Module:
+def build_generator(spec: "NetworkSpec") -> "nn.Module":
     """Build a generator, float32 N×nz → float32 N×channels×resolution×resolution in [-1, 1].
 
     Raises:
         UserError: the architecture cannot be built at the resolution or with model.first_channels.
     """
-    return ARCHITECTURES[spec.params.architecture][0](spec)
+    network: nn.Module = _module_of(spec).Generator(spec)
+    return network
 
 
-def build_discriminator(spec: NetworkSpec) -> nn.Module:
+def build_discriminator(spec: "NetworkSpec") -> "nn.Module":
     """Build a discriminator, images as the generator's → logits float32 N; errors are the generator's."""
-    return ARCHITECTURES[spec.params.architecture][1](spec)
+    network: nn.Module = _module_of(spec).Discriminator(spec)
+    return network
+
+
+def _module_of(spec: "NetworkSpec") -> Any:
+    # Here, because who reads papers.py alone must not wait for torch.
+    from ganpipe.models import celeba64, dcgan, residual, upsample
+
+    return (dcgan, celeba64, upsample, residual)[ARCHITECTURES.index(spec.params.architecture)]
