@@ -23,11 +23,7 @@ RESIDUAL_STEP = 32
 
 
 def base_and_doublings(architecture: str, side: int) -> tuple[int, int] | None:
-    """Factor a side in pixels into (base, doublings): side = base · 2^doublings, at least one doubling.
-
-    Returns:
-        The only such pair with one of the architecture's bases; None: the side cannot be reached.
-    """
+    """Return (base, doublings ≥ 1), side = base · 2^doublings px; None: the side cannot be reached."""
     for base in BASES[architecture]:
         factor, rest = divmod(side, base)
         if rest == 0 and factor >= 2 and factor & (factor - 1) == 0:
@@ -82,6 +78,7 @@ class Preprocess(Section):
     held_out: Annotated[float, Field(ge=0, le=0.9, allow_inf_nan=False)]
     max_rejected: Share
     duplicates: Literal["report", "drop"]
+    max_images: Positive | None
 
     @model_validator(mode="after")
     def _sizes_belong_to_the_crop(self) -> Self:
@@ -106,6 +103,7 @@ class Model(Section):
     ngf: Positive
     ndf: Positive
     first_channels: Positive | None
+    d_first_channels: Positive | None
     discriminator_norm: Literal["batch", "none"]
 
     @model_validator(mode="after")
@@ -118,7 +116,8 @@ class Model(Section):
 class Train(Section):
     """The training run."""
 
-    epochs: Positive
+    epochs: Positive | None
+    steps: Positive | None
     batch_size: Annotated[int, Field(ge=2)] | None
     batch_per_resolution: dict[str, Annotated[int, Field(ge=2)]]
     dlr: Rate
@@ -127,10 +126,12 @@ class Train(Section):
     beta2: Decay
     real_label: Share
     fake_label: Share
+    g_label: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
     flip: bool
     ema_halflife_kimg: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None
     seed: Seed
     extra_update_every: Positive | None
+    extra_update_players: Literal["turns", "both"]
     micro_batch_size: Positive | None
     snapshot_epochs: list[Positive]
     eval_every_kimg: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None
@@ -141,7 +142,10 @@ class Train(Section):
     sync_batch_norm: bool
 
     @model_validator(mode="after")
-    def _best_needs_judging(self) -> Self:
+    def _has_one_length_and_best_is_judged(self) -> Self:
+        if (self.epochs is None) == (self.steps is None):
+            found = f"found epochs {self.epochs} and steps {self.steps}"
+            raise ValueError(f"{found}; set one of them to a number and the other to null")
         if self.keep == "best" and self.eval_every_kimg is None:
             raise ValueError("keep=best needs eval_every_kimg, a number, to decide what weights are best")
         return self
@@ -230,11 +234,7 @@ class Params(Section):
 
 
 def load(path: Path = PARAMS_FILE) -> Params:
-    """Read and check params.yaml as YAML 1.2, in which 2e-05, as DVC writes it, is a number.
-
-    Raises:
-        UserError: the file is missing or not YAML, or values are wrong: one line for each.
-    """
+    """Read params.yaml as YAML 1.2, where 2e-05, as DVC writes it, is a number; UserError: all faults."""
     from ruamel.yaml import YAML  # here, so that networks can be built where it is not installed
     from ruamel.yaml.error import YAMLError
 
@@ -252,11 +252,7 @@ def load(path: Path = PARAMS_FILE) -> Params:
 
 
 def parse(values: dict[str, Any], origin: str) -> Params:
-    """Check plain values against the sections.
-
-    Raises:
-        UserError: one line for each wrong value: its dotted name, the value, what is allowed.
-    """
+    """Check plain values against the sections; raise a UserError with a line for each wrong value."""
     try:
         return Params.model_validate(values)
     except ValidationError as error:

@@ -16,7 +16,8 @@ No biases. Weights start as N(0, 0.02) (section 4), batch norm scales as N(1, 0.
 
 `model.first_channels` replaces the width n·2^(k-1) at b×b in both networks. It is 1024 for Marchesi 2017,
 "Megapixel Size Image Creation using Generative Adversarial Networks", whose generator for 1024 px goes from
-1024×4×4 through 512×8×8, 256×16×16, … and 8×512×512 to C×1024×1024. Our discriminator mirrors it.
+1024×4×4 through 512×8×8, 256×16×16, … and 8×512×512 to C×1024×1024. Our discriminator mirrors it, unless
+`model.d_first_channels` sets its width at b×b: 8192 for 64 maps at 512×512.
 `model.discriminator_norm: none` removes batch norm from the discriminator, as Xin 2024 does in the first
 four of five layers (the fifth never has it). All layers then have a bias; without one, D(a·x) would equal
 a·D(x) for a > 0.
@@ -35,7 +36,7 @@ class Generator(nn.Module):
 
     def __init__(self, spec: NetworkSpec, slope: float = 0.0) -> None:
         super().__init__()
-        base, widths = pyramid(spec, spec.params.ngf)
+        base, widths = pyramid(spec, "G")
         layers = block(nn.ConvTranspose2d(spec.params.nz, widths[0], base, bias=False), True, slope)
         for wider, width in pairwise(widths):
             layers += block(nn.ConvTranspose2d(wider, width, 4, 2, padding=1, bias=False), True, slope)
@@ -53,7 +54,7 @@ class Discriminator(SequentialDiscriminator):
     """float32 N×channels×resolution×resolution in [-1, 1] → logits float32 N."""
 
     def __init__(self, spec: NetworkSpec) -> None:
-        base, widths = pyramid(spec, spec.params.ndf)
+        base, widths = pyramid(spec, "D")
         norm = spec.params.discriminator_norm == "batch"
         layers: list[nn.Module] = []
         for narrower, width in pairwise([spec.channels, *reversed(widths)]):

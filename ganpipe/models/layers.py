@@ -1,6 +1,7 @@
 """What the papers' networks share: specification, widths, blocks, initial weights."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import nn
@@ -18,12 +19,12 @@ class NetworkSpec:
     channels: int  # 1 for grey images, 3 for colour
 
 
-def pyramid(spec: NetworkSpec, narrowest: int) -> tuple[int, list[int]]:
+def pyramid(spec: NetworkSpec, player: Literal["G", "D"]) -> tuple[int, list[int]]:
     """Return the smallest side in pixels and the widths of a network whose side doubles up to the resolution.
 
     The widths are the numbers of feature maps at the smallest side and at each doubling below the resolution:
-    model.first_channels, or narrowest·2^(doublings - 1) if that is null, then half of the previous one,
-    rounded down. `narrowest`, ngf or ndf, is then the width of the layer next to the images.
+    model.first_channels (for D d_first_channels, unless it is null), or n·2^(doublings - 1) if that is null,
+    then half of the previous one, rounded down. n, ngf or ndf, is then the width next to the images.
 
     Raises:
         UserError: the architecture cannot reach the resolution, or first_channels halves to less than one.
@@ -37,11 +38,13 @@ def pyramid(spec: NetworkSpec, narrowest: int) -> tuple[int, list[int]]:
             f"{first} to {last} px doubled at least once, such as {2 * first} or {4 * last}"
         )
     base, doublings = factors
-    widest = params.first_channels or narrowest * 2 ** (doublings - 1)
+    name = "d_first_channels" if player == "D" and params.d_first_channels else "first_channels"
+    narrowest = params.ngf if player == "G" else params.ndf
+    widest = getattr(params, name) or narrowest * 2 ** (doublings - 1)
     widths = [widest >> i for i in range(doublings)]
     if widths[-1] < 1:
         raise UserError(
-            f"model.first_channels: found {widest}, but halving it from {base} px to {resolution} px leaves "
+            f"model.{name}: found {widest}, but halving it from {base} px to {resolution} px leaves "
             f"less than one feature map; give {2 ** (doublings - 1)} or more, or null"
         )
     return base, widths

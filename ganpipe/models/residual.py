@@ -27,7 +27,8 @@ has neither. Discriminator: batch norm (none with `model.discriminator_norm: non
 average pooling. We read this as one bare 3×3 convolution, the fourth layer once more with its norm and
 activation, and, to get from 8n maps to one number, a 1×1 convolution whose map is averaged to the logit.
 Layers without batch norm after them have biases. Initial weights are as in dcgan.py. Widths come from ngf and
-ndf alone: `model.first_channels` must be null.
+ndf alone: `model.first_channels` and `d_first_channels` must be null. At 32 px the residual layers have 1×1
+pixels and see padding around them: `warning` says so.
 """
 
 from itertools import pairwise
@@ -92,17 +93,28 @@ class Discriminator(SequentialDiscriminator):
         super().__init__(*layers, nn.Conv2d(wide, 1, 1), nn.AdaptiveAvgPool2d(1))
 
 
+def warning(spec: NetworkSpec) -> str | None:
+    """Warn of a side at which these networks are hardly the paper's; None for all others."""
+    if spec.resolution >= 2 * RESIDUAL_STEP:
+        return None
+    return (
+        f"preprocess.resolution: at {spec.resolution} px the residual layers work on 1×1 pixels, not on 3×3 "
+        f"as at the paper's 96 px, and D averages one pixel; judge them at {2 * RESIDUAL_STEP} px or more"
+    )
+
+
 def _check(spec: NetworkSpec) -> None:
     if not reaches("residual", spec.resolution):
         raise UserError(
             f"preprocess.resolution: architecture residual cannot produce {spec.resolution} px, because it "
             f"halves the side five times; give a multiple of {RESIDUAL_STEP}"
         )
-    if spec.params.first_channels is not None:
-        raise UserError(
-            f"model.first_channels: found {spec.params.first_channels}, but architecture residual takes its "
-            f"widths from model.ngf and model.ndf; give null"
-        )
+    for name in ("first_channels", "d_first_channels"):
+        if (value := getattr(spec.params, name)) is not None:
+            raise UserError(
+                f"model.{name}: found {value}, but architecture residual takes its widths from model.ngf and "
+                f"model.ndf; give null"
+            )
 
 
 def _residual_layer(width: int) -> nn.Sequential:

@@ -11,12 +11,12 @@ For a side b·2^k, b from 5 to 8: 28 = 7·2^2 and 128 = 8·2^4. For 128 px the p
     ×2, convolution 5×5   N×c/2^(k-1)×b2^(k-1)×b2^(k-1)  convolution 5×5 /2    N×c×b×b
     ×2, convolution 5×5   N×C×b2^k×b2^k, tanh            dense                 N×1, the logit
 
-c is `model.first_channels` if given, else ngf·2^(k-1) and ndf·2^(k-1). ×2 repeats each pixel; /2 is stride
-2; padding is 2. The paper's text allows either order of upsampling and convolution; the other one would end
-in blocks of 2×2 equal pixels. Batch norm follows the DCGAN constraints that the paper lists: after every
-layer except the generator's last and the discriminator's first and last, or nowhere in the discriminator
-with `model.discriminator_norm: none`. Leaky ReLU of slope 0.2 in both. Layers without batch norm after them
-have biases. Initial weights are as in dcgan.py.
+c is `model.first_channels` (for the discriminator `d_first_channels`) if given, else ngf·2^(k-1) and
+ndf·2^(k-1). ×2 repeats each pixel; /2 is stride 2; padding is 2. The paper's text allows either order of
+upsampling and convolution; the other one would end in blocks of 2×2 equal pixels. Batch norm follows the
+DCGAN constraints that the paper lists: after every layer except the generator's last and the discriminator's
+first and last, or nowhere in the discriminator with `model.discriminator_norm: none`. Leaky ReLU of slope 0.2
+in both. Layers without batch norm after them have biases. Initial weights are as in dcgan.py.
 """
 
 from itertools import pairwise
@@ -32,7 +32,7 @@ class Generator(nn.Module):
 
     def __init__(self, spec: NetworkSpec) -> None:
         super().__init__()
-        base, widths = pyramid(spec, spec.params.ngf)
+        base, widths = pyramid(spec, "G")
         self.start = (widths[0], base, base)
         self.dense = nn.Linear(spec.params.nz, widths[0] * base**2, bias=False)
         layers: list[nn.Module] = [nn.BatchNorm2d(widths[0]), rectifier(0.2)]
@@ -53,7 +53,7 @@ class Discriminator(SequentialDiscriminator):
     """float32 N×channels×resolution×resolution in [-1, 1] → logits float32 N."""
 
     def __init__(self, spec: NetworkSpec) -> None:
-        base, widths = pyramid(spec, spec.params.ndf)
+        base, widths = pyramid(spec, "D")
         layers: list[nn.Module] = []
         for narrower, width in pairwise([spec.channels, *reversed(widths)]):
             norm = spec.params.discriminator_norm == "batch" and len(layers) > 0

@@ -27,6 +27,7 @@ from ganpipe.preprocess.workers import Limits, in_order
 
 # What one file may use in a worker, far more than any sound file does.
 LIMITS = Limits(seconds=30, memory=1 << 30)
+BEYOND = "beyond preprocess.max_images"  # why a good picture is left out
 
 
 def preprocess(
@@ -42,7 +43,7 @@ def preprocess(
     image i) and the stage's other outputs. Rows are in the order of the manifest, whatever `workers` is.
 
     Args:
-        params: crop, size, channels, treatment of copies, the shares held out and rejected.
+        params: crop, size, channels, treatment of copies, number of images, shares held out and rejected.
         root: the checkout.
         workers: processes that decode; None: one for each core that this process may use.
         max_disk: GB that images.npy may take; None: the free space there.
@@ -59,20 +60,23 @@ def preprocess(
     with files.whole(out / IMAGES) as temporary:
         temporary.unlink(missing_ok=True)  # a worker of a killed run may still have it open
         index, rejected = _pack(temporary, shape, fetched, params, workers or _cores())
-        copies, pairs = _find_copies(temporary, index, params.duplicates == "drop")
-        if copies["dropped"].any():
-            rows = np.flatnonzero(~index["name"].isin(copies["name"]))
-            _keep(temporary, rows)
-            index = index.iloc[rows]
-            dropped = copies[["name"]].assign(reason=copies["kind"] + " copy of another picture")
-            rejected = pd.concat([rejected, dropped]).sort_values("name", kind="stable")
+        # Copies are dropped before images are chosen, so that the held-out images never depend on the number.
+        drop = params.duplicates == "drop"
+        if drop:
+            copies, pairs = _find_copies(temporary, index, drop)
+            reasons = copies[["name"]].assign(reason=copies["kind"] + " copy of another picture")
+            index, rejected = _leave_out(temporary, index, rejected, reasons)
+        index, rejected = _leave_out(temporary, index, rejected, _beyond(index, params.max_images))
+        if not drop:
+            copies, pairs = _find_copies(temporary, index, drop)
         for name in OUTPUTS["preprocess"]:
             # A kill between now and the last new file must not leave a mixture of two runs.
             (out / name).unlink(missing_ok=True)
     index = index.drop(columns=["sha256", "hash"])
     numbers = report.numbers(index, rejected, copies, params)
     drawings = report.drawings(np.load(out / IMAGES, mmap_mode="r"), index) if len(index) else {}
-    page = report.page(numbers, rejected, copies, pairs, drawings, fetched.source)
+    shown = rejected.sort_values("reason", key=lambda reason: reason == BEYOND, kind="stable")
+    page = report.page(numbers, shown, copies, pairs, drawings, fetched.source)
     texts = {"report.json": json.dumps(numbers, indent=2) + "\n", "report.html": page}
     tables = {INDEX: index, "rejected.csv": rejected, "duplicates.csv": copies}
     texts |= {name: table.to_csv(index=False, lineterminator="\n") for name, table in tables.items()}
@@ -139,6 +143,28 @@ def _pack(
     return index.astype({"hash": np.uint64}), rejected
 
 
+def _beyond(index: pd.DataFrame, max_images: int | None) -> pd.DataFrame:
+    """Return name and reason of the training images beyond max_images.
+
+    The last digits of the sha256 decide, as its first ones the split: a smaller set is part of a larger one.
+    """
+    train = index[index["split"] == "train"]
+    order = np.argsort(train["sha256"].str[16:].to_numpy(str), kind="stable")
+    beyond = train.iloc[np.sort(order[len(order) if max_images is None else max_images :])]
+    return beyond[["name"]].assign(reason=BEYOND)
+
+
+def _leave_out(
+    path: Path, index: pd.DataFrame, rejected: pd.DataFrame, reasons: pd.DataFrame
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Move pictures, given by name and reason, from the packed file and the index to `rejected`."""
+    if reasons.empty:
+        return index, rejected
+    rows = np.flatnonzero(~index["name"].isin(reasons["name"]))
+    _keep(path, rows)
+    return index.iloc[rows], pd.concat([rejected, reasons]).sort_values("name", kind="stable")
+
+
 def _find_copies(path: Path, index: pd.DataFrame, drop: bool) -> tuple[pd.DataFrame, list[np.ndarray]]:
     """Return duplicates.csv, and the pixels of the first pairs: uint8 2×H×W×C, the original and its copy."""
     images = np.load(path, mmap_mode="r")
@@ -185,8 +211,8 @@ def _judge(numbers: dict[str, Any], params: Preprocess) -> None:
     why = f"({', '.join(reasons[:3])}); see stages/preprocess/rejected.csv"
     if not accepted:
         raise UserError(f"preprocess: none of {read:,} files can be used {why}")
-    # Copies are dropped on request: nothing is wrong with them.
-    bad = numbers["rejected"] - numbers["copies"]["dropped"]
+    # These are left out on request: nothing is wrong with them.
+    bad = numbers["rejected"] - numbers["copies"]["dropped"] - numbers["rejected_by_reason"].get(BEYOND, 0)
     if bad / read > params.max_rejected:
         raise UserError(
             f"preprocess.max_rejected: {bad:,} of {read:,} files ({bad / read:.1%}) were rejected, more than "

@@ -32,8 +32,11 @@ def note(
         if "memorisation" in metrics:
             parts.append(f"**Copies of training images**: {metrics['memorisation']}")
     fetch, train, resolution = values["fetch"], values["train"], values["preprocess"]["resolution"]
-    training = f"{model['train_images']:,} images, {train['epochs']} epoch{'s' * (train['epochs'] != 1)}, "
-    training += f"batch size {model['batch_size']}, seed {train['seed']}"
+    epochs = train["epochs"]
+    length = f"{epochs} epoch{'s' * (epochs != 1)}" if epochs else f"{train['steps']:,} steps"
+    training = (
+        f"{model['train_images']:,} images, {length}, batch size {model['batch_size']}, seed {train['seed']}"
+    )
     if "ended" in model:
         training += f"; ended: {model['ended']}; interventions: {model['interventions']}"
     parts += [

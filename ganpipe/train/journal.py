@@ -69,7 +69,7 @@ class Journal:
     def step(self, step: int, numbers: Sequence[torch.Tensor], stopping: bool) -> None:
         """Record a step if due: its numbers first, then snapshot and checkpoint, once all values are finite.
 
-        The numbers of `update_d`, `update_g` and an extra update, if any, stay on the device until they are
+        The numbers of `update_d`, `update_g` and extra updates, if any, stay on the device until they are
         due, because reading them makes the CPU wait for it. With `stopping` a checkpoint is due in any case.
 
         Raises:
@@ -124,7 +124,7 @@ class Journal:
             "channels": plan.spec.channels,
             "weights": f"{plan.train.keep}{averaged}",
             "train_images": len(plan.rows),
-            "epochs": plan.train.epochs,
+            "epochs": plan.train.epochs or round(plan.steps * plan.batch_size / len(plan.rows), 2),
             "batch_size": plan.batch_size,
             "steps": plan.steps,
             "nimg": plan.steps * plan.batch_size,

@@ -28,7 +28,8 @@ def run_attempt(plan: Plan, course: Course, options: TrainOptions, ranks: Ranks)
         UserError: the ranks cannot split the batches.
     """
     params, device, B = plan.train, torch.device(options.device), plan.batch_size
-    settings = StepSettings(params.real_label, params.fake_label, B, params.micro_batch_size, ranks)
+    labels, size = (params.real_label, params.fake_label), params.micro_batch_size
+    settings = StepSettings(*labels, B, size, ranks, params.g_label)
     settings.check(params.sync_batch_norm)
 
     # Build G, D, the average of G, the best G so far and both optimizers, and load the last checkpoint.
@@ -60,13 +61,14 @@ def run_attempt(plan: Plan, course: Course, options: TrainOptions, ranks: Ranks)
                 g_numbers = update_g(players, z, fake, settings)
                 numbers = [d_numbers, g_numbers]
 
-            # Every k steps update one player once more on a fresh batch, G and D in turn (Marchesi 2017).
+            # Every k steps update G and D in turn, or both, once more on a fresh batch (Marchesi 2017).
             if params.extra_update_every and step % params.extra_update_every == 0:
-                z = to_device(draws.z(step, "extra/z"), device)
-                if step // params.extra_update_every % 2:
-                    numbers.append(update_g(players, z, None, settings))
-                else:
+                z, both = to_device(draws.z(step, "extra/z"), device), params.extra_update_players == "both"
+                turn = "D" if step // params.extra_update_every % 2 == 0 else "G"
+                if both or turn == "D":
                     numbers.append(update_d(players, feed(*draws.extra(step)), z, None, settings))
+                if both or turn == "G":
+                    numbers.append(update_g(players, z, None, settings))
             if players.G_ema and params.ema_halflife_kimg is not None:
                 update_ema(players.G_ema, players.G, params.ema_halflife_kimg, B, nimg=step * B)
 

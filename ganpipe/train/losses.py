@@ -19,6 +19,6 @@ def d_loss_fake(fake_logits: torch.Tensor, fake_label: float) -> torch.Tensor:
     return cross_entropy(fake_logits, fake_label)
 
 
-def g_loss(fake_logits: torch.Tensor) -> torch.Tensor:
-    """Return G's loss −log D(G(z)); its target is 1 whatever D's labels are."""
-    return cross_entropy(fake_logits, 1.0)
+def g_loss(fake_logits: torch.Tensor, g_label: float = 1.0) -> torch.Tensor:
+    """Return G's loss, −log D(G(z)) for the target 1, whatever D's labels are."""
+    return cross_entropy(fake_logits, g_label)

@@ -28,8 +28,8 @@ class Plan:
     data: dataset.Dataset
     rows: np.ndarray  # rows of the packed images to train on, int64
     batch_size: int
-    steps: int  # the last one reaches the last image of the last epoch
-    snapshot_steps: dict[int, int]  # step → epoch after which weights and a grid are saved
+    steps: int  # train.steps, or those that reach the last image of the last epoch
+    snapshot_steps: dict[int, int]  # step after which weights and a grid are saved → epoch reached
     eval_steps: frozenset[int]  # after which the generator is evaluated
     folder: Path  # of the unfinished training
 
@@ -59,9 +59,10 @@ def plan_training(model: Model, train: Train, root: Path = Path()) -> Plan:
     data = dataset.load(stage_folder(root, "preprocess"))
     rows = data.train_rows
     batch_size = train.batch_size_for(data.images.shape[1])
-    epochs = [epoch for epoch in (*train.snapshot_epochs, train.epochs) if epoch <= train.epochs]
-    snapshot_steps = {math.ceil(epoch * len(rows) / batch_size): epoch for epoch in epochs}
-    steps = max(snapshot_steps)
+    steps = train.steps or math.ceil((train.epochs or 0) * len(rows) / batch_size)
+    last = train.epochs or math.ceil(steps * batch_size / len(rows))
+    epochs = [epoch for epoch in train.snapshot_epochs if epoch < last]
+    snapshot_steps = {math.ceil(epoch * len(rows) / batch_size): epoch for epoch in epochs} | {steps: last}
     eval_steps = _eval_steps(train.eval_every_kimg, steps, batch_size)
     identity = {
         "model": model.model_dump(),

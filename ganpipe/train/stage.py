@@ -10,6 +10,7 @@ from pathlib import Path
 from ganpipe.common.errors import Interrupted
 from ganpipe.common.files import whole
 from ganpipe.common.stages import OUTPUTS, stage_folder
+from ganpipe.models import residual
 from ganpipe.train import alarms, rescue, unfinished
 from ganpipe.train.devices.compute import exact_kernels
 from ganpipe.train.devices.graph import can_record
@@ -38,6 +39,8 @@ def train(plan: Plan, root: Path, options: TrainOptions) -> None:
         if options.fresh and ranks.first:
             unfinished.remove(plan.folder)
             plan.folder.mkdir(parents=True)
+        if ranks.first and plan.model.architecture == "residual" and (text := residual.warning(plan.spec)):
+            print(f"train: {text}", file=sys.stderr)
 
         # Each rescue or roll-back begins a new attempt at an earlier step.
         while True:

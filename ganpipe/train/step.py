@@ -17,7 +17,7 @@ from ganpipe.train.players import Players
 
 @dataclass(frozen=True)
 class StepSettings:
-    """D's targets in [0, 1], and how a batch is split over ranks, and each part into micro-batches.
+    """The players' targets in [0, 1], and how a batch is split over ranks, and each part into micro-batches.
 
     The gradients of micro-batches add up; batch norm computes its statistics on each of them.
     """
@@ -27,6 +27,7 @@ class StepSettings:
     batch_size: int  # images in the global batch
     micro_batch_size: int | None = None  # images that pass at once; None: this rank's whole part
     ranks: Ranks = Ranks()
+    g_label: float = 1.0
 
     def micro_batches(self, count: int) -> Iterator[tuple[slice, float]]:
         """Yield each micro-batch of this rank's `count` images, and its weight in the global batch's mean."""
@@ -110,7 +111,7 @@ def update_g(
     D.requires_grad_(False)
     players.G_optimizer.zero_grad()
     for part, weight in settings.micro_batches(len(z)):
-        part_loss = g_loss(D(G(z[part]) if fake is None else fake[part]))
+        part_loss = g_loss(D(G(z[part]) if fake is None else fake[part]), settings.g_label)
         (weight * part_loss).backward()
         loss += weight * part_loss.detach()
     loss = settings.ranks.sum_gradients(G.parameters(), loss)

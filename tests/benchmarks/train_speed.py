@@ -68,6 +68,7 @@ def networks(
         ngf=width,
         ndf=width,
         first_channels=first_channels,
+        d_first_channels=None,
         discriminator_norm="batch",
     )
     torch.manual_seed(0)

@@ -33,6 +33,11 @@ PLAIN = {
     "train.precision": "float32",
     "train.sync_batch_norm": False,
     "train.extra_update_every": None,
+    "train.extra_update_players": "turns",
+    "train.g_label": 1.0,
+    "train.steps": None,
+    "preprocess.max_images": None,
+    "model.d_first_channels": None,
     "model.nz": 100,
     "preprocess.channels": 3,
     "sample.z_scale": 1.0,
@@ -44,6 +49,7 @@ DCGAN |= {"preprocess.resolution": 64, "train.batch_size": 128, "train.epochs": 
 DCGAN |= {"model.first_channels": None, "model.discriminator_norm": "batch"}
 MARCHESI = DCGAN | {"fetch.source": "folder", "model.first_channels": 1024, "train.extra_update_every": 50}
 MARCHESI |= {"sample.z_scale": 0.5, "sample.intervals": [1.0, 0.5]}
+MARCHESI |= {"train.epochs": None, "train.steps": 10_000}  # our choice: the paper names no length
 STIFF = PLAIN | UNIFORM | {"model.architecture": "upsample", "model.first_channels": 128}
 STIFF |= {"model.discriminator_norm": "batch", "train.batch_size": 128}
 XIN = PLAIN | NORMAL | {"fetch.source": "animeface", "preprocess.resolution": 96, "preprocess.crop": "square"}
@@ -76,6 +82,16 @@ PAPERS: dict[str, dict[str, Any]] = {
 }
 SEARCH = (0.000208, 0.000406, 0.000604, 0.000802, 0.001, 0.0028, 0.0046, 0.0064, 0.0082, 0.01)
 EXTRA = [(side, every) for side in (192, 256, 512, 1024) for every in (50, None)]
+# What the recipe `dcgan` leaves as it is in params.yaml, and why.
+PICTURES = "the recipe has no pictures of its own; recipes that name a source set it"
+NOT_SET = dict.fromkeys(("source", "path", "url", "sha256"), PICTURES)
+NOT_SET = {f"fetch.{name}": why for name, why in NOT_SET.items()}
+NOT_SET |= {
+    f"preprocess.{name}": PICTURES for name in ("crop", "crop_size", "crop_box", "margin", "background")
+}
+NOT_SET["preprocess.max_rejected"] = "decides whether the stage fails, not what it makes"
+NOT_SET["train.batch_per_resolution"] = "no effect while train.batch_size is a number, as in every recipe"
+NOT_SET["train.seed"] = "distinguishes the repetitions of an experiment"
 # Grid → the params that vary, and their values in each cell.
 GRIDS: dict[str, tuple[tuple[str, ...], list[tuple[Any, ...]]]] = {
     "xin2024-lr-search": (("train.dlr", "train.glr"), [(rate, rate) for rate in SEARCH]),
@@ -98,7 +114,16 @@ GRIDS: dict[str, tuple[tuple[str, ...], list[tuple[Any, ...]]]] = {
             ("residual", 0.0064, 0.00128, 0.9, 128),
         ],
     ),
-    "marchesi2017-resolutions": (("preprocess.resolution", "train.extra_update_every"), EXTRA),
+    "marchesi2017-resolutions": (
+        (
+            "preprocess.resolution",
+            "train.extra_update_every",
+            "train.steps",
+            "sample.z_scale",
+            "sample.count",
+        ),
+        [(side, every, 10_000, 0.5, 500) for side, every in EXTRA],
+    ),
     "marchesi2017-intervals": (
         ("sample.z_scale", "preprocess.resolution"),
         [(1.0, 256), (0.5, 256), (0.4, 256)],
@@ -118,6 +143,12 @@ def values_of(applied: Params) -> dict[str, Any]:
     return {f"{section}.{name}": value for section, part in plain.items() for name, value in part.items()}
 
 
+def settings_of(values: Params, recipe: str) -> dict[str, str]:
+    """Return key → text of a recipe's settings."""
+    pairs = (setting.partition("=") for setting in recipes.recipe_settings(values, recipe))
+    return {key: text for key, _, text in pairs}
+
+
 def test_the_papers_are_all_here(default_params: Params) -> None:
     """A failure means that a recipe or grid is not compared with its paper here."""
     assert list(default_params.recipes) == list(PAPERS) and list(default_params.grids) == list(GRIDS)
@@ -129,6 +160,53 @@ def test_recipes_are_the_papers(default_params: Params, name: str) -> None:
     applied = recipes.apply_settings(default_params, recipes.recipe_settings(default_params, name), name)
     values = values_of(applied)
     assert {key: values[key] for key in PAPERS[name]} == PAPERS[name]
+
+
+def test_dcgan_sets_every_value_or_says_why_not(default_params: Params) -> None:
+    """A failure means that a value that somebody changed in params.yaml changes a recipe's result."""
+    assert set(values_of(default_params)) - set(NOT_SET) == set(settings_of(default_params, "dcgan"))
+
+
+@pytest.mark.parametrize("name", PAPERS)
+def test_a_recipe_keeps_nothing_of_the_params_that_it_is_applied_to(
+    default_params: Params, name: str
+) -> None:
+    """A failure means that fetch.path or evaluate.extractor of an earlier experiment survives."""
+    settings = settings_of(default_params, name)
+    free = set(NOT_SET) - set(settings)
+    if "fetch.source" in settings:
+        own = {"fetch.path"} if settings["fetch.source"] in ("folder", "animeface") else set()
+        assert free == own | {"preprocess.max_rejected", "train.batch_per_resolution", "train.seed"}
+    assert settings["train.batch_size"] != "null"
+    # Another, valid params.yaml: what the recipe sets is the same on top of it.
+    other = updated(
+        default_params, fetch__path="/my/pictures", evaluate__extractor="pixels", sample__count=60
+    )
+    applied = [
+        values_of(recipes.apply_settings(values, recipes.recipe_settings(values, name), name))
+        for values in (default_params, other)
+    ]
+    assert {key for key in applied[0] if applied[0][key] != applied[1][key]} == free & {"fetch.path"}
+
+
+def test_recipes_use_the_published_protocol(default_params: Params) -> None:
+    """A failure means that numbers of recipes do not compare with those of the default run."""
+    applied = recipes.apply_settings(
+        default_params, recipes.recipe_settings(default_params, "dcgan"), "dcgan"
+    )
+    assert applied.evaluate == default_params.evaluate
+    assert applied.sample.count == default_params.sample.count
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+def test_no_cell_of_a_grid_reads_pictures_of_before(default_params: Params, grid: str) -> None:
+    """A failure means that some cells of a named set train on the folder of an earlier experiment."""
+    other = updated(default_params, fetch__path="/my/pictures", preprocess__background=[0, 0, 0])
+    for cell in recipes.grid_cells(other, grid):
+        applied = recipes.apply_settings(other, cell.settings, cell.name)
+        own = applied.fetch.source in ("folder", "animeface")
+        assert (applied.fetch.path == "/my/pictures") == own, cell.name
+        assert applied.preprocess.background == [255, 255, 255], cell.name
 
 
 def test_snapshots_show_the_papers_figures(default_params: Params) -> None:

@@ -22,6 +22,7 @@ MODEL = Model(
     ngf=4,
     ndf=4,
     first_channels=None,
+    d_first_channels=None,
     discriminator_norm="batch",
 )
 
@@ -44,6 +45,15 @@ def test_weights_survive_the_file(G: torch.nn.Module, tmp_path: Path) -> None:
     assert loaded.spec == SPEC
     z = z_of_seeds(MODEL, 0, 5, 1.0)
     assert np.array_equal(images_of(loaded.network, z), images_of(G, z))
+
+
+def test_the_file_knows_nothing_of_the_discriminators_width(G: torch.nn.Module, tmp_path: Path) -> None:
+    """A failure means that weights of before that param must be trained again, or that equal files differ."""
+    for wide in (None, 64):
+        spec = NetworkSpec(MODEL.model_copy(update={"d_first_channels": wide}), 16, 1)
+        save_generator(G, spec, tmp_path / f"{wide}.safetensors")
+    assert (tmp_path / "64.safetensors").read_bytes() == (tmp_path / "None.safetensors").read_bytes()
+    assert b"d_first_channels" not in (tmp_path / "64.safetensors").read_bytes()
 
 
 def test_sampling_neither_changes_the_network_nor_mixes_images(G: torch.nn.Module) -> None:

@@ -36,6 +36,7 @@ def model(architecture: str = "dcgan", **changes: Any) -> Model:
     """Params of an architecture, narrow unless told otherwise."""
     values: dict[str, Any] = {"architecture": architecture, "nz": 10, "z_distribution": "normal"}
     values |= {"z_limit": None, "ngf": 2, "ndf": 2, "first_channels": None, "discriminator_norm": "batch"}
+    values |= {"d_first_channels": None}
     return Model(**values | changes)
 
 
@@ -301,6 +302,7 @@ def test_weights_start_as_the_paper_says(architecture: str) -> None:
         ),
         (model("residual"), 28, "preprocess.resolution: architecture residual cannot produce 28 px"),
         (model("residual", first_channels=64), 64, "model.first_channels: found 64, but .* give null"),
+        (model("residual", d_first_channels=64), 64, "model.d_first_channels: found 64, but .* give null"),
         (model(first_channels=127), 1024, "model.first_channels: found 127, .* give 128 or more, or null"),
         (
             model("upsample", first_channels=1),
@@ -329,6 +331,28 @@ def test_first_channels_replace_ngf_and_ndf() -> None:
     assert sizes(G, 10) == [(100, 4), (50, 8), (25, 16), (12, 32), (3, 64)]
 
 
+@pytest.mark.parametrize("architecture", ["dcgan", "celeba64", "upsample"])
+def test_d_first_channels_widen_the_discriminator_alone(architecture: str) -> None:
+    """A failure means that D is bound to G's widths: at 1024 px Marchesi's D would begin with 8 maps."""
+    mirrored, alone = (
+        both(model(architecture, first_channels=16, d_first_channels=wide), 64, 3) for wide in (None, 64)
+    )
+    wide = both(model(architecture, first_channels=64), 64, 3)
+    shapes = [
+        [[p.shape for p in network.parameters()] for network in pair] for pair in (mirrored, alone, wide)
+    ]
+    assert shapes[1] == [shapes[0][0], shapes[2][1]]
+    with pytest.raises(UserError, match="model.d_first_channels: found 3, .* give . or more, or null"):
+        both(model(architecture, d_first_channels=3), 64, 3)
+
+
+def test_marchesis_discriminator_from_64_maps_on() -> None:
+    """A failure means that the recipe's comment names another width than the one of 64 maps at 512×512."""
+    with torch.device("meta"):
+        D = both(model(first_channels=1024, d_first_channels=8192), 1024, 3)[1]
+    assert sizes(D, 3, 1024, 1024)[0] == (64, 512)
+
+
 def test_base_and_doublings() -> None:
     """A failure means that networks start from another side than in the papers: 192, 384, 768 from 6×6."""
     for architecture, table in (
@@ -354,7 +378,7 @@ from ganpipe.models.layers import NetworkSpec
 from ganpipe.params import Model
 
 params = Model(architecture="dcgan", nz=100, z_distribution="uniform", z_limit=1.0, ngf=64, ndf=64,
-               first_channels=1024, discriminator_norm="batch")
+               first_channels=1024, d_first_channels=None, discriminator_norm="batch")
 layout = {"memory_format": torch.channels_last}
 G = models.build_generator(NetworkSpec(params, 1024, 3)).to(**layout)
 D = models.build_discriminator(NetworkSpec(params, 1024, 3)).to(**layout)

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import itertools
 import json
 import os
 import zipfile
@@ -157,6 +158,31 @@ def test_the_held_out_share_is_as_configured() -> None:
         held_out = sum(split_of(digest, share) == "held_out" for digest in hashes) / len(hashes)
         assert held_out == pytest.approx(share, abs=0.01)
     assert split_of("0" * 64, 0.0) == "train" and split_of("f" * 64, 0.9) == "train"
+
+
+@pytest.mark.parametrize("duplicates", ["report", "drop"])
+def test_a_smaller_set_is_part_of_a_larger_one(copied: Path, duplicates: str) -> None:
+    """A study of the number of images would compare other images, or judge them by other held-out ones."""
+    sets: list[dict[str, np.ndarray]] = []
+    held_out: list[dict[str, np.ndarray]] = []
+    for most in (1, 5, 12, 999, None):
+        report = run(copied, held_out=0.3, duplicates=duplicates, max_images=most, max_rejected=0.0)
+        data = load(copied / "stages/preprocess")
+        rows = {name: data.images[i].copy() for i, name in enumerate(data.index["name"])}
+        chosen = set(data.index["name"].iloc[data.train_rows])
+        sets.append({name: image for name, image in rows.items() if name in chosen})
+        held_out.append({name: image for name, image in rows.items() if name not in chosen})
+        left = report["rejected_by_reason"].get("beyond preprocess.max_images", 0)
+        assert report["train"] == len(chosen) == min(most or 999, len(chosen) + left)
+        table = pd.read_csv(copied / "stages/preprocess/duplicates.csv")
+        listed = table[~table["dropped"]]
+        assert set(listed["name"]) | set(listed["original"]) <= set(rows)
+        rejected = pd.read_csv(copied / "stages/preprocess/rejected.csv")
+        assert len(rejected) + len(rows) == 50 and (rejected["name"].is_monotonic_increasing or not left)
+    for smaller, larger in (*itertools.pairwise(sets), *itertools.pairwise(held_out)):
+        assert all(np.array_equal(image, larger[name]) for name, image in smaller.items())
+    assert [len(images) for images in sets[:3]] == [1, 5, 12] and len(sets[3]) == len(sets[4])
+    assert len({len(images) for images in held_out}) == 1 and held_out[0]
 
 
 def test_too_many_rejected_fails_with_everything_written(checkout: Path) -> None:

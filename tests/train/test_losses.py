@@ -25,6 +25,13 @@ def test_g_loss_is_the_non_saturating_one() -> None:
     assert logits.grad is not None and logits.grad.item() == pytest.approx(-1, abs=1e-4)
 
 
+def test_g_label_is_the_target_of_g() -> None:
+    """With the real label as G's target, as the usual code has it, G would still aim at 1."""
+    logits = torch.tensor([0.3, -1.2, 2.0])
+    assert torch.equal(losses.g_loss(logits, 0.9), losses.d_loss_real(logits, 0.9))
+    assert torch.equal(losses.g_loss(logits, 1.0), losses.g_loss(logits))
+
+
 def test_extreme_logits_stay_finite() -> None:
     """log(0) would end a training whose discriminator is merely very sure."""
     logits = torch.tensor([-1e4, 1e4])

@@ -481,8 +481,17 @@ def test_bfloat16_is_its_own_training(
     assert (ours.d_loss - theirs.d_loss).abs().max() < 0.03 and not ours.equals(theirs)
 
 
-def test_extra_updates_alternate(root: Path, small_params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Marchesi's schedule: at 3, 9 … one more update of G, at 6, 12 … one more of D; here with 3 for 50."""
+@pytest.mark.parametrize(
+    ("players", "expected"),
+    [("turns", "dg dg dgg dg dg dgd dg dg dgg dg dg"), ("both", "dg dg dgdg dg dg dgdg dg dg dgdg dg dg")],
+)
+def test_extra_updates(
+    root: Path, small_params: Params, monkeypatch: pytest.MonkeyPatch, players: str, expected: str
+) -> None:
+    """Marchesi's schedule: at 3, 9 … one more update of G, at 6, 12 … one more of D; here with 3 for 50.
+
+    In the other reading, both are updated once more each time.
+    """
     order: list[str] = []
     for name in ("update_g", "update_d"):
         original = getattr(loop, name)
@@ -492,8 +501,8 @@ def test_extra_updates_alternate(root: Path, small_params: Params, monkeypatch: 
             return original(*args)
 
         monkeypatch.setattr(loop, name, note)
-    run(root, updated(small_params, train__extra_update_every=3))
-    assert "".join(order) == "dg dg dgg dg dg dgd dg dg dgg dg dg".replace(" ", "")
+    run(root, updated(small_params, train__extra_update_every=3, train__extra_update_players=players))
+    assert "".join(order) == expected.replace(" ", "")
 
 
 @pytest.mark.parametrize(
@@ -515,11 +524,57 @@ def test_saving_memory_changes_no_number(
     assert ours == theirs
 
 
+def test_a_length_in_steps(root: Path, small_params: Params, undisturbed: dict[str, bytes]) -> None:
+    """Trainings of equal steps would differ by how their length is given, or snapshots be misnamed."""
+    plan = run(root, updated(small_params, train__epochs=None, train__steps=11))
+    assert plan.snapshot_steps == {4: 1, 7: 2, 11: 4}  # 176 images are 3.2 epochs
+    ours = result(root)
+    assert json.loads(ours["stages/train/model.json"])["epochs"] == 3.2
+    for name, content in undisturbed.items():
+        if "model.json" not in name:
+            assert ours[name.replace("/3.", "/4.")] == content, name
+
+
+@pytest.mark.parametrize("steps", [1, 3, 4, 5, 7, 8, 100])
+def test_snapshots_of_a_length_in_steps(root: Path, small_params: Params, steps: int) -> None:
+    """A snapshot would lie after the last step, or two would have one name."""
+    for batch_size in (16, 200):
+        changes = {"epochs": None, "steps": steps, "batch_size": batch_size, "snapshot_epochs": [1, 2, 3, 9]}
+        params = updated(small_params, **{f"train__{key}": value for key, value in changes.items()})
+        plan = plan_training(params.model, params.train, root)
+        assert plan.steps == steps == max(plan.snapshot_steps)
+        names = [plan.snapshot_steps[step] for step in sorted(plan.snapshot_steps)]
+        assert names == sorted(set(names)) and plan.epoch_of(steps) == names[-1]
+        assert len([rows for rows, _ in Draws(plan, 0, slice(None)).batches(0)]) == steps
+
+
+def test_residual_networks_below_64_px_warn(
+    tmp_path: Path,
+    small_params: Params,
+    write_packed: Callable[..., Path],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Xin's claims would be judged with networks whose residual layers see one pixel each."""
+    (tmp_path / "ganpipe").symlink_to(ROOT / "ganpipe")
+    for side, warns in ((32, True), (64, False)):
+        write_packed(tmp_path, np.zeros((8, side, side, 1), np.uint8))
+        changes = {"model__architecture": "residual", "train__epochs": 1, "train__batch_size": 8}
+        run(
+            tmp_path,
+            updated(small_params, preprocess__resolution=side, model__ngf=1, model__ndf=1, **changes),
+        )
+        assert ("the residual layers work on 1×1 pixels" in capsys.readouterr().err) == warns
+
+
 def test_resume_is_exact_with_every_option(root: Path, small_params: Params) -> None:
     """Extra updates, micro-batches and flips must draw the same random numbers in a resumed run."""
     params = updated(
         small_params,
+        train__epochs=None,
+        train__steps=9,
+        train__g_label=0.9,
         train__extra_update_every=2,
+        train__extra_update_players="both",
         train__micro_batch_size=5,
         train__flip=True,
         train__ema_halflife_kimg=None,

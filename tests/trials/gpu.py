@@ -430,19 +430,12 @@ def memory(trial: Trial) -> None:
 def wide_discriminator(trial: Trial) -> None:
     """Measure 1,024 px in batches of 6 with a D that begins with 64 maps, as DCGAN's does."""
     images = np.resize(pictures(1024, 3, 6), (6, 1024, 1024, 3))
-    values = values_for(images, 64, model__first_channels=1024, train__batch_size=6)
-    wide = values_for(images, 64, model__first_channels=64 * 2**7)
-    from ganpipe import models
-    from ganpipe.models.layers import NetworkSpec
-
-    build, spec = models.build_discriminator, NetworkSpec(wide.model, 1024, 3)
+    wide = {"model__first_channels": 1024, "model__d_first_channels": 64 * 2**7}
+    values = values_for(images, 64, train__batch_size=6, **wide)
     for save_memory in (False, True):
         name = f"1024 px, D from 64 maps{', recomputed' if save_memory else ''}, batch 6"
         try:
-            with (
-                checkout(images) as root,
-                mock.patch.object(models, "build_discriminator", lambda _: build(spec)),
-            ):
+            with checkout(images) as root:
                 options = TrainOptions(trial.device, save_memory=save_memory, graph=False)
                 _, step = a_step(root, values, options)
                 rate = rate_of(step, 6, torch.device(trial.device))(1.0)
@@ -492,7 +485,7 @@ STUDIES: dict[str, Study] = {
             "train.dlr,train.glr=0.0002:0.0002,0.001:0.001",
         ],
         [
-            *FACES, "preprocess.resolution=64", "train.batch_size=128", "train.epochs=60",
+            *FACES, "preprocess.resolution=64", "train.batch_size=128", "train.epochs=60", "train.steps=null",
             "train.snapshot_epochs=[1,10,30,60]",
         ],
         2,
