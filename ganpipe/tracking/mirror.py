@@ -8,8 +8,9 @@ import select
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import cast
@@ -94,19 +95,19 @@ def recording(
     hold Python's lock for 100 ms and more while it imports mlflow and collects garbage. That process survives
     a `kill -9` of the stage and then sets the run to KILLED. A line on stderr says if the last update failed.
     The train folder holds train's files until train succeeds.
+
+    The process starts at once for a training that resumes, whose run may be KILLED, else after two intervals.
+    A shorter stage that succeeds is left to the process of the last stage, evaluate: loading MLflow takes
+    seconds.
     """
     start = psutil.Process().create_time()
     attempt = f"{start:.2f} {socket.gethostname()} {os.getpid()}"
-    arguments = map(str, (root, stage, interval, attempt, train_folder or ""))
-    # A session of its own keeps Ctrl-C away from it; the pipe tells it how the stage ended.
-    mirror = subprocess.Popen(
-        [sys.executable, "-m", "ganpipe.tracking.mirror", *arguments],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        start_new_session=True,
-    )
+    arguments = [*map(str, (root, stage, interval, attempt, train_folder or ""))]
+    mirrors: list[subprocess.Popen[str]] = []
+    resumes = train_folder is not None and (train_folder / "model.json").exists()
+    timer = threading.Timer(0 if resumes else 2 * interval, lambda: mirrors.append(_start(arguments)))
+    timer.daemon = True
+    timer.start()
     ended_by: BaseException | None = None
     try:
         yield
@@ -114,14 +115,36 @@ def recording(
         ended_by = error
         raise
     finally:
-        try:
-            problem = mirror.communicate(status_after(ended_by), timeout=FINAL_UPDATE)[0].strip()
-            if mirror.returncode and not problem:
-                problem = f"its process ended with code {mirror.returncode}"
-        except subprocess.TimeoutExpired:
-            problem = f"not done within {FINAL_UPDATE:.0f} s"
-        if problem:
-            print(f"MLflow is not up to date ({problem}); `ganpipe sync` completes the run", file=sys.stderr)
+        timer.cancel()
+        timer.join()  # it may be starting the process
+        if not mirrors and (ended_by or resumes or stage == TRACKED[-1]):
+            mirrors.append(_start(arguments))
+        for mirror in mirrors:
+            if problem := _finish(mirror, status_after(ended_by)):
+                print(
+                    f"MLflow is not up to date ({problem}); `ganpipe sync` completes the run", file=sys.stderr
+                )
+
+
+def _start(arguments: Sequence[str]) -> "subprocess.Popen[str]":
+    """Start a stage's mirror, in a session of its own, which keeps Ctrl-C away from it."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "ganpipe.tracking.mirror", *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def _finish(mirror: "subprocess.Popen[str]", status: Status) -> str:
+    """Tell a mirror through its pipe how the stage ended, and return why its last update failed, or ""."""
+    try:
+        problem = mirror.communicate(status, timeout=FINAL_UPDATE)[0].strip()
+    except subprocess.TimeoutExpired:
+        return f"not done within {FINAL_UPDATE:.0f} s"
+    return problem or (f"its process ended with code {mirror.returncode}" if mirror.returncode else "")
 
 
 def status_after(ended_by: BaseException | None) -> Status:

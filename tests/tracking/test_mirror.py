@@ -38,7 +38,7 @@ from ganpipe.common.errors import Interrupted, UserError
 from ganpipe.common.files import main_checkout
 from ganpipe.models import generator
 from ganpipe.params import Params
-from ganpipe.tracking.identity import Stage, identify
+from ganpipe.tracking.identity import TRACKED, Stage, identify
 from ganpipe.tracking.mirror import ARTIFACTS, left_running, recording, stage_folders, status_after, update
 from ganpipe.tracking.run import ATTEMPT, TABLES, Status
 from ganpipe.tracking.sync import sync
@@ -491,6 +491,22 @@ def test_recording_follows_the_stage(checkout: Callable[..., Path], client: Mlfl
     assert len(points(client, run.info.run_id, "train/d_loss")) == STEPS
 
 
+def test_a_short_stage_is_left_to_the_last_one(
+    checkout: Callable[..., Path], client: MlflowClient, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A failure means that each short stage loads MLflow, or that its results never arrive."""
+    root = checkout(seed=12)
+    for stage in TRACKED[:-1]:
+        with recording(root, stage):
+            pass
+        assert not psutil.Process().children()
+    with recording(root, TRACKED[-1]):
+        pass
+    run = run_of(client, 12, status="FINISHED")
+    assert len(points(client, run.info.run_id, "train/d_loss")) == STEPS and not capsys.readouterr().err
+    assert {"samples~final", "samples~fixed_z"} <= {key for key, _ in pictures(client, run.info.run_id)}
+
+
 @pytest.mark.parametrize(
     ("ended_by", "status"),
     [
@@ -510,8 +526,12 @@ def test_status(ended_by: BaseException | None, status: str) -> None:
 def test_killed_stage_leaves_no_running_run(checkout: Callable[..., Path], client: MlflowClient) -> None:
     """A failure means that `kill -9` leaves a run RUNNING for ever, or with an older run's samples."""
     root = checkout(seed=25, steps=4)
-    stage = "import os, sys; from pathlib import Path; from ganpipe.tracking.mirror import recording\n"
-    stage += "with recording(Path(sys.argv[1]), 'sample'): os.kill(os.getpid(), 9)"
+    stage = (
+        "import os, psutil, sys; from pathlib import Path; from ganpipe.tracking.mirror import recording\n"
+    )
+    stage += "with recording(Path(sys.argv[1]), 'sample', interval=0.01):\n"
+    stage += "    while not psutil.Process().children(): pass\n"
+    stage += "    os.kill(os.getpid(), 9)"
     subprocess.run([sys.executable, "-c", stage, str(root)], check=False)
     run = run_of(client, 25, status="KILLED")
     assert len(points(client, run.info.run_id, "train/d_loss")) == 4
@@ -543,7 +563,7 @@ def test_a_run_whose_stage_and_mirror_were_killed(
     """A failure means that a power cut leaves a run RUNNING for ever, or that a live run is set to KILLED."""
     root = checkout(seed=27, steps=4)
     stage = "import sys; from pathlib import Path; from ganpipe.tracking.mirror import recording\n"
-    stage += "with recording(Path(sys.argv[1]), 'sample'): sys.stdin.readline()"
+    stage += "with recording(Path(sys.argv[1]), 'sample', interval=0.01): sys.stdin.readline()"
     with subprocess.Popen([sys.executable, "-c", stage, str(root)], stdin=subprocess.PIPE) as process:
         run = run_of(client, 27, status="RUNNING").info
         assert run.run_id not in dict(left_running(root))
