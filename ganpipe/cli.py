@@ -11,7 +11,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer import Argument, Option
 
-from ganpipe.common.errors import Interrupted, UserError
+from ganpipe.common.errors import Interrupted, UserError, without_secrets
 
 HELP = "Train GANs on a limited set of pictures as a DVC pipeline; `dvc repro` runs the stages in order."
 app = typer.Typer(help=HELP, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
@@ -297,4 +297,4 @@ def _lines_of(error: UserError | OSError) -> list[str]:
         return str(error).splitlines()
     path = error.filename2 or error.filename
     remedy = "; free some space and run it again" if error.errno == errno.ENOSPC else ""
-    return [f"{f'{path}: ' if path else ''}{error.strerror or error}{remedy}"]
+    return [without_secrets(f"{f'{path}: ' if path else ''}{error.strerror or error}{remedy}")]

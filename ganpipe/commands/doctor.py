@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -18,6 +19,7 @@ from ganpipe.common.files import whole
 from ganpipe.common.git import git
 from ganpipe.common.processes import ancestry
 from ganpipe.tracking.mirror import end_killed, left_running
+from ganpipe.tracking.ui import left_servers
 from ganpipe.train.unfinished import holders
 
 DVC_PROGRAMS = {"dvc", "ganpipe", "ipykernel_launcher", "ipython"}  # programs that may hold DVC's locks
@@ -47,7 +49,7 @@ def doctor(root: Path, fix: bool) -> int:
     # Processes that a fix would stop first; until then they must not hide the problems that follow.
     orphans = [] if fix else [holder.pid for holder in holders(root) if holder.orphaned]
     doomed = {process.pid for pid in orphans for process in _with_launchers(pid)}
-    for check in (_trainers, _runs, _locks, _copies, _branch):
+    for check in (_trainers, _servers, _runs, _locks, _copies, _branch):
         try:
             for finding in check(root, doomed):
                 problems += 1
@@ -97,6 +99,14 @@ def _stop(pid: int) -> None:
                     remedy = f"`kill -9 {pid}` ends it without a checkpoint"
                     raise UserError(f"process {pid} does not exit within {STOP_SECONDS:g} s; {remedy}")
                 time.sleep(0.1)
+
+
+def _servers(root: Path, doomed: set[int]) -> Iterator[Finding]:
+    for session, pids in left_servers(root).items():
+        problem = (
+            f"MLflow's server (process {', '.join(map(str, pids))}) runs, although its `ganpipe ui` is gone"
+        )
+        yield Finding(problem, "stop it", partial(os.killpg, session, signal.SIGTERM))
 
 
 def _runs(root: Path, doomed: set[int]) -> Iterator[Finding]:

@@ -50,7 +50,7 @@ def _download_artifact(uri: str, root: Path, folder: Path) -> None:
         download_artifacts(artifact_uri=uri, dst_path=str(folder), tracking_uri=server)
     except Exception as error:  # each kind of artifact store raises its own
         problem = f"cannot be downloaded from MLflow at {server} ({first_line(error)})"
-        raise UserError(f"{uri}: {problem}; `ganpipe ui` shows each run's artifacts") from None
+        raise UserError(f"{uri}: {problem}; `ganpipe ui` shows each run's artifacts") from error
 
 
 def _copy_experiment(name: str, root: Path, folder: Path) -> None:

@@ -1,10 +1,27 @@
 """The exceptions that end a command without a traceback."""
 
+import re
 import signal
+
+# User and password before an @, also with a slash in the password; and passwords among a query's values.
+SECRET = re.compile(
+    r"(?<=://)(?:[^\s/@:]*:\S*|[^\s/]*)(?=@)|(?<=[?&])(\w*(?:password|pwd|token|secret)=)[^&\s]+", re.I
+)
 
 
 class UserError(Exception):
-    """A mistake that the user can correct: the text names the remedy. Ends a command with exit code 2."""
+    """A mistake that the user can correct: the text names the remedy. Ends a command with exit code 2.
+
+    The text has no passwords: addresses in it come from settings and from other libraries' errors.
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__(without_secrets(text))
+
+
+def without_secrets(text: str) -> str:
+    """Replace the user, password and tokens in the addresses of a text by ***."""
+    return SECRET.sub(r"\g<1>***", text)
 
 
 class Interrupted(Exception):

@@ -15,7 +15,7 @@ from ruamel.yaml import YAML
 
 from ganpipe import params
 from ganpipe.common.code import code_digest, import_closure
-from ganpipe.common.errors import UserError
+from ganpipe.common.errors import UserError, without_secrets
 from ganpipe.common.git import git
 from ganpipe.common.stages import STAGES, stage_file
 from ganpipe.params import Params
@@ -138,6 +138,7 @@ def flat_params(values: Params) -> dict[str, Any]:
     names = {f"{section}.{name}": value for section, part in sections for name, value in part.items()}
     names["train.batch_size"] = values.train.batch_size_for(values.preprocess.resolution)
     del names["train.batch_per_resolution"]
+    names["fetch.url"] = without_secrets(values.fetch.url or "") or None
     return names
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from ganpipe import params
-from ganpipe.common.errors import UserError
+from ganpipe.common.errors import UserError, without_secrets
 from ganpipe.experiments.recipes import apply_settings, hydra_overrides, recipe_settings
 from ganpipe.fetch.paths import path_problem
 
@@ -32,7 +32,7 @@ def run(
     command = ["dvc", "exp", "run"] + ["--queue"] * queue + (["--name", name] if name else [])
     for override in hydra_overrides(expanded):
         command += ["-S", override]
-    print(shlex.join(command), flush=True)
+    print(without_secrets(shlex.join(command)), flush=True)
     os.chdir(root)
     # Not a child process: Ctrl-C and SIGTERM must reach dvc, and wait until the stage has saved a checkpoint.
     os.execve(sys.executable, [sys.executable, "-m", *command], dvc_environment())

@@ -17,7 +17,7 @@ import pandas as pd
 from PIL import Image
 
 from ganpipe.common import files
-from ganpipe.common.errors import UserError
+from ganpipe.common.errors import UserError, without_secrets
 from ganpipe.common.progress import Progress
 from ganpipe.common.stages import stage_file
 from ganpipe.fetch.archives import BLOCK, NamedFiles
@@ -69,7 +69,7 @@ def fetch(params: Fetch, root: Path, offline: bool = False) -> None:
         "name": source.name,
         "licence": source.licence,
         "cite": source.cite,
-        "address": params.url or source.page or None,
+        "address": without_secrets(params.url or source.page or "") or None,
         "files": len(manifest),
         "published": source.published,
         "read": read or [whole],

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from ganpipe import params
 from ganpipe.common import dataset
-from ganpipe.common.errors import UserError
+from ganpipe.common.errors import UserError, without_secrets
 from ganpipe.common.git import git
 from ganpipe.common.stages import stage_folder
 from ganpipe.experiments.recipes import apply_settings, recipe_settings
@@ -85,8 +85,9 @@ def identify(
 
 
 def experiment_values(loaded: Params) -> Values:
-    """Return the sections of params.yaml that make an experiment, with train.batch_size set."""
+    """Return an experiment's sections of params.yaml, with train.batch_size set and without passwords."""
     values = loaded.experiment
+    values["fetch"]["url"] = without_secrets(loaded.fetch.url or "") or None
     values["train"]["batch_size"] = loaded.train.batch_size_for(loaded.preprocess.resolution)
     return values
 

@@ -24,7 +24,7 @@ from ganpipe.common.stages import OUTPUTS, stage_folder
 from ganpipe.tracking.identity import TRACKED, Experiment, Folders, Stage, identify, read_json
 from ganpipe.tracking.model import WEIGHTS, send_generator
 from ganpipe.tracking.run import ATTEMPT, TABLES, Status, TrackedRun, attempt_start
-from ganpipe.tracking.store import address, connect, database, first_line, update_lock
+from ganpipe.tracking.store import connect, database, failure, update_lock
 
 # The files of each stage that are sent unchanged, and further ones of train that are read.
 ARTIFACTS: dict[Stage, tuple[str, ...]] = {
@@ -56,7 +56,7 @@ def update(
     Raises:
         UserError: the trained model belongs to other params, or MLflow's experiment was deleted.
         FileNotFoundError: a file to be sent is missing.
-        MlflowException: MLflow cannot be reached or refuses.
+        Exception: as `connect`; a store of artifacts raises its own.
     """
     train = folders.get("train")
     model = read_json(train / "model.json") if train else {}
@@ -121,9 +121,7 @@ def recording(
             mirrors.append(_start(arguments))
         for mirror in mirrors:
             if problem := _finish(mirror, status_after(ended_by)):
-                print(
-                    f"MLflow is not up to date ({problem}); `ganpipe sync` completes the run", file=sys.stderr
-                )
+                print(f"MLflow is not up to date: {problem}", file=sys.stderr)
 
 
 def _start(arguments: Sequence[str]) -> "subprocess.Popen[str]":
@@ -133,18 +131,20 @@ def _start(arguments: Sequence[str]) -> "subprocess.Popen[str]":
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
-        text=True,
+        encoding="utf-8",
         start_new_session=True,
     )
 
 
 def _finish(mirror: "subprocess.Popen[str]", status: Status) -> str:
     """Tell a mirror through its pipe how the stage ended, and return why its last update failed, or ""."""
+    remedy = "`ganpipe sync` completes the run"
     try:
         problem = mirror.communicate(status, timeout=FINAL_UPDATE)[0].strip()
     except subprocess.TimeoutExpired:
-        return f"not done within {FINAL_UPDATE:.0f} s"
-    return problem or (f"its process ended with code {mirror.returncode}" if mirror.returncode else "")
+        return f"not done within {FINAL_UPDATE:.0f} s; {remedy}"
+    unexplained = f"its process ended with code {mirror.returncode}; {remedy}"
+    return problem or (unexplained if mirror.returncode else "")
 
 
 def status_after(ended_by: BaseException | None) -> Status:
@@ -182,7 +182,7 @@ def _follow(root: Path, stage: Stage, interval: float, attempt: str, train_folde
             status = cast(Status, sys.stdin.readline() or "KILLED")
             if slow_failure:
                 break
-    return first_line(error) if error else ""
+    return failure(main_checkout(root), error) if error else ""
 
 
 def _folders_so_far(root: Path, stage: Stage, status: Status, train_folder: Path | None) -> Folders:
@@ -203,13 +203,11 @@ def left_running(root: Path) -> list[tuple[str, str]]:
     home = main_checkout(root)
     if (file := database(home)) and not file.exists():
         return []
-    from mlflow.exceptions import MlflowException
-
     try:
         client, experiment_id = connect(home)
         running = client.search_runs([experiment_id], "attributes.status = 'RUNNING'")
-    except MlflowException as error:
-        raise UserError(f"MLflow at {address(home)} does not answer: {first_line(error)}") from None
+    except Exception as error:  # each kind of store raises its own
+        raise UserError(failure(home, error)) from error
     return [(run.info.run_id, run.info.run_name) for run in running if _is_gone(run.data.tags.get(ATTEMPT))]
 
 
@@ -231,4 +229,4 @@ if __name__ == "__main__":
     growing = Path(train_folder) if train_folder else None
     with redirect_stdout(sys.stderr):
         problem = _follow(Path(root), cast(Stage, stage), float(interval), attempt, growing)
-    print(problem)
+    sys.stdout.buffer.write(problem.encode(errors="replace"))

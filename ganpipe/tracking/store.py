@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING
 from filelock import FileLock
 
 from ganpipe.common import files
-from ganpipe.common.errors import UserError
+from ganpipe.common.errors import UserError, without_secrets
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-SQLITE = "sqlite:///"
+DRIVER = "sqlite+pysqlite"  # named: MLflow takes what follows "sqlite:///" for a path, and it is quoted
+LOOPBACK = "127.0.0.1,localhost,::1"  # hosts that no proxy reaches
+MAX_LINE = 1000  # characters of another library's message; MLflow's longest remedies end before 900
+SERVER_ERROR, UNAVAILABLE = 500, 503  # HTTP status codes
 SETTINGS = {  # silence MLflow, turn off its telemetry, and let it fail fast
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
@@ -29,21 +32,45 @@ SETTINGS = {  # silence MLflow, turn off its telemetry, and let it fail fast
 def address(home: Path) -> str:
     """Return MLFLOW_TRACKING_URI, by default the SQLite database mlflow.db; paths are relative to `home`.
 
-    To be called before MLflow is imported: it applies SETTINGS, unless the environment has other values.
+    To be called before MLflow is imported: it applies SETTINGS, unless the environment has other values, and
+    exempts the loopback interface from proxies.
+
+    Raises:
+        UserError: the address begins with sqlite but names no file.
     """
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
+    exempt = os.environ.get("no_proxy") or os.environ.get("NO_PROXY", "")
+    if exempt != "*" and LOOPBACK not in exempt:
+        os.environ["no_proxy"] = f"{exempt},{LOOPBACK}".lstrip(",")
     for logger in ("alembic", "urllib3.connectionpool"):
         logging.getLogger(logger).setLevel(logging.ERROR)
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}mlflow.db"
-    scheme, separator, path = uri.partition(SQLITE)
-    return f"{scheme}{separator}{home.resolve() / path}" if separator else uri
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+    return _sqlite_url(uri, home) if uri.startswith("sqlite") else uri
+
+
+def _sqlite_url(uri: str, home: Path) -> str:
+    """Return an SQLite database's address with an absolute path, quoted as SQLAlchemy reads it."""
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import ArgumentError
+
+    try:
+        url = make_url(uri)
+    except ArgumentError:
+        url = None
+    if url is None or url.host or not url.database:
+        raise UserError(
+            f"MLFLOW_TRACKING_URI: found {uri}, expected sqlite:///PATH, such as sqlite:///mlflow.db"
+        )
+    return str(url.set(drivername=DRIVER, database=str(home.resolve() / url.database)))
 
 
 def database(home: Path) -> Path | None:
     """Return the file of the SQLite database, which may not exist yet; None: the store is of another kind."""
+    from sqlalchemy.engine import make_url
+
     uri = address(home)
-    return Path(uri.removeprefix(SQLITE).partition("?")[0]) if uri.startswith(SQLITE) else None
+    return Path(make_url(uri).database or "") if uri.startswith(DRIVER) else None
 
 
 def connect(home: Path) -> "tuple[MlflowClient, str]":
@@ -51,17 +78,20 @@ def connect(home: Path) -> "tuple[MlflowClient, str]":
 
     Raises:
         UserError: the experiment was deleted in MLflow.
-        MlflowException: MLflow cannot be reached or refuses.
+        Exception: MLflow cannot be reached or refuses; `failure` describes what it and its libraries raise.
     """
     uri, artifacts = address(home), home.resolve() / "mlruns"
     name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or "ganpipe"
     from mlflow import MlflowClient
+    from mlflow.store.db.db_types import DATABASE_ENGINES
 
     file = database(home)
     if file and not file.exists():
         with update_lock(home):
             if not file.exists():
-                _create_database(file, artifacts)
+                _create_database(uri, artifacts)
+    if uri.partition("://")[0].partition("+")[0] in DATABASE_ENGINES:
+        _read_database(uri)
     client = MlflowClient(tracking_uri=uri)
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
@@ -81,22 +111,51 @@ def update_lock(home: Path) -> FileLock:
     return FileLock(path, is_singleton=True)
 
 
-def _create_database(path: Path, artifacts: Path) -> None:
+def _create_database(uri: str, artifacts: Path) -> None:
     """Create MLflow's database under a temporary name: interrupted migrations could not be repaired."""
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+    from sqlalchemy.engine import make_url
 
+    url = make_url(uri)
+    path = Path(url.database or "")
     for suffix in ("-wal", "-shm"):  # SQLite would replay those of a deleted database into the new one
         path.with_name(f"{path.name}{suffix}").unlink(missing_ok=True)
     with files.whole(path) as temporary:
         temporary.touch()  # fails at once where MLflow would retry for minutes
-        SqlAlchemyStore(f"{SQLITE}{temporary}", artifacts.as_uri()).engine.dispose()
+        SqlAlchemyStore(str(url.set(database=str(temporary))), artifacts.as_uri()).engine.dispose()
         connection = sqlite3.connect(temporary)
         # Write-ahead logging, so that readers and a writer do not block each other; the file keeps the mode.
         connection.execute("PRAGMA journal_mode=WAL")
         connection.close()
 
 
+def _read_database(uri: str) -> None:
+    """Look for a table, because MLflow would retry for minutes if the database cannot be read."""
+    from sqlalchemy import create_engine, inspect
+    from sqlalchemy.pool import NullPool
+
+    inspect(create_engine(uri, poolclass=NullPool)).has_table("runs")
+
+
+def failure(home: Path, error: Exception) -> str:
+    """Describe on one line why MLflow failed, with the remedy: `ganpipe sync` only where it is one."""
+    if isinstance(error, UserError):
+        return str(error)
+    from mlflow.exceptions import InvalidUrlException, MlflowException
+    from sqlalchemy.exc import OperationalError
+
+    uri, wrong_url = address(home), isinstance(error, InvalidUrlException)
+    status = error.get_http_status_code() if isinstance(error, MlflowException) and not wrong_url else 0
+    away = status == UNAVAILABLE or (status >= SERVER_ERROR and uri.startswith("http"))
+    remedy = ""
+    if away or isinstance(error, OperationalError):
+        remedy = "; `ganpipe sync` completes the run once MLflow answers"
+    elif isinstance(error, ImportError):
+        remedy = "; install it, or set MLFLOW_TRACKING_URI to another store"
+    return without_secrets(f"MLflow at {uri}: {first_line(error)}{remedy}")
+
+
 def first_line(error: Exception) -> str:
     """Return the first line of an error's message, without the details of the HTTP client."""
     line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return line.partition(" with exception ")[0][:200]
+    return without_secrets(line.partition(" with exception ")[0])[:MAX_LINE]

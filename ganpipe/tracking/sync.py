@@ -12,7 +12,7 @@ from ganpipe.tracking.identity import BASELINE, COMMIT, DIRTY, TRACKED, identify
 from ganpipe.tracking.mirror import ARTIFACTS, TRAIN_FILES, stage_folders, update
 from ganpipe.tracking.model import WEIGHTS
 from ganpipe.tracking.run import Status
-from ganpipe.tracking.store import address, first_line
+from ganpipe.tracking.store import connect, failure, first_line
 
 
 def sync(root: Path) -> list[str]:
@@ -24,17 +24,17 @@ def sync(root: Path) -> list[str]:
         UserError: there is no DVC repository, DVC is busy, or MLflow cannot be brought up to date.
     """
     home, names = root.resolve(), dict[str, str]()
-    server = address(home)
-    from mlflow.exceptions import MlflowException
-
     try:
         with open_repo(home) as repo:
+            connect(home)  # reports a wrong address before DVC compares all files
             lines = [_sync_workspace(home, repo)]
             for name, experiments in sorted(finished(repo).items()):
                 for experiment in experiments:
                     lines.append(f"{name}: {_sync_experiment(home, name, experiment, names)}")
-    except MlflowException as error:
-        raise UserError(f"MLflow at {server} cannot be brought up to date: {first_line(error)}") from None
+    except Exception as error:  # each kind of store raises its own
+        if isinstance(error, UserError) or getattr(error, "errno", None):
+            raise
+        raise UserError(failure(home, error)) from error
     return lines
 
 

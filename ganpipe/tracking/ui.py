@@ -13,12 +13,15 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO
 
-from ganpipe.common.errors import UserError
+import psutil
+
+from ganpipe.common.errors import UserError, without_secrets
 from ganpipe.tracking.store import address, connect
 from ganpipe.tracking.sync import sync
 from ganpipe.tracking.view import write_view
 
 PORT = 5000  # MLflow's default
+SERVED = "GANPIPE_SERVED"  # environment variable of a server: the checkout whose runs it shows
 MAX_START = 180.0  # seconds that a server may take to answer
 
 
@@ -28,18 +31,20 @@ def ui(root: Path = Path(), port: int | None = None) -> None:
     The default port is 5000, or a free one if 5000 is taken.
 
     Raises:
-        UserError: there is no run yet, the port is taken, or the server does not start.
+        UserError: there is no run yet, the port is taken, or the server does not start or ends by itself.
     """
-    with served(root, port) as view_address:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # unwinds, and ends the server
+    with served(root, port) as (view_address, server):
         print(view_address, flush=True)
-        if "127.0.0.1" in view_address:
+        if server:
             print("Ctrl-C stops the server.", file=sys.stderr)
-            signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # runs _server's finally
-            signal.pause()
+            with suppress(KeyboardInterrupt):
+                server.wait()
+                raise UserError("MLflow's server has ended, although nothing here stopped it; start it again")
 
 
 @contextmanager
-def served(root: Path, port: int | None = None) -> Iterator[str]:
+def served(root: Path, port: int | None = None) -> "Iterator[tuple[str, subprocess.Popen[bytes] | None]]":
     """Give the view's address while a server runs, which is started unless MLFLOW_TRACKING_URI names one."""
     for line in sync(root):
         print(line, file=sys.stderr)
@@ -50,11 +55,11 @@ def served(root: Path, port: int | None = None) -> Iterator[str]:
     with suppress(Exception):  # the view is optional; without it, MLflow shows its own page
         path = write_view(client, experiment_id)
     if store.startswith("http"):
-        yield store.rstrip("/") + path
+        yield without_secrets(store.rstrip("/")).replace("***@", "") + path, None
         return
     port = _free_port(port)
-    with _server(store, port):
-        yield f"http://127.0.0.1:{port}{path}"
+    with _server(root, store, port) as server:
+        yield f"http://127.0.0.1:{port}{path}", server
 
 
 def _free_port(port: int | None) -> int:
@@ -67,27 +72,41 @@ def _free_port(port: int | None) -> int:
 
 
 @contextmanager
-def _server(store: str, port: int) -> Iterator[None]:
-    options = ["--backend-store-uri", store, "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    # One worker, and no processes for jobs: half the memory.
-    settings = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+def _server(root: Path, store: str, port: int) -> "Iterator[subprocess.Popen[bytes]]":
+    """Run MLflow's server under a guard, so that it ends with this process, however that ends."""
+    # One worker, and no processes for jobs: half the memory. In the environment, `ps` shows no password.
+    settings = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_BACKEND_STORE_URI": store}
+    command = ["mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     with TemporaryFile() as output:
         server = subprocess.Popen(
-            [sys.executable, "-m", "mlflow", "server", *options],
-            env=os.environ | settings,
+            [sys.executable, "-m", "ganpipe.tracking.guard", sys.executable, "-m", *command],
+            env=os.environ | settings | {SERVED: str(root.resolve())},
+            stdin=subprocess.PIPE,
             stdout=output,
             stderr=output,
-            start_new_session=True,  # so that its child processes can be ended with it
+            start_new_session=True,
         )
         try:
             _wait(server, port, output)
-            yield
-        except KeyboardInterrupt:
-            pass
+            yield server
         finally:
-            with suppress(ProcessLookupError):
-                os.killpg(server.pid, signal.SIGTERM)
-            server.wait()
+            with suppress(OSError):  # of a guard that was killed; then its session goes on without it
+                if server.poll() is None:
+                    server.communicate()
+                else:
+                    os.killpg(server.pid, signal.SIGTERM)
+
+
+def left_servers(root: Path) -> dict[int, list[int]]:
+    """Return session → processes of a checkout's servers whose `ganpipe ui` and guard were both killed."""
+    left: dict[int, list[int]] = {}
+    for process in psutil.process_iter(["environ"]):
+        with suppress(ProcessLookupError):
+            if (process.info["environ"] or {}).get(SERVED) == str(root.resolve()):
+                session = os.getsid(process.pid)
+                if not psutil.pid_exists(session):
+                    left.setdefault(session, []).append(process.pid)
+    return left
 
 
 def _wait(server: "subprocess.Popen[bytes]", port: int, output: IO[bytes]) -> None:

@@ -597,6 +597,13 @@ def test_server_away(
     (line,) = capsys.readouterr().err.splitlines()
     assert "ganpipe sync" in line
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    text = (root / "params.yaml").read_text()
+    (root / "params.yaml").write_text(re.sub(r"glr: \S+", "glr: 0.1", text))
+    with recording(root, "evaluate"):
+        pass
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "run `dvc repro`" in line and "ganpipe sync" not in line, "sync cannot complete this run"
+    (root / "params.yaml").write_text(text)
     assert len(points(client, record(root, "train"), "train/d_loss")) == STEPS
 
 

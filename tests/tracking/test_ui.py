@@ -144,7 +144,7 @@ def test_the_view_holds_what_is_looked_at_first(home: Path) -> None:
 @pytest.fixture(scope="module")
 def address(home: Path) -> Iterator[str]:
     """The address that `ganpipe ui` prints, with its server running."""
-    with served(home) as view_address:
+    with served(home) as (view_address, _):
         yield view_address
 
 
