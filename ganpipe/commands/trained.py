@@ -60,5 +60,5 @@ def _copy_experiment(name: str, root: Path, folder: Path) -> None:
     if not experiments:
         remedy = "`dvc exp list -A` names the experiments"
         raise UserError(f"{name}: no such file, folder or DVC experiment; {remedy}")
-    (weights,) = read_outputs(root, name, experiments[0].revision, [WEIGHTS])
-    (folder / WEIGHTS).write_bytes(weights)
+    outputs = read_outputs(root, name, experiments[0].revision, [WEIGHTS])
+    (folder / WEIGHTS).write_bytes(outputs[WEIGHTS])

@@ -8,6 +8,8 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 WHITE = (255, 255, 255)
 # Pixels: the smallest side of an image in a labelled row, and the largest width of a row of images.
 LEAST_SIDE, ROW_WIDTH = 64, 1200
+# The colours of runs in charts, distinguishable for people with colour blindness too (Okabe & Ito).
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999933")
 
 
 def columns_for(resolution: int) -> int:

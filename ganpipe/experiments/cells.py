@@ -11,7 +11,7 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import pandas as pd
@@ -41,6 +41,8 @@ class Run:
         grid: PNG file of generated images.
         ended: how the training ended, such as "diverged at step 400"; "finished" if it completed.
         interventions: how often the training was rescued.
+        snapshots: the content of snapshots.csv; without rows unless evaluate.snapshots is true.
+        grids: epoch → PNG file of images of the training's fixed z.
     """
 
     name: str
@@ -52,6 +54,8 @@ class Run:
     grid: bytes
     ended: str = "finished"
     interventions: int = 0
+    snapshots: pd.DataFrame = field(default_factory=pd.DataFrame)
+    grids: dict[int, bytes] = field(default_factory=dict)
 
     @property
     def kid(self) -> float:

@@ -99,9 +99,11 @@ def _read_run(root: Path, name: str, revision: str) -> Run:
         flat = revisions.flat_params(values) | {"code": revisions.code_digest_of(Path(folder))[:7]}
     if last != "evaluate":
         raise UserError("its stages did not all run with its params and code")
-    outputs = "model.json", "metrics.json", "history.csv", "grid.png"
-    model_json, metrics, history, grid = revisions.read_outputs(root, name, revision, outputs)
-    model, losses = json.loads(model_json), pd.read_csv(io.BytesIO(history))
+    outputs = "model.json", "metrics.json", "history.csv", "snapshots.csv", "grid.png", "grids"
+    held = revisions.read_outputs(root, name, revision, outputs)
+    model, metrics = json.loads(held["model.json"]), json.loads(held["metrics.json"])
+    losses, snapshots = (pd.read_csv(io.BytesIO(held[f"{table}.csv"])) for table in ("history", "snapshots"))
+    grids = {int(Path(file).stem): held[file] for file in held if file.startswith("grids/")}
     ending = model.get("ended", "finished"), model.get("interventions", 0)
     seed, data = flat.pop(SEED), model["data_digest"]
-    return Run(name, seed, flat, json.loads(metrics), data, losses, grid, *ending)
+    return Run(name, seed, flat, metrics, data, losses, held["grid.png"], *ending, snapshots, grids)

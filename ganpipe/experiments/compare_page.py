@@ -1,7 +1,8 @@
-"""The comparison as one HTML file that needs no other: the table, and each cell's images and loss curves."""
+"""The comparison as one HTML file that needs no other: the table, curves of all cells, each cell's images."""
 
 import base64
 import io
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,62 +11,142 @@ import numpy as np
 import pandas as pd
 from jinja2 import Template
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
+from PIL import Image
 
+from ganpipe.common.sheets import COLOURS
 from ganpipe.experiments.cells import Run, plus_minus, text_table
 
-COLOURS = {"d_loss": "tab:blue", "g_loss": "tab:orange"}
+LOSSES = {"d_loss": "tab:blue", "g_loss": "tab:orange"}
+# The charts of all cells: title → attribute of a run and column.
+CHARTS = {
+    "D's loss": ("history", "d_loss"),
+    "G's loss": ("history", "g_loss"),
+    "KID of the snapshots": ("snapshots", "kid"),
+    "Layout KID of the snapshots": ("snapshots", "layout_kid"),
+}
+POINTS = 100  # of a curve at most
+STYLES = ("solid", "dashed", "dotted")  # in matplotlib and CSS, one after the other for each of the colours
+NUMBERS = ("kid", "layout_kid", "fd", "precision", "recall", "coverage")  # written under a snapshot's picture
+# Least width of embedded pictures, twice that on the page, in pixels; images a side of a snapshot's picture.
+GRID_WIDTH, SNAPSHOT_WIDTH, SNAPSHOT_IMAGES = 680, 400, 4
 
 
 def comparison_page(frame: pd.DataFrame, runs: Sequence[Run], remarks: Sequence[str], title: str) -> str:
     """Return the HTML page of the table that `cell_table` made of runs, with remarks above it."""
     header, rows = text_table(frame)
+    names = [dict(zip(header, row, strict=True))["cell"] for row in rows if any(row)]
     by_name = {run.name: run for run in runs}
-    limits = loss_limits([run.history[list(COLOURS)].to_numpy() for run in runs])
-    figures = []
-    for row in frame.to_dict("records"):
-        cell = [by_name[name] for name in row["experiments"].split()]
-        kids = pd.Series([run.kid for run in cell])
-        images: dict[Any, Any] = {
-            "kid": plus_minus(kids.mean(), kids.std()),
-            "seed": cell[0].seed,
-            "grid": base64.b64encode(cell[0].grid).decode(),
-            "losses": base64.b64encode(_loss_curves(cell, limits)).decode(),
-        }
-        figures.append(row | images)
+    limits = loss_limits([run.history[list(LOSSES)].to_numpy() for run in runs])
+    figures: list[dict[Any, Any]] = []
+    for row, name in zip(frame.to_dict("records"), names, strict=True):
+        cell = [by_name[experiment] for experiment in row["experiments"].split()]
+        kids, style = pd.Series([run.kid for run in cell]), len(figures) // len(COLOURS) % len(STYLES)
+        figures.append(
+            row
+            | {
+                "name": name,
+                "runs": cell,
+                "colour": COLOURS[len(figures) % len(COLOURS)],
+                "style": STYLES[style],
+                "kid": plus_minus(kids.mean(), kids.std()),
+                "grid": _picture(cell[0].grid, GRID_WIDTH),
+                "losses": _loss_curves(cell, limits),
+                "snapshots": _snapshots(cell),
+            }
+        )
+    charts = {chart: _chart(figures, chart) for chart in CHARTS}
     source = Path(__file__).with_name("compare.html").read_text(encoding="utf-8")
     template = Template(source, autoescape=True, trim_blocks=True)
-    return template.render(title=title, remarks=remarks, header=header, rows=rows, figures=figures)
+    facts = {"title": title, "remarks": remarks, "header": header, "rows": rows, "figures": figures}
+    return template.render(facts, charts=charts)
 
 
-def loss_limits(losses: Sequence[np.ndarray]) -> tuple[float, float]:
-    """Return the y limits that all loss plots share.
+def loss_limits(losses: Sequence[np.ndarray], outside: float = 0.01) -> tuple[float, float]:
+    """Return the y limits that loss plots share.
 
-    Leaves out the outermost hundredth of each run, and runs that reach ten times the median of all runs.
+    Leaves out runs that reach ten times the median of all runs.
 
     Args:
-        losses: for each run float N×2, the losses of D and G; NaN is skipped.
+        losses: for each run float, such as N×2: the losses of D and G; NaN is skipped.
+        outside: the share of each run's numbers, the outermost ones, that is left out.
     """
+    ends = outside / 2, 1 - outside / 2
     finite = [run[np.isfinite(run)] for run in losses]
-    lows, highs = np.array([np.quantile(run, [0.005, 0.995]) for run in finite if len(run)] or [[0.0, 1.0]]).T
+    lows, highs = np.array([np.quantile(run, ends) for run in finite if len(run)] or [[0.0, 1.0]]).T
     high = float(highs[highs <= 10 * max(1.0, float(np.median(highs)))].max())
     return max(min(0.0, lows.min()), -high), max(1.0, 1.05 * high)
 
 
-def _loss_curves(runs: Sequence[Run], limits: tuple[float, float]) -> bytes:
-    """Plot both losses of every run of a cell over the images seen, as a PNG file."""
+def _chart(figures: Sequence[dict[Any, Any]], title: str) -> str | None:
+    """Plot one of CHARTS, a curve a cell, as a PNG file in base64; None: no run has its numbers.
+
+    A point is the median over the seeds and over the steps of 1 / POINTS of the training: spikes, which would
+    hide the other cells' curves, are left out.
+    """
+    table, column = CHARTS[title]
+    figure, curves = Figure(figsize=(5, 3), dpi=200, layout="constrained"), []
+    axes = figure.subplots()
+    for cell in figures:
+        rows = pd.concat([getattr(run, table) for run in cell["runs"]])
+        if column in rows and len(rows):
+            points = rows[["nimg", column]].groupby(rows["nimg"] * POINTS // rows["nimg"].max()).median()
+            curves.append(points[column].to_numpy())
+            style = {"color": cell["colour"], "linestyle": cell["style"], "linewidth": 1.2}
+            axes.plot(points["nimg"], points[column], marker="." if len(points) < 20 else None, **style)
+    axes.set(ylabel=title, ylim=loss_limits(curves, outside=0.05))
+    return _rendered(figure) if curves else None
+
+
+def _loss_curves(runs: Sequence[Run], limits: tuple[float, float]) -> str:
+    """Plot both losses of every run of a cell, as a PNG file in base64."""
     figure = Figure(figsize=(3.4, 2.2), dpi=200, layout="constrained")
     axes = figure.subplots()
     for run in runs:
         # About 300 points a curve at most, each a mean over steps, so that several curves stay apart.
-        points = run.history[["nimg", *COLOURS]]
+        points = run.history[["nimg", *LOSSES]]
         points = points.groupby(points.index // max(1, len(points) // 300)).mean()
-        for column, colour in COLOURS.items():
+        for column, colour in LOSSES.items():
             label = f"{column[0].upper()}'s loss" if run is runs[0] else None
             axes.plot(points["nimg"], points[column], color=colour, linewidth=0.7, alpha=0.8, label=label)
-    axes.set(xlabel="images seen", ylim=limits)
-    axes.locator_params(axis="x", nbins=4)
+    axes.set(ylim=limits)
     axes.legend(fontsize="small", frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
+    return _rendered(figure)
+
+
+def _rendered(figure: Figure) -> str:
+    """Finish a chart over the images seen, and return its PNG file in base64."""
+    (axes,), file = figure.axes, io.BytesIO()
+    axes.set(xlabel="images seen")
+    axes.locator_params(axis="x", nbins=4)
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.spines[["top", "right"]].set_visible(False)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()
+    figure.savefig(file, format="png")
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def _snapshots(cell: Sequence[Run]) -> dict[int, dict[str, Any]]:
+    """Return epoch → picture of the first run's snapshot, and numbers: name → mean ± sd over the seeds."""
+    side = SNAPSHOT_IMAGES * cell[0].values.get("preprocess.resolution", SNAPSHOT_WIDTH)
+    pictures = {epoch: _picture(grid, SNAPSHOT_WIDTH, side) for epoch, grid in cell[0].grids.items()}
+    snapshots = {epoch: {"picture": picture, "numbers": {}} for epoch, picture in sorted(pictures.items())}
+    rows = pd.concat([run.snapshots for run in cell])
+    for epoch in snapshots if len(rows) else ():
+        at_epoch = rows[rows["epoch"] == epoch]
+        means = {name: (at_epoch[name].mean(), at_epoch[name].std()) for name in NUMBERS if name in rows}
+        snapshots[epoch]["numbers"] = {name: plus_minus(*numbers) for name, numbers in means.items()}
+    return snapshots
+
+
+def _picture(png: bytes, width: int, side: int | None = None) -> str:
+    """Return a PNG file in base64, enlarged or reduced by an integer to `width` pixels or somewhat more.
+
+    With `side`, only the square of that many pixels at the top left is kept.
+    """
+    with Image.open(io.BytesIO(png)) as picture:
+        right, bottom = (min(side or length, length) for length in picture.size)
+        kept = picture.crop((0, 0, right, bottom))
+    factor, file = math.ceil(width / kept.width), io.BytesIO()
+    larger = kept.resize((kept.width * factor, kept.height * factor), Image.Resampling.NEAREST)
+    larger.reduce(larger.width // width).save(file, "PNG")
+    return base64.b64encode(file.getvalue()).decode()

@@ -87,20 +87,28 @@ def unpack(root: Path, revision: str, folder: Path) -> tuple[Params, str | None]
     return params.load(folder / params.PARAMS_FILE), last
 
 
-def read_outputs(root: Path, name: str, revision: str, outputs: Sequence[str]) -> list[bytes]:
-    """Return the contents of output files of an experiment, from git or DVC's cache.
+def read_outputs(root: Path, name: str, revision: str, outputs: Sequence[str]) -> dict[str, bytes]:
+    """Read an experiment's outputs from git or DVC's cache.
+
+    Returns:
+        Output → content; an output that is a folder has an item for each of its files, such as "grids/1.png".
 
     Raises:
         UserError: one of them is not in the cache.
     """
     from dvc.api import DVCFileSystem
+    from dvc_data.index import DataIndexDirError
 
-    system = DVCFileSystem(str(root), rev=revision)
+    system, contents = DVCFileSystem(str(root), rev=revision), dict[str, bytes]()
     try:
-        return [system.read_bytes(stage_file(Path(), output).as_posix()) for output in outputs]
-    except (OSError, KeyError):
-        remedy = f"restore it with `dvc exp apply {name}` and `dvc repro`"
-        raise UserError(f"{' or '.join(outputs)} is not in DVC's cache; {remedy}") from None
+        for output in outputs:
+            path = stage_file(Path(), output).as_posix()
+            files = system.find(path) or [path]  # reading a path that is not there raises the error
+            contents |= {output + file.removeprefix(path): system.read_bytes(file) for file in files}
+    except (OSError, KeyError, DataIndexDirError):
+        remedy = f"`dvc exp apply {name}` and `dvc pull` fetch it, or `dvc repro` makes it again"
+        raise UserError(f"{output} is not in DVC's cache; {remedy}") from None
+    return contents
 
 
 def last_valid(folder: Path) -> str | None:

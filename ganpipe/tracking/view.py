@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ganpipe.common.sheets import COLOURS
 from ganpipe.tracking.run import FIXED_Z, picture_pattern
 
 if TYPE_CHECKING:
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
 
 KEY = "ganpipe"
 TAG, COLOUR = f"mlflow.sharedViewState.{KEY}", "mlflow.runColor"
-# Distinguishable for people with colour blindness too (Okabe & Ito).
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999933")
 MAX_RUNS = 10  # runs that MLflow shows at first
 MAX_PARAMS = 6  # columns of params that differ
 MAX_TAG = 5000  # characters

@@ -141,6 +141,8 @@ def _result(root: Path, cell_params: Params) -> Run | None:
         stage_file(root, "grid.png").read_bytes(),
         model["ended"],
         model["interventions"],
+        pd.read_csv(stage_file(root, "snapshots.csv")),
+        {int(path.stem): path.read_bytes() for path in stage_file(root, "grids").glob("*.png")},
     )
 
 

@@ -241,7 +241,7 @@ def test_files_hold_everything_and_load_nothing(
     assert math.isclose(table["kid_lite0"][0], 0.25) and table["experiments"][0].count(" ") == 1
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     seen = Pictures(page)
-    assert len(seen.sources) == 8 and all(
+    assert len(seen.sources) == 10 and all(
         source.startswith("data:image/png;base64,") for source in seen.sources
     )
     assert "0.250 ± 0.071" in seen.texts and "seed 0 diverged at step 5" in seen.texts
