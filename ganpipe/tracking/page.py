@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jinja2 import Environment
+
 from ganpipe import params
 from ganpipe.common.errors import UserError
 from ganpipe.common.git import git
@@ -25,46 +27,17 @@ def note(
     home: Path, values: Values, tags: Mapping[str, str], model: Mapping[str, Any], metrics: Mapping[str, Any]
 ) -> str:
     """Write a run's description in markdown from its model.json and, unless empty, its metrics.json."""
-    parts = []
-    if metrics:
-        protocol = f" Protocol: {metrics['protocol']}." if "protocol" in metrics else ""
-        parts += [_table(metrics), f"The floor is the score of as many real images.{protocol}"]
-        if "memorisation" in metrics:
-            parts.append(f"**Copies of training images**: {metrics['memorisation']}")
-    fetch, train, resolution = values["fetch"], values["train"], values["preprocess"]["resolution"]
-    epochs = train["epochs"]
-    length = f"{epochs} epoch{'s' * (epochs != 1)}" if epochs else f"{train['steps']:,} steps"
-    training = (
-        f"{model['train_images']:,} images, {length}, batch size {model['batch_size']}, seed {train['seed']}"
+    recipe = tags.get(RECIPE, "")
+    environment = Environment(trim_blocks=True, lstrip_blocks=True)
+    environment.filters["brief"] = brief
+    template = environment.from_string(Path(__file__).with_name("note.md.jinja").read_text(encoding="utf-8"))
+    commands = repeat_commands(home, values, tags.get(COMMIT), tags.get(DIRTY) == "false")
+    paper, network = (
+        recipe_paper(recipe.partition(" ")[0]),
+        architecture_paper(values["model"]["architecture"]),
     )
-    if "ended" in model:
-        training += f"; ended: {model['ended']}; interventions: {model['interventions']}"
-    parts += [
-        f"**Data**: `{fetch['source']}`, {resolution} px, digest `{model['data_digest'][:16]}`",
-        f"**Training**: {training}",
-        f"**Recipe**: {_recipe(values, tags)}",
-    ]
-    if commands := repeat_commands(home, values, tags.get(COMMIT), tags.get(DIRTY) == "false"):
-        title = "**Repeat this run** (on the same machine's CPU, the results have the same bytes)"
-        parts.append(f"{title}:\n\n```\n{commands}\n```")
-    return "\n\n".join(parts)
-
-
-def _table(metrics: Mapping[str, Any]) -> str:
-    gap = "&emsp;"  # MLflow puts no space between columns
-    lines = [f"| metric | value{gap} | sd{gap} | floor |", "|---|---|---|---|"]
-    for name, value in metrics.items():
-        if f"{name}_sd" in metrics and value is not None:
-            sd, floor = (brief(metrics.get(name + suffix)) for suffix in ("_sd", "_floor"))
-            lines.append(f"| {name}{gap} | **{brief(value)}**{gap} | {sd}{gap} | {floor} |")
-    return "\n".join(lines)
-
-
-def _recipe(values: Values, tags: Mapping[str, str]) -> str:
-    if RECIPE not in tags:
-        return f"none; the network is {architecture_paper(values['model']['architecture'])}"
-    paper = recipe_paper(tags[RECIPE].partition(" ")[0])
-    return f"{tags[RECIPE]} ({paper})" if paper else tags[RECIPE]
+    facts = {"recipe": recipe, "paper": paper, "network": network, "commands": commands}
+    return template.render(**values, **facts, trained=model, metrics=metrics).rstrip()
 
 
 def repeat_commands(home: Path, values: Values, commit: str | None, clean: bool) -> str:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import sqlite3
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -52,17 +53,11 @@ def address(home: Path) -> str:
 def _sqlite_url(uri: str, home: Path) -> str:
     """Return an SQLite database's address with an absolute path, quoted as SQLAlchemy reads it."""
     from sqlalchemy.engine import make_url
-    from sqlalchemy.exc import ArgumentError
 
-    try:
-        url = make_url(uri)
-    except ArgumentError:
-        url = None
-    if url is None or url.host or not url.database:
-        raise UserError(
-            f"MLFLOW_TRACKING_URI: found {uri}, expected sqlite:///PATH, such as sqlite:///mlflow.db"
-        )
-    return str(url.set(drivername=DRIVER, database=str(home.resolve() / url.database)))
+    if not re.match(r"sqlite(\+\w+)?:///[^?]", uri):
+        raise UserError(f"MLFLOW_TRACKING_URI: found {uri}, expected sqlite:///PATH")
+    url = make_url(uri)
+    return str(url.set(drivername=DRIVER, database=str(home.resolve() / str(url.database))))
 
 
 def database(home: Path) -> Path | None:
@@ -84,6 +79,7 @@ def connect(home: Path) -> "tuple[MlflowClient, str]":
     name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or "ganpipe"
     from mlflow import MlflowClient
     from mlflow.store.db.db_types import DATABASE_ENGINES
+    from sqlalchemy import NullPool, create_engine, inspect
 
     file = database(home)
     if file and not file.exists():
@@ -91,7 +87,7 @@ def connect(home: Path) -> "tuple[MlflowClient, str]":
             if not file.exists():
                 _create_database(uri, artifacts)
     if uri.partition("://")[0].partition("+")[0] in DATABASE_ENGINES:
-        _read_database(uri)
+        inspect(create_engine(uri, poolclass=NullPool)).has_table("runs")  # MLflow would retry for minutes
     client = MlflowClient(tracking_uri=uri)
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
@@ -129,14 +125,6 @@ def _create_database(uri: str, artifacts: Path) -> None:
         connection.close()
 
 
-def _read_database(uri: str) -> None:
-    """Look for a table, because MLflow would retry for minutes if the database cannot be read."""
-    from sqlalchemy import create_engine, inspect
-    from sqlalchemy.pool import NullPool
-
-    inspect(create_engine(uri, poolclass=NullPool)).has_table("runs")
-
-
 def failure(home: Path, error: Exception) -> str:
     """Describe on one line why MLflow failed, with the remedy: `ganpipe sync` only where it is one."""
     if isinstance(error, UserError):
@@ -144,11 +132,10 @@ def failure(home: Path, error: Exception) -> str:
     from mlflow.exceptions import InvalidUrlException, MlflowException
     from sqlalchemy.exc import OperationalError
 
-    uri, wrong_url = address(home), isinstance(error, InvalidUrlException)
-    status = error.get_http_status_code() if isinstance(error, MlflowException) and not wrong_url else 0
-    away = status == UNAVAILABLE or (status >= SERVER_ERROR and uri.startswith("http"))
-    remedy = ""
-    if away or isinstance(error, OperationalError):
+    uri, remedy = address(home), ""
+    status = error.get_http_status_code() if isinstance(error, MlflowException) else 0
+    away = status >= (SERVER_ERROR if uri.startswith("http") else UNAVAILABLE)
+    if isinstance(error, OperationalError) or (away and not isinstance(error, InvalidUrlException)):
         remedy = "; `ganpipe sync` completes the run once MLflow answers"
     elif isinstance(error, ImportError):
         remedy = "; install it, or set MLFLOW_TRACKING_URI to another store"

@@ -101,12 +101,10 @@ def left_servers(root: Path) -> dict[int, list[int]]:
     """Return session → processes of a checkout's servers whose `ganpipe ui` and guard were both killed."""
     left: dict[int, list[int]] = {}
     for process in psutil.process_iter(["environ"]):
-        with suppress(ProcessLookupError):
-            if (process.info["environ"] or {}).get(SERVED) == str(root.resolve()):
-                session = os.getsid(process.pid)
-                if not psutil.pid_exists(session):
-                    left.setdefault(session, []).append(process.pid)
-    return left
+        if (process.info["environ"] or {}).get(SERVED) == str(root.resolve()):
+            with suppress(ProcessLookupError):
+                left.setdefault(os.getsid(process.pid), []).append(process.pid)
+    return {session: pids for session, pids in left.items() if not psutil.pid_exists(session)}
 
 
 def _wait(server: "subprocess.Popen[bytes]", port: int, output: IO[bytes]) -> None:
