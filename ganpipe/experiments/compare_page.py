@@ -39,27 +39,18 @@ def comparison_page(frame: pd.DataFrame, runs: Sequence[Run], remarks: Sequence[
     by_name = {run.name: run for run in runs}
     limits = loss_limits([run.history[list(LOSSES)].to_numpy() for run in runs])
     figures: list[dict[Any, Any]] = []
-    for row, name in zip(frame.to_dict("records"), names, strict=True):
+    for i, (row, name) in enumerate(zip(frame.to_dict("records"), names, strict=True)):
         cell = [by_name[experiment] for experiment in row["experiments"].split()]
-        kids, style = pd.Series([run.kid for run in cell]), len(figures) // len(COLOURS) % len(STYLES)
-        figures.append(
-            row
-            | {
-                "name": name,
-                "runs": cell,
-                "colour": COLOURS[len(figures) % len(COLOURS)],
-                "style": STYLES[style],
-                "kid": plus_minus(kids.mean(), kids.std()),
-                "grid": _picture(cell[0].grid, GRID_WIDTH),
-                "losses": _loss_curves(cell, limits),
-                "snapshots": _snapshots(cell),
-            }
-        )
+        kids = pd.Series([run.kid for run in cell])
+        facts = {"name": name, "runs": cell, "kid": plus_minus(kids.mean(), kids.std())}
+        facts |= {"colour": COLOURS[i % len(COLOURS)], "style": STYLES[i // len(COLOURS) % len(STYLES)]}
+        facts |= {"grid": _picture(cell[0].grid, GRID_WIDTH), "losses": _loss_curves(cell, limits)}
+        figures.append(row | facts | {"snapshots": _snapshots(cell)})
     charts = {chart: _chart(figures, chart) for chart in CHARTS}
     source = Path(__file__).with_name("compare.html").read_text(encoding="utf-8")
     template = Template(source, autoescape=True, trim_blocks=True)
-    facts = {"title": title, "remarks": remarks, "header": header, "rows": rows, "figures": figures}
-    return template.render(facts, charts=charts)
+    texts = {"title": title, "remarks": remarks, "header": header, "rows": rows}
+    return template.render(texts, figures=figures, charts=charts)
 
 
 def loss_limits(losses: Sequence[np.ndarray], outside: float = 0.01) -> tuple[float, float]:
@@ -128,13 +119,12 @@ def _rendered(figure: Figure) -> str:
 def _snapshots(cell: Sequence[Run]) -> dict[int, dict[str, Any]]:
     """Return epoch → picture of the first run's snapshot, and numbers: name → mean ± sd over the seeds."""
     side = SNAPSHOT_IMAGES * cell[0].values.get("preprocess.resolution", SNAPSHOT_WIDTH)
-    pictures = {epoch: _picture(grid, SNAPSHOT_WIDTH, side) for epoch, grid in cell[0].grids.items()}
-    snapshots = {epoch: {"picture": picture, "numbers": {}} for epoch, picture in sorted(pictures.items())}
-    rows = pd.concat([run.snapshots for run in cell])
-    for epoch in snapshots if len(rows) else ():
-        at_epoch = rows[rows["epoch"] == epoch]
-        means = {name: (at_epoch[name].mean(), at_epoch[name].std()) for name in NUMBERS if name in rows}
-        snapshots[epoch]["numbers"] = {name: plus_minus(*numbers) for name, numbers in means.items()}
+    scores, snapshots = pd.concat([run.snapshots for run in cell]), {}
+    for epoch, grid in sorted(cell[0].grids.items()):
+        rows = scores[scores["epoch"] == epoch] if len(scores) else scores
+        names = [name for name in NUMBERS if name in rows and len(rows)]
+        numbers = {name: plus_minus(rows[name].mean(), rows[name].std()) for name in names}
+        snapshots[epoch] = {"picture": _picture(grid, SNAPSHOT_WIDTH, side), "numbers": numbers}
     return snapshots
 
 
