@@ -57,7 +57,10 @@ def _sqlite_url(uri: str, home: Path) -> str:
     if not re.match(r"sqlite(\+\w+)?:///[^?]", uri):
         raise UserError(f"MLFLOW_TRACKING_URI: found {uri}, expected sqlite:///PATH")
     url = make_url(uri)
-    return str(url.set(drivername=DRIVER, database=str(home.resolve() / str(url.database))))
+    path = str(home.resolve() / str(url.database))
+    if path != path.encode(errors="replace").decode():
+        raise UserError(f"{path!r}: MLflow needs a path in UTF-8; rename it, or set MLFLOW_TRACKING_URI")
+    return str(url.set(drivername=DRIVER, database=path))
 
 
 def database(home: Path) -> Path | None:

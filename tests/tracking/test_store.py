@@ -114,6 +114,9 @@ def test_any_path_of_a_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert list(tmp_path.iterdir()) == [home]
     monkeypatch.setenv("MLFLOW_TRACKING_URI", address(home))
     assert address(tmp_path) == address(home), "an absolute address is another one when it is read again"
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    with pytest.raises(UserError, match="needs a path in UTF-8"):
+        address(Path(os.fsdecode(b"/no\xff")))
 
 
 class _Answer(http.server.BaseHTTPRequestHandler):
