@@ -7,7 +7,7 @@ from typing import Any
 
 from ganpipe.common.errors import UserError
 from ganpipe.common.stages import STAGES, stage_file
-from ganpipe.experiments.revisions import UNREADABLE, Experiment, finished, open_repo, unpack
+from ganpipe.experiments.revisions import UNREADABLE, Experiment, finished, open_repo, read_outputs, unpack
 from ganpipe.tracking.identity import BASELINE, COMMIT, DIRTY, TRACKED, identify, read_json
 from ganpipe.tracking.mirror import ARTIFACTS, TRAIN_FILES, stage_folders, update
 from ganpipe.tracking.model import WEIGHTS
@@ -56,9 +56,6 @@ def _sync_workspace(home: Path, repo: Any) -> str:
 
 def _sync_experiment(home: Path, name: str, experiment: Experiment, names: dict[str, str]) -> str:
     """Record an experiment from git and DVC's cache, and add its key → name to `names`."""
-    from dvc.api import DVCFileSystem
-
-    system = DVCFileSystem(str(home), rev=experiment.revision)
     origin = {COMMIT: experiment.revision, DIRTY: "false", BASELINE: experiment.baseline}
     try:
         with TemporaryDirectory(prefix="ganpipe-sync-") as folder:
@@ -68,10 +65,15 @@ def _sync_experiment(home: Path, name: str, experiment: Experiment, names: dict[
             if last is None:
                 return "skipped: no trained model belongs to its params and code"
             folders = stage_folders(copy, last)
-            for file in (*TRAIN_FILES, *(file for stage in folders for file in ARTIFACTS[stage])):
-                _copy_output(system, name, file, copy)
+            wanted = [*TRAIN_FILES, *(file for stage in folders for file in ARTIFACTS[stage])]
+            outputs = read_outputs(home, name, experiment.revision, wanted)
             with suppress(UserError):  # a run without its model is better than none
-                _copy_output(system, name, WEIGHTS, copy)
+                outputs |= read_outputs(home, name, experiment.revision, [WEIGHTS])
+            for file, content in outputs.items():
+                output, _, rest = file.partition("/")
+                path = stage_file(copy, output) / rest
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(content)
             identity = identify(copy, name, read_json(stage_file(copy, "model.json"))["data_digest"], origin)
             twin = names.setdefault(identity.key, name)
             if twin != name:
@@ -82,14 +84,3 @@ def _sync_experiment(home: Path, name: str, experiment: Experiment, names: dict[
     except UNREADABLE as error:
         reason = "not readable by this version of ganpipe"
         return f"skipped: {reason}: {type(error).__name__}: {first_line(error)}"
-
-
-def _copy_output(system: Any, name: str, output: str, copy: Path) -> None:
-    """Copy an experiment's file or folder from DVC's cache to the same path below another folder."""
-    path, target = stage_file(Path(), output), stage_file(copy, output)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        system.get(str(path), str(target), recursive=True)
-    except (OSError, KeyError):
-        remedy = f"`dvc exp apply {name}` and `dvc repro` make it"
-        raise UserError(f"{path} is not in the cache; {remedy}") from None

@@ -825,7 +825,7 @@ def test_sync(
     assert "up to train" in first[4]
     assert "up to sample" in first[0]
     assert "skipped" in first[3]
-    assert "real_fake.png is not in the cache" in first[3]
+    assert "real_fake.png is not in DVC's cache" in first[3]
     for name, steps in (("a", 4), ("b", 6)):
         run = names[name]
         assert len(points(client, run.info.run_id, "train/d_loss")) == steps
