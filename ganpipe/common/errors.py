@@ -1,5 +1,6 @@
 """The exceptions that end a command without a traceback."""
 
+import errno
 import re
 import signal
 
@@ -35,3 +36,12 @@ class Interrupted(Exception):
             f"stopped by {signal.Signals(signum).name} after step {step}; run it again to resume from there"
         )
         self.signum = signum
+
+
+def lines_of(error: UserError | OSError) -> list[str]:
+    """Return the lines that describe an error to a user."""
+    if isinstance(error, UserError):
+        return str(error).splitlines()
+    path = error.filename2 or error.filename
+    remedy = "; free some space and run it again" if error.errno == errno.ENOSPC else ""
+    return [without_secrets(f"{f'{path}: ' if path else ''}{error.strerror or error}{remedy}")]

@@ -1,10 +1,14 @@
 """Atomic writes (write beside, sync, rename), sha256 of files, and the main checkout."""
 
+import errno
 import hashlib
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from ganpipe.common.errors import UserError
 
 
 @contextmanager
@@ -29,6 +33,18 @@ def whole(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # the next attempt overwrites it
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def temporary_space() -> Iterator[None]:
+    """Turn the error of a full disk under temporary files into a UserError that tells how to use another."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT) or error.filename:
+            raise
+        remedy = "free some space there, or set TMPDIR to another folder"
+        raise UserError(f"{tempfile.gettempdir()}: {error.strerror}; {remedy}") from None
 
 
 def sync(path: Path) -> None:

@@ -23,6 +23,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, NoReturn, cast
 
 from ganpipe.common.errors import UserError
+from ganpipe.common.files import temporary_space
 
 # Limits against archives that unpack to fill the disk (bombs), far above any limited set of pictures (CelebA:
 # 200,000 in 1.4 GB). The list takes 1.4 kB of memory a file; 200 GB are a million pictures of 200 kB.
@@ -89,27 +90,27 @@ def listing(*paths: Path) -> Iterator[NamedFiles]:
                 raise UserError(f"{path}: found neither a folder nor a file; expected a folder, zip or tar")
             files += _cleaned(stack.enter_context(kind(path)))
         if nested := sum(name.lower().endswith(NESTED) for name, _ in files):
-            advice = "which are not opened; unpack them and set fetch.path to the folder"
-            print(f"fetch: {paths[0]}: {nested:,} files are archives, {advice}", file=sys.stderr)
+            advice = "which are not opened; unpack them and name the folder instead"
+            print(f"{paths[0]}: {nested:,} files are archives, {advice}", file=sys.stderr)
         yield files
 
 
 @contextmanager
 def _folder(path: Path) -> Iterator[NamedFiles]:
-    files: NamedFiles = []
-    skipped = 0
+    files: list[Path] = []
+    skipped: list[Path] = []
     for parent, folders, names in os.walk(path, onerror=_refuse_unreadable):
-        skipped += sum(Path(parent, name).is_symlink() for name in folders)
+        skipped += [folder for name in folders if (folder := Path(parent, name)).is_symlink()]
         for file in (Path(parent, name) for name in names):
-            if file.is_file():
-                # A file's name need not be valid text; invalid bytes become replacement characters.
-                name = os.fsencode(file.relative_to(path)).decode(errors="replace")
-                files.append((name, partial(open_file, file)))
-            else:
-                skipped += 1
-    _report_skipped(path, skipped)
+            (files if file.is_file() else skipped).append(file)
     # Sorted before names are made unique, so that no name depends on the order of the folder.
-    yield sorted(files, key=lambda pair: pair[0])
+    _report_skipped(path, [_name(path, file) for file in sorted(skipped, key=os.fsencode)])
+    yield [(_name(path, file), partial(open_file, file)) for file in sorted(files, key=os.fsencode)]
+
+
+def _name(folder: Path, file: Path) -> str:
+    """Return a file's name in a folder as text; bytes that are not UTF-8 become replacement characters."""
+    return os.fsencode(file.relative_to(folder)).decode(errors="replace")
 
 
 @contextmanager
@@ -119,10 +120,11 @@ def _zip(path: Path) -> Iterator[NamedFiles]:
     with archive:
         infos = archive.infolist()
         members = [info for info in infos if not info.filename.endswith("/")]
-        regular = [m for m in members if stat.S_IFMT(m.external_attr >> 16) in (0, stat.S_IFREG)]
+        types = {m: stat.S_IFMT(m.external_attr >> 16) for m in members}  # 0: not stated
+        regular = [m for m in members if types[m] in (0, stat.S_IFREG)]
         _refuse_bomb(path, len(infos), sum(info.file_size for info in regular))
         if any(info.flag_bits & ENCRYPTED for info in regular):
-            raise UserError(f"{path}: encrypted; unpack it and set fetch.path to the folder")
+            raise UserError(f"{path}: encrypted; unpack it and name the folder instead")
         with refuse_damage(path):
             if others := {info.compress_type for info in regular} - ZIP_METHODS:
                 raise zipfile.BadZipFile(f"compression method {min(others)} is not supported")
@@ -131,7 +133,7 @@ def _zip(path: Path) -> Iterator[NamedFiles]:
             spans.append((archive.start_dir, 0))
             if any(end > start for (_, end), (start, _) in pairwise(spans)):
                 raise zipfile.BadZipFile("files in it overlap")
-        _report_skipped(path, len(members) - len(regular))
+        _report_skipped(path, [m.filename for m in members if types[m] not in (0, stat.S_IFREG)])
         yield [(m.filename, partial(_member, path, partial(archive.open, m))) for m in regular]
 
 
@@ -161,7 +163,7 @@ def _tar(path: Path) -> Iterator[NamedFiles]:
                 if info.size < 0 or (members and info.offset_data <= members[-1].offset_data):
                     raise tarfile.ReadError("a file that starts before the previous one")
                 members.append(info)
-            regular = [info for info in members if info.isreg() and not info.issparse()]
+            regular = [m for m in members if m.isreg() and not m.issparse()]
             _refuse_bomb(path, len(members), sum(info.size for info in regular))
             # tarfile takes a damaged header for the end; the true end is an empty block or the file's end.
             plain.seek(archive.offset)
@@ -170,7 +172,7 @@ def _tar(path: Path) -> Iterator[NamedFiles]:
         archive.fileobj = plain
         # extractfile returns None only for what is not a regular file.
         extract = cast(Callable[[tarfile.TarInfo], IO[bytes]], archive.extractfile)
-        _report_skipped(path, sum(not info.isdir() for info in members) - len(regular))
+        _report_skipped(path, [m.name for m in members if not m.isdir() and (not m.isreg() or m.issparse())])
         yield [(m.name, partial(_member, path, partial(extract, m))) for m in regular]
 
 
@@ -212,7 +214,7 @@ def _decompressed(path: Path) -> Iterator[IO[bytes]]:
         if unpack is None:
             yield file
             return
-    with tempfile.TemporaryFile() as plain:
+    with temporary_space(), tempfile.TemporaryFile() as plain:
         with refuse_damage(path):
             for block in unpack(path):
                 plain.write(block)
@@ -228,7 +230,7 @@ def _refuse_bomb(path: Path, files: int, size: int) -> None:
     if size > MAX_BYTES or (size > RATIO_FROM and size > MAX_RATIO * packed):
         raise UserError(
             f"{path}: {packed:,} bytes unpack to {size:,} or more, over the limit of {MAX_RATIO}-fold or "
-            f"{MAX_BYTES:,}; refused as a bomb (if you trust it, unpack it and set fetch.path to the folder)"
+            f"{MAX_BYTES:,}; refused as a bomb (if you trust it, unpack it and name the folder)"
         )
 
 
@@ -249,7 +251,7 @@ def refuse_damage(path: object) -> Iterator[None]:
         raise UserError(
             f"{path}: damaged, or not a folder, zip or tar "
             f"({type(error).__name__}: {textwrap.shorten(str(error), 200)}); "
-            "get a new copy, or set fetch.path to a folder of pictures"
+            "get a new copy, or name a folder of pictures"
         ) from None
 
 
@@ -291,7 +293,8 @@ def clean_name(name: str) -> list[str]:
     return parts or ["unnamed"]
 
 
-def _report_skipped(path: Path, skipped: int) -> None:
-    if skipped:
-        text = "links to folders, broken links, devices or sparse files"
-        print(f"fetch: {path}: left out {skipped:,} {text}", file=sys.stderr)
+def _report_skipped(path: Path, names: list[str]) -> None:
+    if names:
+        shown = ", ".join("/".join(clean_name(name)) for name in names[:3]) + ", …" * (len(names) > 3)
+        text = f"links to folders, broken links, pipes, devices or sparse files: {shown}"
+        print(f"{path}: left out {len(names):,} {text}", file=sys.stderr)

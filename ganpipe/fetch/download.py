@@ -201,7 +201,7 @@ class _Transfer(NamedTuple):
             if status == 200:
                 start = 0
                 self._discard()  # before the note, so that it never describes bytes of another version
-                self.note.write_text(f"{self.address}\n{_version_of(answer)}")
+                self.note.write_text(f"{self.address}\n{_version_of(answer)}", encoding="utf-8")
             with open(self.part, "ab") as file:
                 self._copy(answer.raw, file, start, self.remote.size or total)
         return start > 0
@@ -234,7 +234,7 @@ class _Transfer(NamedTuple):
 
     def _version(self) -> str:
         """Return the version that the part belongs to, or "" if this server named none."""
-        note = self.note.read_text(errors="replace") if self.note.exists() else ""
+        note = self.note.read_text(encoding="utf-8", errors="replace") if self.note.exists() else ""
         address, _, version = note.partition("\n")
         return version if address == self.address else ""
 

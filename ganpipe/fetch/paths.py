@@ -1,18 +1,25 @@
 """fetch.path: its placeholder, whether a source can read it, and whether queued experiments have it."""
 
-import subprocess
+import os
+import shlex
 from pathlib import Path
 
+from ganpipe.common.git import git
 from ganpipe.fetch.catalogue import SOURCES
 from ganpipe.params import Fetch
 
-# The value of fetch.path when there is no path to give, because DVC requires a dependency that exists.
+# The value of fetch.path when there is no path to give.
 PLACEHOLDER = "stages/fetch/packaged.txt"
+
+
+def resolved(path: str, root: Path) -> Path:
+    """Return where a fetch.path is: relative to the checkout, or in a home folder if it starts with ~."""
+    return root / os.path.expanduser(path)  # Path.expanduser raises for an unknown user
 
 
 def path_problem(params: Fetch, root: Path, queued: bool = False) -> str:
     """Return why the source, in a queued experiment or here, cannot read fetch.path; empty if it can."""
-    source, path = SOURCES[params.source], root / Path(params.path).expanduser()
+    source, path = SOURCES[params.source], resolved(params.path, root)
     if params.path == PLACEHOLDER:
         return f"fetch.source={source.name}: {source.by_hand}" if source.by_hand else ""
     if source.package or source.name == "url":
@@ -23,7 +30,13 @@ def path_problem(params: Fetch, root: Path, queued: bool = False) -> str:
         )
     advice = copy_advice(params.path, root)
     if not path.exists():
-        return f"fetch.path: {params.path} does not exist; {advice or 'check the path'}"
+        tracked = not advice and not Path(os.path.expanduser(params.path)).is_absolute()
+        pull = "run `dvc pull`; with --temp or --queue name no stage, or give an absolute path"
+        return (
+            f"fetch.path: {params.path} does not exist; {advice or (pull if tracked else 'check the path')}"
+        )
+    if not path.is_dir() and not path.is_file():  # opening a pipe would never return
+        return f"fetch.path: {params.path} is neither a folder nor a file; name a folder, zip or tar"
     if source.name == "archive" and path.is_dir():
         return f"fetch.path: {params.path} is a folder; set fetch.source=folder or name an archive"
     return f"fetch.path: {params.path}: {advice}" if queued and advice else ""
@@ -31,15 +44,16 @@ def path_problem(params: Fetch, root: Path, queued: bool = False) -> str:
 
 def copy_advice(path: str, root: Path) -> str:
     """Return what to do if copies of the checkout lack a fetch.path; empty if they have it."""
+    where = resolved(path, root)
     if (
         path == PLACEHOLDER
-        or Path(path).is_absolute()
-        or _is_tracked((root / path).resolve(), root.resolve())
+        or Path(os.path.expanduser(path)).is_absolute()
+        or _is_tracked(where.resolve(), root.resolve())
     ):
         return ""
     return (
         "a queued or --temp experiment runs in a copy of the checkout that has only tracked files: "
-        f"give an absolute path, or run `dvc add {path}` and commit the .dvc file"
+        f"give an absolute path, or run `dvc add {shlex.quote(path)}` and commit the .dvc file"
     )
 
 
@@ -50,8 +64,4 @@ def _is_tracked(path: Path, root: Path) -> bool:
     ancestors = [path, *path.parents]
     if any(p.with_name(f"{p.name}.dvc").is_file() for p in ancestors[: ancestors.index(root)]):
         return True
-    try:
-        listed = subprocess.run(["git", "ls-files", "--", path], cwd=root, capture_output=True, check=False)
-    except FileNotFoundError:
-        return False
-    return bool(listed.stdout)
+    return bool(git(root, "ls-files", "--", str(path)))

@@ -1,11 +1,14 @@
 """Atomic writes and sha256."""
 
 import hashlib
+import re
+import tempfile
 from pathlib import Path
 
 import pytest
 
-from ganpipe.common.files import sha256, whole
+from ganpipe.common.errors import UserError
+from ganpipe.common.files import sha256, temporary_space, whole
 
 
 def test_an_exception_leaves_the_old_file(tmp_path: Path) -> None:
@@ -31,6 +34,21 @@ def test_a_full_disk_is_named(tmp_path: Path) -> None:
     ):
         full.write(b"x")
     assert caught.value.filename == str(tmp_path / "images.npy")
+
+
+def test_a_full_place_for_temporary_files_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user would free space on the wrong disk; the error of another, named file must stay as it is."""
+    if not Path("/dev/full").exists():
+        pytest.skip("needs /dev/full")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    expected = f"{tmp_path}: No space left on device; free some space there, or set TMPDIR"
+    with pytest.raises(UserError, match=re.escape(expected)), temporary_space():
+        with open("/dev/full", "wb") as full:
+            full.write(b"x")
+    with pytest.raises(OSError, match="No space left") as caught, temporary_space(), whole(tmp_path / "out"):
+        with open("/dev/full", "wb") as full:
+            full.write(b"x")
+    assert caught.value.filename == str(tmp_path / "out")
 
 
 def test_sha256(tmp_path: Path) -> None:
