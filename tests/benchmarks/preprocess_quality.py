@@ -8,6 +8,7 @@ or more) of which the decoded size is a given multiple.
 """
 
 import argparse
+import sys
 import zipfile
 from collections.abc import Callable
 from io import BytesIO
@@ -16,10 +17,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageEnhance
 
-from ganpipe import params
-from ganpipe.preprocess import decode
-from ganpipe.preprocess.duplicates import _correlations, originals
-from ganpipe.preprocess.prepare import difference_hash, prepare
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # this checkout, not the installed package
+
+from ganpipe import params  # noqa: E402
+from ganpipe.preprocess import decode  # noqa: E402
+from ganpipe.preprocess.duplicates import _correlations, originals  # noqa: E402
+from ganpipe.preprocess.prepare import difference_hash, prepare  # noqa: E402
 
 CHANGED, DIFFERENT, LARGE, SMALLEST, MULTIPLES = 200, 1000, 192, 16, (1.5, 2.0, 2.5, 3.0)
 DRAFT = decode.DRAFT

@@ -14,6 +14,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import sys
 import time
 import traceback
 from concurrent.futures import ProcessPoolExecutor
@@ -23,19 +24,21 @@ from typing import Annotated
 import pandas as pd
 import typer
 
-from ganpipe import params
-from ganpipe.common.stages import stage_file, stage_folder
-from ganpipe.evaluate.stage import evaluate
-from ganpipe.experiments import recipes, revisions
-from ganpipe.experiments.cells import Run, cell_table, remarks_on, text_table
-from ganpipe.experiments.compare_page import comparison_page
-from ganpipe.fetch.stage import fetch
-from ganpipe.params import Params
-from ganpipe.preprocess.stage import preprocess
-from ganpipe.sample.stage import sample
-from ganpipe.train.options import TrainOptions
-from ganpipe.train.plan import plan_training
-from ganpipe.train.stage import train
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # this checkout, not the installed package
+
+from ganpipe import params  # noqa: E402
+from ganpipe.common.stages import stage_file, stage_folder  # noqa: E402
+from ganpipe.evaluate.stage import evaluate  # noqa: E402
+from ganpipe.experiments import recipes, revisions  # noqa: E402
+from ganpipe.experiments.cells import Run, cell_table, remarks_on, text_table  # noqa: E402
+from ganpipe.experiments.compare_page import comparison_page  # noqa: E402
+from ganpipe.fetch.stage import fetch  # noqa: E402
+from ganpipe.params import Params  # noqa: E402
+from ganpipe.preprocess.stage import preprocess  # noqa: E402
+from ganpipe.sample.stage import sample  # noqa: E402
+from ganpipe.train.options import TrainOptions  # noqa: E402
+from ganpipe.train.plan import plan_training  # noqa: E402
+from ganpipe.train.stage import train  # noqa: E402
 
 
 def main(
@@ -96,7 +99,7 @@ def _pictures(folder: Path, cell_params: Params) -> Path:
 def _checkout(root: Path) -> Path:
     root.mkdir(parents=True, exist_ok=True)
     if not (root / "ganpipe").exists():  # the training's key includes a digest of its code
-        (root / "ganpipe").symlink_to(Path("ganpipe").resolve())
+        (root / "ganpipe").symlink_to(Path(__file__).resolve().parents[2] / "ganpipe")
     return root
 
 
