@@ -36,16 +36,11 @@ Source = Annotated[str | None, Argument(metavar="SOURCE", help=SOURCE_HELP, show
 @app.command(rich_help_panel=STAGES)
 def fetch(
     offline: Annotated[bool, setting("offline", "Use only what is downloaded already.")] = False,
-    digest: Annotated[bool, Option("--digest", help="Only write the pictures' digest, for DVC.")] = False,
 ) -> None:
     """Copy the source's pictures into one archive, stages/fetch/images.zip, with a manifest."""
     from ganpipe import params
 
     values = params.load()
-    if digest:
-        from ganpipe.fetch.digest import write_digest
-
-        return write_digest(values.fetch, ROOT)
     from ganpipe.fetch.stage import fetch
 
     fetch(values.fetch, ROOT, offline)

@@ -127,7 +127,7 @@ def test_first_repro_gives_everything(checkout: Path) -> None:
 def test_second_repro_runs_nothing(checkout: Path) -> None:
     """Every `dvc repro` would cost a training."""
     printed = dvc(checkout, "repro")
-    assert re.findall(r"Running stage '(\w+)'", printed) == ["pictures"]
+    assert "Data and pipelines are up to date." in printed and "Running stage" not in printed
 
 
 def test_experiments_run_in_place_and_from_the_queue(checkout: Path) -> None:

@@ -8,7 +8,7 @@ from ganpipe.common.git import git
 from ganpipe.fetch.catalogue import SOURCES
 from ganpipe.params import Fetch
 
-# The value of fetch.path when there is no path to give.
+# The value of fetch.path when there is no path to give, because DVC requires a dependency that exists.
 PLACEHOLDER = "stages/fetch/packaged.txt"
 
 
