@@ -13,7 +13,8 @@ from PIL import Image
 from ganpipe.common.errors import UserError
 from ganpipe.common.files import temporary_space
 from ganpipe.common.progress import Progress
-from ganpipe.evaluate.scores import Metrics, RealImages, score_images, summary
+from ganpipe.evaluate.extraction import RealImages
+from ganpipe.evaluate.scores import Metrics, score_images, summary
 from ganpipe.fetch.archives import Opener, listing
 from ganpipe.metrics.errors import ParamError
 from ganpipe.params import Evaluate
@@ -28,7 +29,8 @@ PROTOCOL = Evaluate(
     feature_resolution=128,
     seeds=3,
     snapshots=False,
-    search_images=2000,
+    search_images=None,
+    rank_by="layout_kid",
     neighbours=5,
     kid_subsets=50,
     kid_subset_size=100,
@@ -54,12 +56,14 @@ class ScoreOptions:
     weights: str | None = None
     feature_resolution: int | None = None  # None: the usual one of the extractor
     sets: int = PROTOCOL.seeds  # evaluate.seeds
+    search_images: int | None = None  # None: all
 
     @property
     def params(self) -> Evaluate:
         """The whole section."""
         usual = DINOV2_SIDE if self.extractor == "dinov2_vits14" else PROTOCOL.feature_resolution
         changes = {"extractor": self.extractor, "weights": self.weights, "seeds": self.sets}
+        changes["search_images"] = self.search_images
         changes["feature_resolution"] = self.feature_resolution or usual
         return PROTOCOL.model_copy(update=changes)
 

@@ -9,8 +9,9 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
 from ganpipe.common import sheets
+from ganpipe.evaluate.extraction import Features
 from ganpipe.evaluate.inputs import Interval
-from ganpipe.evaluate.scores import DistanceNames, Features, Numbers
+from ganpipe.evaluate.scores import DistanceNames, Numbers, degenerate
 from ganpipe.metrics.copies import neighbours
 
 # real_fake.png: width of one half in pixels.
@@ -133,6 +134,7 @@ def intervals_picture(
         labels.append(
             f"z times {interval.factor:g}: {interval.z}\nKID {values[kid]:.3f}{spread}\n"
             f"precision {values['precision']:.2f}   recall {values['recall']:.2f}"
+            + (f"\n{flaw}" if (flaw := degenerate(values)) else "")
         )
     cells = sheets.cells(np.concatenate([part[:columns] for part in images]), columns)
     caption = f"Each column has the same z, times the factor of its row; numbers from {n} images a row"
@@ -147,10 +149,10 @@ def snapshots_picture(
         return _note("No scores of snapshots: evaluate.snapshots is false")
     figure = Figure(figsize=(12, 4), dpi=100, layout="constrained")
     titles = ("KID (0 is perfect)", f"{'FID' if names.fd == 'fid' else 'FD'} (lower is better)", "1 is best")
-    panels = ((names.kid,), (names.fd,), SHARES)
+    panels = ((names.kid, names.layout_kid), (names.fd,), SHARES)
     for axes, title, panel in zip(figure.subplots(1, 3), titles, panels, strict=True):
         for name in panel:
-            values = [row[name] for row in numbers]
+            values = np.array([row[name] for row in numbers], float)
             (line,) = axes.plot(epochs, values, "o-", markersize=4, label=name, clip_on=False)
             if metrics[f"{name}_floor"] is not None:
                 axes.axhline(metrics[f"{name}_floor"], color=line.get_color(), linestyle="--", linewidth=1)

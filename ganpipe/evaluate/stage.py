@@ -4,16 +4,19 @@ import json
 from pathlib import Path
 
 import pandas as pd
+from jinja2 import Template
 
 from ganpipe.common import dataset, files
 from ganpipe.common.stages import stage_file, stage_folder
 from ganpipe.evaluate import figures, inputs
 from ganpipe.evaluate.card import card
-from ganpipe.evaluate.scores import Metrics, RealImages, Scores, score_images, summary
+from ganpipe.evaluate.extraction import RealImages
+from ganpipe.evaluate.scores import Metrics, Scores, score_images, summary
 from ganpipe.params import Evaluate, Sample
 
 # snapshots.csv names its distances without their extractor, so that DVC's plots fit any.
-SNAPSHOT_COLUMNS = ["epoch", "nimg", "kid", "fd", *figures.SHARES]
+DETAILS = ["diversity", "contrast"]
+SNAPSHOT_COLUMNS = ["epoch", "nimg", "kid", "fd", "layout_kid", *figures.SHARES, *DETAILS]
 
 
 def evaluate(params: Evaluate, sample: Sample, root: Path, device: str) -> Metrics:
@@ -42,14 +45,15 @@ def evaluate(params: Evaluate, sample: Sample, root: Path, device: str) -> Metri
     scores = score_images(real, generated, params, device, root, others)
     metrics, names, features, n = scores.metrics, scores.names, scores.features, scores.features.n
     of_intervals, of_snapshots = scores.others[: len(intervals)], scores.others[len(intervals) :]
-    columns = ["factor", names.kid, f"{names.kid}_sd", "precision", "recall", "coverage"]
+    kids = [f"{name}{end}" for name in (names.kid, names.layout_kid) for end in ("", "_sd")]
+    columns = ["factor", *kids, "precision", "recall", "coverage", *DETAILS]
     rows = [{"factor": i.factor, **numbers} for i, numbers in zip(intervals, of_intervals, strict=True)]
     interval_table = pd.DataFrame(rows, columns=columns)
     rows = [
         {"epoch": epoch, "nimg": epoch * len(data.train_rows), **numbers}
         for epoch, numbers in zip(snapshots, of_snapshots, strict=True)
     ]
-    snapshot_table = pd.DataFrame(rows, columns=["epoch", "nimg", *names, *figures.SHARES])
+    snapshot_table = pd.DataFrame(rows, columns=["epoch", "nimg", *names, *figures.SHARES, *DETAILS])
     texts = {
         "metrics.json": json.dumps(metrics, indent=2) + "\n",
         "card.md": card(root, metrics),
@@ -82,19 +86,6 @@ def _print_summary(scores: Scores, params: Evaluate, intervals: int, held_out: i
             f"No floor: it needs {n} held-out images and there are {held_out}; "
             f"{fewer}raise preprocess.held_out."
         )
-    rows = "  stages/evaluate/intervals.png       narrower and wider z, a row each\n" if intervals else ""
-    rows += "  stages/evaluate/snapshots.png       the numbers over the epochs\n" if params.snapshots else ""
-    print(
-        f"{summary(scores)}\n"
-        "Where to look next:\n"
-        "  stages/evaluate/real_fake.png       real and generated images side by side\n"
-        "  stages/evaluate/card.md             the model card: data, scores, cost\n"
-        "  stages/evaluate/nearest.png         generated images and their nearest training images\n"
-        "  stages/evaluate/features.png        real and generated images in the space of features\n"
-        f"{rows}"
-        "  stages/sample                       effects of z's elements, interpolations, epochs\n"
-        "  stages/train/grids                  the same z during the training\n"
-        "  dvc exp run -S train.glr=0.0001     change a value,\n"
-        "  ganpipe compare                     then compare\n"
-        "  ganpipe ui                          every run's curves and pictures"
-    )
+    text = Path(__file__).with_name("next.txt.jinja").read_text(encoding="utf-8")
+    print(summary(scores))
+    print(Template(text, trim_blocks=True).render(intervals=intervals, snapshots=params.snapshots))

@@ -1,8 +1,9 @@
 """Finished runs pooled into cells, cells into sets that can be compared, and the verdicts within each set.
 
-A cell holds the runs that differ only in train.seed. Cells with the same training images and protocol of the
-metrics form a set. In a set, the cell with the lowest mean KID over two seeds or more is compared with
-every other cell, seed by seed (verdict.py). Between sets there is no verdict: their metrics do not compare.
+A cell holds the runs that differ only in train.seed. Cells with the same training images, protocol of the
+metrics and evaluate.rank_by form a set. In a set, the cell with the lowest mean of the number that evaluate
+ranks by, over two seeds or more, is compared with every other cell, seed by seed (verdict.py). Between sets
+there is no verdict: their metrics do not compare.
 """
 
 import json
@@ -24,7 +25,9 @@ SD = "_sd_over_seeds"
 NUMBERS = tuple(field.name for field in fields(Verdict) if field.name != "word")
 KID = re.compile("kid_(lite0|inception|dinov2_vits14|pixels)")
 # Metrics that fit a screen; the CSV has all of them.
-MAIN = re.compile(f"{KID.pattern.replace('kid', '(kid|fd)')}|fid|precision|recall|coverage|c2st_auc|nn_ratio")
+MAIN = re.compile(
+    f"{KID.pattern.replace('kid', '(layout_kid|kid|fd)')}|fid|precision|recall|coverage|c2st_auc|nn_ratio"
+)
 
 
 @dataclass(frozen=True)
@@ -58,16 +61,22 @@ class Run:
     grids: dict[int, bytes] = field(default_factory=dict)
 
     @property
-    def kid(self) -> float:
-        """The KID of any extractor; lower is better, NaN if there is none."""
-        values = [value for name, value in self.metrics.items() if KID.fullmatch(name)]
-        return math.nan if not values or values[0] is None else float(values[0])
+    def ranked_by(self) -> str:
+        """The name of the metric that runs are ranked by."""
+        return str(self.metrics.get("ranked_by") or next(filter(KID.fullmatch, self.metrics), "kid"))
+
+    @property
+    def rank(self) -> float:
+        """The metric that runs are ranked by; lower is better, NaN if there is none."""
+        value = self.metrics.get(self.ranked_by)
+        return math.nan if value is None else float(value)
 
     @property
     def mark(self) -> str:
-        """A warning that the training stopped early or was rescued; empty if it did neither."""
+        """A warning that the training ended early or was rescued, or that no image has content; or empty."""
         times = "once" if self.interventions == 1 else f"{self.interventions} times"
         parts = [self.ended] * (self.ended != "finished") + [f"rescued {times}"] * (self.interventions > 0)
+        parts += [f"images {flaw}"] if (flaw := self.metrics.get("degenerate")) else []
         return f"seed {self.seed} {', '.join(parts)}" if parts else ""
 
 
@@ -77,16 +86,16 @@ def cell_name(experiment: str) -> str:
 
 
 def cell_table(runs: Sequence[Run]) -> pd.DataFrame:
-    """Pool runs into cells and sets, and judge each set by KID.
+    """Pool runs into cells and sets, and judge each set by the metric that it is ranked by.
 
     Returns:
-        A row a cell, set by set, the lowest KID first. Columns: set, cell, runs, each param that differs,
-        verdict, NUMBERS, marks of runs that ended badly, each metric with its sd, experiments, data and
-        protocol.
+        A row a cell, set by set, the best first. Columns: set, cell, runs, each param that differs, verdict,
+        NUMBERS, marks of runs that ended badly, each metric with its sd, experiments, data, protocol and
+        ranked_by.
     """
-    sets: dict[tuple[str, Any], dict[str, list[Run]]] = defaultdict(lambda: defaultdict(list))
+    sets: dict[tuple[str, Any, str], dict[str, list[Run]]] = defaultdict(lambda: defaultdict(list))
     for run in sorted(runs, key=lambda run: run.seed):
-        key = run.data, run.metrics.get("protocol")
+        key = run.data, run.metrics.get("protocol"), run.ranked_by
         sets[key][json.dumps(run.values, sort_keys=True)].append(run)
     params = dict.fromkeys(name for run in runs for name in run.values)
     differing = [name for name in params if len({_text(run.values.get(name)) for run in runs}) > 1]
@@ -94,7 +103,7 @@ def cell_table(runs: Sequence[Run]) -> pd.DataFrame:
     metrics = pd.DataFrame([run.metrics for run in runs], [run.name for run in runs]).select_dtypes("number")
     metrics = metrics[[name for name in map(str, metrics) if name != "n" and not name.endswith("_sd")]]
     rows = []
-    for number, ((data, protocol), cells) in enumerate(sets.items(), 1):
+    for number, ((data, protocol, ranked_by), cells) in enumerate(sets.items(), 1):
         for cell, judgement in _judged(list(cells.values())):
             row: dict[str, Any] = {"set": number, "cell": cell_name(cell[0].name), "runs": len(cell)}
             row |= {name: _text(cell[0].values.get(name)) for name in differing} | judgement
@@ -103,23 +112,25 @@ def cell_table(runs: Sequence[Run]) -> pd.DataFrame:
             for name, numbers in metrics.loc[names].items():
                 row |= {str(name): numbers.mean(), f"{name}{SD}": numbers.std()}
             row |= {"experiments": " ".join(names), "data": data, "protocol": protocol}
+            row["ranked_by"] = ranked_by
             rows.append(row)
     return pd.DataFrame(rows)
 
 
 def _judged(cells: list[list[Run]]) -> list[tuple[list[Run], dict[str, Any]]]:
-    """Return a set's cells, the lowest mean KID first, each with its verdict and NUMBERS.
+    """Return a set's cells, the lowest mean first, each with its verdict and NUMBERS.
 
     Each is compared with the lowest of two seeds or more: one of a single seed would leave all undecided.
     """
-    scored = [({run.seed: run.kid for run in cell}, cell) for cell in cells]
+    scored = [({run.seed: run.rank for run in cell}, cell) for cell in cells]
+    name = words_of(cells[0][0].ranked_by)
     scored.sort(key=lambda pair: pd.Series(pair[0]).fillna(math.inf).mean())
-    several = (i for i, (kids, _) in enumerate(scored) if sum(map(math.isfinite, kids.values())) > 1)
+    several = (i for i, (ranks, _) in enumerate(scored) if sum(map(math.isfinite, ranks.values())) > 1)
     best = next(several, 0)
     others = [i for i in range(len(scored)) if i != best]
     verdicts = {i: verdict(scored[i][0], scored[best][0], len(others)) for i in others}
     words = {i: str(verdicts[i] or "no verdict: fewer than 2 seeds in common") for i in others}
-    words[best] = "lowest KID of two seeds and more" if best else "lowest KID"
+    words[best] = f"lowest {name} of two seeds and more" if best else f"lowest {name}"
     if all(compared and compared.word == "worse" for compared in verdicts.values()):
         words[best] = "better than all others" if others else ""
     return [
@@ -141,9 +152,10 @@ def remarks_on(frame: pd.DataFrame) -> list[str]:
         words = "; ".join(filter(None, (row["verdict"], row["marks"])))
         remarks += [f"{row['cell']}: {words}."] if words else []
     if frame["verdict"].any():
+        name = " or ".join(map(words_of, frame["ranked_by"].unique()))
         remarks.append(
-            "Verdicts are against the lowest KID of two seeds and more: the difference in KID, lower being "
-            "better, and its 95 % interval over the common seeds, for all comparisons of the set together."
+            f"Verdicts are against the lowest {name} of two seeds and more: the difference in it, lower is "
+            "better, and its 95 % interval over common seeds, for all comparisons of the set together."
         )
     for row in others:
         remarks.append(f"No verdict between sets {first['set']} and {row['set']}: {_difference(first, row)}.")
@@ -152,10 +164,18 @@ def remarks_on(frame: pd.DataFrame) -> list[str]:
 
 def _difference(one: dict[Any, Any], other: dict[Any, Any]) -> str:
     """Name what makes the metrics of two cells incomparable: training images, or parts of the protocol."""
-    facts = [f"training images {row['data'][:8]}; {row['protocol']}" for row in (one, other)]
+    facts = [
+        f"training images {row['data'][:8]}; {row['protocol']}; ranked by {words_of(row['ranked_by'])}"
+        for row in (one, other)
+    ]
     first, second = (re.split("[;,] ", text) for text in facts)
     sides = [[fact for fact in a if fact not in b] for a, b in ((first, second), (second, first))]
     return " against ".join(", ".join(side) or "nothing" for side in sides)
+
+
+def words_of(metric: str) -> str:
+    """Name a metric by which cells are ranked."""
+    return "layout KID" if metric.startswith("layout") else "KID"
 
 
 def text_table(frame: pd.DataFrame) -> tuple[list[str], list[list[str]]]:

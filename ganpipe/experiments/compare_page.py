@@ -15,7 +15,7 @@ from matplotlib.ticker import EngFormatter
 from PIL import Image
 
 from ganpipe.common.sheets import COLOURS
-from ganpipe.experiments.cells import Run, plus_minus, text_table
+from ganpipe.experiments.cells import Run, plus_minus, text_table, words_of
 
 LOSSES = {"d_loss": "tab:blue", "g_loss": "tab:orange"}
 # The charts of all cells: title → attribute of a run and column.
@@ -41,8 +41,9 @@ def comparison_page(frame: pd.DataFrame, runs: Sequence[Run], remarks: Sequence[
     figures: list[dict[Any, Any]] = []
     for i, (row, name) in enumerate(zip(frame.to_dict("records"), names, strict=True)):
         cell = [by_name[experiment] for experiment in row["experiments"].split()]
-        kids = pd.Series([run.kid for run in cell])
-        facts = {"name": name, "runs": cell, "kid": plus_minus(kids.mean(), kids.std())}
+        ranks = pd.Series([run.rank for run in cell])
+        rank = f"{words_of(cell[0].ranked_by)} {plus_minus(ranks.mean(), ranks.std())}"
+        facts = {"name": name, "runs": cell, "rank": rank}
         facts |= {"colour": COLOURS[i % len(COLOURS)], "style": STYLES[i // len(COLOURS) % len(STYLES)]}
         facts |= {"grid": _picture(cell[0].grid, GRID_WIDTH), "losses": _loss_curves(cell, limits)}
         figures.append(row | facts | {"snapshots": _snapshots(cell)})

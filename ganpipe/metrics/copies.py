@@ -4,11 +4,12 @@ KID, FD and precision cannot tell: copies of the training images score perfectly
 from training show how close new images come to the training images.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from ganpipe.metrics.kid import checked_features
+from ganpipe.metrics.kid import check_features
 from ganpipe.metrics.manifold import squared_distances
 
 # With fewer held-out images, chance alone brings good generators below the bounds below.
@@ -19,6 +20,8 @@ SPARE = 2
 # their authenticity. The bounds lie between generators of one dense category of digits (0.76, 0.76 at 32 px)
 # and 30 % copies (0.85, 0.65 at 64 px).
 LOW_DISTANCE, LOW_AUTHENTICITY = 0.6, 0.7
+# Share of near copies beyond that of the held-out images which is suspicious.
+MOST_NEAR_COPIES = 0.02
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ def neighbours(images: np.ndarray, train: np.ndarray, k: int = 3) -> Neighbours:
     Raises:
         UserError: a set has fewer than 2 rows, NaN or infinity, or the sets differ in d.
     """
-    images, train = checked_features(images, train)
+    check_features(images, train)
     indices, distances = _nearest(images, train, min(k, len(train)))
     nearest, inverse = np.unique(indices[:, 0], return_inverse=True)
     _, own = _nearest(train[nearest], train, 1, nearest)
@@ -60,8 +63,10 @@ def _nearest(
     """Find each point's k nearest rows of `train`, except its row `excluded`: their indices and distances."""
     # The search runs in float32 about the mean, in half the time. It takes SPARE more candidates, because
     # rounding may rank some too low; their distances are then float64 by subtraction, exact for near ones.
-    mean, count = train.mean(axis=0), min(k + SPARE, len(train) - (excluded is not None))
-    coarse = [(rows - mean).astype(np.float32) for rows in (points, train)]
+    mean, count = train.mean(axis=0, dtype=np.float64), min(k + SPARE, len(train) - (excluded is not None))
+    coarse = [
+        np.subtract(x, mean, out=np.empty(x.shape, np.float32), casting="same_kind") for x in (points, train)
+    ]
     candidates, start = [], 0
     for block in squared_distances(*coarse):
         rows = np.arange(len(block))
@@ -74,7 +79,8 @@ def _nearest(
             block[rows, columns[-1]] = np.inf
         candidates.append(np.stack(columns, axis=1))
     indices = np.concatenate(candidates)
-    distances = np.stack([np.linalg.norm(points - train[column], axis=1) for column in indices.T], axis=1)
+    exact = points.astype(np.float64)
+    distances = np.stack([np.linalg.norm(exact - train[column], axis=1) for column in indices.T], axis=1)
     order = np.argsort(distances, axis=1, kind="stable")[:, :k]
     return np.take_along_axis(indices, order, axis=1), np.take_along_axis(distances, order, axis=1)
 
@@ -89,23 +95,48 @@ def nn_ratio(images: Neighbours, held_out: Neighbours) -> float | None:
     return float(np.median(images.distances[:, 0])) / expected if expected > 0 else None
 
 
-def verdict(ratio: float | None, authenticity: float, floor: float | None, held_out: int) -> str:
-    """Return a line that says whether the numbers show copies, or why that is unknown.
+def near_copies(images: Neighbours, held_out: Neighbours) -> tuple[float, float]:
+    """Return the share of the images that are near copies, and that of the held-out images.
 
-    Authenticity and its floor are shares of the generated and the held-out images, the floor None if these
-    are too few. The ratio is `nn_ratio`.
+    A near copy has at most half the `relative_distance` that 99 % of the held-out images exceed, copies among
+    these left out. Unlike a median, the share shows a few copies among many new images.
     """
-    if floor is None:
+    new = held_out.relative_distance[np.isfinite(held_out.relative_distance)]
+    limit = float(np.quantile(new[new > 0], 0.01)) / 2 if (new > 0).any() else 0.0
+    return float((images.relative_distance <= limit).mean()), float(
+        (held_out.relative_distance <= limit).mean()
+    )
+
+
+def verdict(numbers: Mapping[str, float | None], held_out: int, searched: int, trained_on: int) -> str:
+    """Return a line that says whether the metrics show copies, or why that is unknown.
+
+    The other arguments count the held-out, the searched and all training images.
+    """
+    names = "authenticity", "authenticity_floor", "near_copies", "near_copies_floor"
+    shares = [share for name in names if (share := numbers[name]) is not None]
+    if len(shares) < len(names):  # too few held-out images
         return (
             f"unknown: {held_out} held-out images, but at least {LEAST_HELD_OUT} are needed to know how "
             "close new images come to the training images; hold out more (preprocess.held_out; --held-out "
             "of ganpipe score)"
         )
+    ratio = numbers["nn_ratio"]
     if ratio is None:
         return "unknown: half of the held-out images are copies of training images; remove the duplicates"
+    authenticity, floor, near, near_floor = shares
     signs = []
     if ratio < LOW_DISTANCE:
         signs.append(f"distance to the training images is {ratio:.2f} times that of new images")
     if authenticity < LOW_AUTHENTICITY * floor:
         signs.append(f"{authenticity:.0%} authentic, but {floor:.0%} of new images are")
-    return f"suspicious: {', '.join(signs)}" if signs else "no sign of copies"
+    if near - near_floor > MOST_NEAR_COPIES:
+        signs.append(f"{near:.1%} near copies, but {near_floor:.1%} of new images are")
+    if signs:
+        return f"suspicious: {', '.join(signs)}"
+    if searched < trained_on:
+        return (
+            f"unknown: only {searched:,} of {trained_on:,} training images ({searched / trained_on:.0%}) "
+            "were searched; search all (evaluate.search_images: null; no --search-images of ganpipe score)"
+        )
+    return "no sign of copies"

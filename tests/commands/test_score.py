@@ -66,6 +66,26 @@ def test_numbers_are_those_of_the_pipeline(
     assert ours | {"reference": ""} == theirs | {"reference": ""}
 
 
+def test_a_search_of_a_part_gives_no_clean_bill(tmp_path: Path) -> None:
+    """If it fails, a generator that copies passes, because its originals were not among those searched."""
+    images = digits()[np.random.default_rng(1).permutation(5000)[:500]]
+    real, held_out, new = (
+        array(tmp_path / f"{i}.npy", part) for i, part in enumerate(np.split(images, [300, 400]))
+    )
+    for fake, searched, words in (
+        (new, 150, "unknown: only 150 of 300 training images (50%) were searched"),
+        (new, None, "no sign of copies"),
+        (
+            array(tmp_path / "copies.npy", images[200:300]),
+            None,
+            "suspicious: distance to the training images",
+        ),
+    ):
+        options = ScoreOptions("pixels", None, 32, 1, searched)
+        line = str(score(real, fake, held_out, options, "cpu", as_json=True)["memorisation"])
+        assert line.startswith(words), line
+
+
 def test_folders_zips_and_arrays_of_the_same_pictures_score_the_same(tmp_path: Path) -> None:
     """If it fails, the numbers depend on the container: on its order, its names or a second resize."""
     paths = folder(tmp_path / "a", REAL), folder(tmp_path / "b", FAKE, "bmp")

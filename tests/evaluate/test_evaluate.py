@@ -1,6 +1,7 @@
 """The evaluate stage."""
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from ganpipe import models
 from ganpipe.common.errors import UserError
 from ganpipe.evaluate import stage
 from ganpipe.evaluate.scores import Metrics
-from ganpipe.metrics import lite0, manifold
+from ganpipe.metrics import extractors, lite0, manifold
 from ganpipe.metrics.copies import neighbours
 from ganpipe.metrics.fd import fd
 from ganpipe.metrics.kid import kid
@@ -30,6 +31,7 @@ PARAMS = Evaluate(
     seeds=1,
     snapshots=False,
     search_images=None,
+    rank_by="layout_kid",
     neighbours=3,
     kid_subsets=4,
     kid_subset_size=100,
@@ -212,7 +214,8 @@ def test_without_intervals_the_table_is_empty_and_the_picture_a_note(checkout: C
     """If it fails, an output of the stage is missing, or an empty picture has no explanation."""
     root = checkout(IMAGES, 8, GENERATED)
     evaluate(PARAMS, root, "cpu")
-    header = "factor,kid_lite0,kid_lite0_sd,precision,recall,coverage\n"
+    header = "factor,kid_lite0,kid_lite0_sd,layout_kid_lite0,layout_kid_lite0_sd,precision,recall,coverage,"
+    header += "diversity,contrast\n"
     assert (root / "stages/evaluate/intervals.csv").read_text() == header
     note = np.asarray(Image.open(root / "stages/evaluate/intervals.png").convert("L"))
     ink = np.argwhere(note < 128)
@@ -312,6 +315,9 @@ def test_copies_are_found_among_all_training_images(checkout: Checkout) -> None:
     result = evaluate(PARAMS, checkout(pool, 100, pool[-100:]), "cpu")
     assert (result["nn_ratio"], result["authenticity"]) == (0, 0)
     assert "suspicious" in str(result["memorisation"]) and number(result, "precision") > 0.8
+    part = PARAMS.model_copy(update={"search_images": 30})
+    result = evaluate(part, checkout(pool, 100, new), "cpu")
+    assert str(result["memorisation"]).startswith("unknown: only 100 of 260 training images (38%)")
     result = evaluate(PARAMS, checkout(pool, 100, new), "cpu")
     assert result["memorisation"] == "no sign of copies" and result["nn_ratio"] == pytest.approx(1, abs=0.15)
     assert result["c2st_auc_floor"] == pytest.approx(0.5, abs=0.2)
@@ -326,16 +332,52 @@ def test_real_features_are_cached(checkout: Checkout, extracted: list[int]) -> N
     assert extracted[4:] == [16, 8, 12]
 
 
+def test_another_n_computes_only_the_layout_again(
+    checkout: Checkout, extracted: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If it fails, an image is seen twice, or all training images again for one more generated one."""
+    monkeypatch.setattr(extractors, "batch_size", lambda _: 4)
+    params = PARAMS.model_copy(update={"feature_resolution": 64})
+    first = evaluate(params, checkout(IMAGES, 5, GENERATED[:5]), "cpu")
+    assert extracted == [8, 11, 5, 5] and first["n"] == 5, "reference in whole batches, the rest, held out"
+    root = checkout(IMAGES, 5, GENERATED[:9])
+    assert evaluate(params, root, "cpu")["n"] == 9 and extracted[4:] == [12, 9]
+    monkeypatch.undo()
+    assert evaluate(params, root, "cpu")["kid_lite0"] == pytest.approx(
+        number(evaluate(params, root, "cpu"), "kid_lite0")
+    )
+
+
+def test_images_of_one_colour_or_all_alike_are_marked(
+    checkout: Checkout, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """If it fails, plain grey, which KID prefers to a bad try at digits, wins without a word."""
+    grey, one = np.full_like(GENERATED, 60), GENERATED[:1].repeat(len(GENERATED), 0)
+    result = evaluate(PARAMS, checkout(IMAGES, 0, GENERATED, [(0.5, grey)]), "cpu")
+    assert result["degenerate"] is None and number(result, "contrast") == pytest.approx(1, abs=0.3)
+    table = pd.read_csv(checkout(IMAGES, 0, GENERATED) / "stages/evaluate/intervals.csv")
+    assert table["contrast"][0] == table["diversity"][0] == 0
+    for images, words in (
+        (grey, r"nearly one colour \(0.0% .* and nearly all alike"),
+        (grey + np.arange(20, dtype=np.uint8)[:, None, None, None], r"nearly one colour \(0.0% "),
+        (one, r"nearly all alike \(0.0% "),
+    ):
+        root = checkout(IMAGES, 0, images)
+        flaw = str(evaluate(PARAMS, root, "cpu")["degenerate"])
+        assert re.match(words, flaw) and f"the images are {flaw}" in capsys.readouterr().out
+        assert f"the images are {flaw}.**" in (root / "stages/evaluate/card.md").read_text()
+
+
 def test_snapshots_score_what_their_images_score_as_samples(
     checkout: Checkout, default_params: Params
 ) -> None:
     """If it fails, a curve has other z, epochs or generators than it should."""
     root = checkout(np.pad(IMAGES, ((0, 0), (2, 2), (2, 2), (0, 0))), 0, np.zeros((12, 32, 32, 1), np.uint8))
     evaluate(PARAMS, root, "cpu")
-    header = "epoch,nimg,kid,fd,precision,recall,density,coverage"
+    header = "epoch,nimg,kid,fd,layout_kid,precision,recall,density,coverage,diversity,contrast"
     assert (root / "stages/evaluate/snapshots.csv").read_text().split() == [header]
     model = default_params.model.model_copy(update={"ngf": 4, "nz": 6})
-    params = PARAMS.model_copy(update={"snapshots": True})
+    params = PARAMS.model_copy(update={"snapshots": True, "feature_resolution": 64})
     with pytest.raises(UserError, match="snapshots: no snapshots of the training"):
         evaluate(params, root, "cpu")
     folder = root / "stages/train"
@@ -356,10 +398,9 @@ def test_snapshots_score_what_their_images_score_as_samples(
     for i, epoch in enumerate((2, 10)):
         np.save(root / "stages/sample/samples.npy", made[epoch])
         np.save(root / "stages/sample/intervals.npy", np.empty((0, *made[epoch].shape), np.uint8))
-        alone = evaluate(PARAMS, root, "cpu")
-        for column, name in zip(
-            table.columns[2:], ("kid_lite0", "fd_lite0", *table.columns[4:]), strict=True
-        ):
+        alone = evaluate(params.model_copy(update={"snapshots": False}), root, "cpu")
+        names = ("kid_lite0", "fd_lite0", "layout_kid_lite0", *table.columns[5:])
+        for column, name in zip(table.columns[2:], names, strict=True):
             assert table[column][i] == alone[name], (epoch, name)
 
 

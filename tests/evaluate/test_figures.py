@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from ganpipe.evaluate import figures
-from ganpipe.evaluate.scores import Features, Numbers, distance_names
+from ganpipe.evaluate.extraction import Features
+from ganpipe.evaluate.scores import Numbers, distance_names
 from ganpipe.metrics.copies import neighbours
 
 

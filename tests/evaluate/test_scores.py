@@ -9,7 +9,8 @@ from conftest import digits, updated
 from PIL import Image, ImageFilter
 
 from ganpipe.common.errors import UserError
-from ganpipe.evaluate.scores import Features, Metrics, distance_names, score_features
+from ganpipe.evaluate.extraction import Features
+from ganpipe.evaluate.scores import Metrics, distance_names, score_features
 from ganpipe.metrics import extractors, lite0
 from ganpipe.params import Evaluate, Params
 
@@ -100,10 +101,37 @@ def test_only_the_memorisation_numbers_expose_copies(table: dict[str, Metrics]) 
         assert (numbers["nn_ratio"] == numbers["authenticity"] == 0) == copied, row
 
 
+def test_the_layout_is_seen(default_params: Params) -> None:
+    """If it fails, `compare` ranks images whose parts are in the wrong places as high as right ones."""
+    images = digits()[np.random.default_rng(0).permutation(5000)[:90]]
+    real, held_out, new = np.split(np.pad(images, ((0, 0), (0, 28), (0, 28), (0, 0))), 3)
+    extractor = extractors.build("lite0", 128, None)
+    params = updated(default_params, evaluate__kid_subsets=9).evaluate
+
+    def features(fake: np.ndarray) -> Features:
+        both = [
+            np.split(lite0.extract(extractors.Seen(extractor), part, 50, "cpu"), [extractor.dimension], 1)
+            for part in (real, fake, held_out)
+        ]
+        (a, b, c), (x, y, z) = zip(*both, strict=True)
+        return Features(a, [b], c, Features(x, [y], z))
+
+    moved = features(np.roll(new, 28, (1, 2)))  # from the upper left to the lower right quarter
+    scores = score_features(moved, params)
+    pooled, layout = (float(scores[name] or 0) for name in ("kid_lite0", "layout_kid_lite0"))
+    assert layout > 2 * pooled and layout > 20 * abs(float(scores["layout_kid_lite0_floor"] or 0)), scores
+    assert (scores["ranked_by"], scores["degenerate"]) == ("layout_kid_lite0", None)
+    by_kid = params.model_copy(update={"rank_by": "kid"})
+    assert score_features(moved, by_kid)["ranked_by"] == "kid_lite0"
+    assert (
+        score_features(Features(moved.train, moved.fakes, moved.held_out), params)["ranked_by"] == "kid_lite0"
+    )
+
+
 def test_names_keep_the_word_fid_for_inception() -> None:
     """If it fails, numbers of other networks are compared with published FIDs."""
-    assert distance_names("inception") == ("kid_inception", "fid")
-    assert distance_names("lite0") == ("kid_lite0", "fd_lite0")
+    assert distance_names("inception") == ("kid_inception", "fid", "layout_kid_inception")
+    assert distance_names("lite0") == ("kid_lite0", "fd_lite0", "layout_kid_lite0")
 
 
 @pytest.mark.parametrize(

@@ -110,6 +110,32 @@ def test_without_two_seeds_in_common_there_is_no_verdict() -> None:
     assert list(cell_table([run("a-s0", 0, 0.1)])["verdict"]) == [""]
 
 
+def test_evaluate_names_the_number_that_cells_are_ranked_by() -> None:
+    """A failure means that the order is that of a judge who cannot tell a face from one upside down."""
+    layouts = {"grid-glr=0.001": 0.1, "grid-glr=0.002": 0.9, "grid-glr=0.003": 0.5}
+    runs = three_cells()
+    for each in runs:
+        layout = layouts[each.name[:-3]] + 0.01 * each.seed**2 + 0.001 * len(each.name)
+        each.metrics.update(layout_kid_lite0=layout, ranked_by="layout_kid_lite0")
+    frame = cell_table(runs)
+    assert list(frame["cell"]) == ["grid-glr=0.001", "grid-glr=0.003", "grid-glr=0.002"]
+    assert list(frame["verdict"])[0] == "better than all others"
+    assert "layout_kid_lite0" in text_table(frame)[0]
+    assert "against the lowest layout KID of two seeds" in remarks_on(frame)[-1]
+    runs[-1].metrics["ranked_by"] = "kid_lite0"
+    refused = remarks_on(cell_table(runs))[-1]
+    assert refused.endswith("sets 1 and 2: ranked by layout KID against ranked by KID.")
+
+
+def test_images_without_content_are_marked() -> None:
+    """A failure means that plain grey leads a table without a word, as it did in a study."""
+    best = run("a-s0", 0, 0.1)
+    best.metrics["degenerate"] = "nearly one colour (0.4% of the real images' contrast)"
+    frame = cell_table([best, run("b-s0", 0, 0.3, {"train.glr": 1})])
+    assert frame["marks"][0] == "seed 0 images nearly one colour (0.4% of the real images' contrast)"
+    assert f"a: lowest KID; {frame['marks'][0]}." in remarks_on(frame)
+
+
 def test_a_cell_of_one_seed_keeps_no_other_from_its_verdict() -> None:
     """A failure means that one lucky run leaves a whole grid without a verdict."""
     runs = [run("lucky-s0", 0, 0.01, {"train.glr": 9}), *three_cells()[:4]]

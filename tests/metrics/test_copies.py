@@ -8,10 +8,16 @@ import numpy as np
 import pytest
 
 from ganpipe.metrics import manifold
-from ganpipe.metrics.copies import neighbours, nn_ratio, verdict
+from ganpipe.metrics.copies import near_copies, neighbours, nn_ratio, verdict
 
 RANDOM = np.random.default_rng(0)
 TRAIN, NEW, FRESH = (RANDOM.standard_normal((count, 6)) for count in (120, 50, 60))
+
+
+def shares(ratio: float | None, authenticity: float, floor: float | None) -> dict[str, float | None]:
+    """Return the numbers of a verdict, without near copies."""
+    numbers = {"nn_ratio": ratio, "authenticity": authenticity, "authenticity_floor": floor}
+    return numbers | {"near_copies": 0.0, "near_copies_floor": 0.0 if floor else None}
 
 
 @pytest.mark.parametrize("block", [1, 500, manifold.BLOCK])
@@ -61,15 +67,34 @@ def test_copies_are_flagged_and_new_images_are_not() -> None:
         near = neighbours(images, TRAIN)
         ratio, authenticity = nn_ratio(near, held_out), float(near.authentic.mean())
         assert ratio is not None and low <= ratio <= high and authenticity >= authentic
-        line = verdict(ratio, authenticity, floor, 50)
+        line = verdict(shares(ratio, authenticity, floor), 50, 120, 120)
         assert re.match(words, line), line
 
 
 def test_the_verdict_names_what_is_missing() -> None:
     """If it fails, numbers that mean nothing without held-out images pass for a verdict."""
-    assert "unknown: 7 held-out images, but at least 100" in verdict(None, 0.5, None, 7)
+    assert "unknown: 7 held-out images, but at least 100" in verdict(shares(None, 0.5, None), 7, 9, 9)
     assert nn_ratio(neighbours(FRESH, TRAIN), neighbours(TRAIN[:9], TRAIN)) is None
-    assert "remove the duplicates" in verdict(None, 0.5, 0.1, 70)
+    assert "remove the duplicates" in verdict(shares(None, 0.5, 0.1), 70, 9, 9)
+    line = verdict(shares(1.0, 0.8, 0.8), 100, 2000, 16000)
+    assert re.match(r"unknown: only 2,000 of 16,000 training images \(12%\) .*search_images: null", line)
+    assert verdict(shares(0.1, 0.8, 0.8), 100, 2000, 16000).startswith("suspicious"), "found in the part"
+
+
+@pytest.mark.parametrize("repeated", [0, 12])
+def test_a_few_copies_among_many_new_images_are_flagged(repeated: int) -> None:
+    """If it fails, three in a hundred images are copies and the line says that there is no sign of them."""
+    random = np.random.default_rng(1)
+    train, held_out, new = np.split(random.standard_normal((900, 6)), 3)
+    held_out[:repeated] = train[:repeated]  # duplicates between the splits hide none
+    reference = neighbours(held_out, train)
+    for copied, near in ((0, False), (repeated, False), (repeated + 9, True)):
+        near_new = neighbours(np.concatenate([train[50 : 50 + copied] + 1e-3, new[copied:]]), train)
+        share, expected = near_copies(near_new, reference)
+        assert share == pytest.approx(copied / 300, abs=0.004) and expected >= repeated / 300
+        numbers = shares(nn_ratio(near_new, reference), float(near_new.authentic.mean()), 0.5)
+        line = verdict(numbers | {"near_copies": share, "near_copies_floor": expected}, 300, 300, 300)
+        assert line.startswith("suspicious: ") == near and ("near copies" in line) == near, line
 
 
 def test_equal_training_images_hide_no_copy() -> None:

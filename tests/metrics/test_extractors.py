@@ -49,6 +49,10 @@ def test_dinov2_sees_what_timm_does(monkeypatch: pytest.MonkeyPatch, dinov2: Pat
     )[:, None, None]
     with torch.no_grad():
         assert torch.allclose(extractor(images), theirs(x), atol=1e-4)
+        features, layout = extractor.with_layout(images)
+        assert torch.equal(features, extractor(images)) and layout.shape == (2, 384 * 16)
+        patches = theirs.forward_features(x)[:, 1:].transpose(1, 2)
+        assert torch.allclose(layout.unflatten(1, (384, 16)), patches, atol=1e-4)
         assert torch.equal(extractor(images[:, :1]), extractor(images[:, :1].repeat(1, 3, 1, 1)))
 
 
@@ -77,6 +81,8 @@ def test_inception_is_torch_fidelitys(monkeypatch: pytest.MonkeyPatch, tmp_path:
         (expected,) = theirs(images)
         assert torch.equal(extractor(images), expected) and extractor.resolution == 299
         assert extractor(images[:, :1]).shape == (2, 2048)
+        features, layout = extractor.with_layout(images)
+        assert torch.allclose(layout.unflatten(1, (2048, 16)).mean(2), features, atol=1e-5)
     assert "sha256" in extractor.protocol and "299 px" in extractor.protocol
     torch.save({"fc.weight": torch.zeros(1)}, path)
     publish(monkeypatch, "inception", path)
@@ -111,6 +117,26 @@ def test_published_digests() -> None:
     """If it fails, a typing error refuses the right file; Inception's name contains the first digits."""
     assert WEIGHTS["inception"].file.rpartition("-")[2] == f"{WEIGHTS['inception'].sha256[:8]}.pth"
     assert all(len(weights.sha256) == 64 for weights in WEIGHTS.values())
+
+
+def test_the_layout_is_where_the_features_are() -> None:
+    """If it fails, the layout is of other maps or places, or the contrast is wrong."""
+    extractor = extractors.build("lite0", 128, None)
+    images = torch.from_numpy(digits()[:2]).permute(0, 3, 1, 2)
+    with torch.inference_mode():
+        features, layout = extractor.with_layout(images)
+        assert torch.equal(features, extractor(images))
+        cells = layout.unflatten(1, (1280, 16))
+        assert torch.allclose(cells.mean(2), features, atol=1e-5) and cells.std(2).mean() > 0.1
+        assert extractors.build("lite0", 64, None).with_layout(images)[1].shape == (2, 1280 * 4)
+        assert extractors.build("lite0", 32, None).with_layout(images)[1].shape == (2, 0)
+        maps = torch.arange(64.0).reshape(1, 1, 8, 8)
+        assert lite0.grid_means(maps)[0, :5].tolist() == [4.5, 6.5, 8.5, 10.5, 20.5]
+        seen = extractors.Seen(extractor)(images)
+    assert torch.equal(seen[:, :1280], features) and torch.equal(seen[:, 1281:], layout)
+    assert seen[:, 1].numel() == 2 and seen[:, 1280].tolist() == pytest.approx(
+        digits()[:2].std((1, 2, 3)), 1e-5
+    )
 
 
 def test_pixels_are_pixels_and_grey_is_repeated() -> None:
