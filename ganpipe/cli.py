@@ -34,9 +34,7 @@ Source = Annotated[str | None, Argument(metavar="SOURCE", help=SOURCE_HELP, show
 
 
 @app.command(rich_help_panel=STAGES)
-def fetch(
-    offline: Annotated[bool, setting("offline", "Use only what is downloaded already.")] = False,
-) -> None:
+def fetch(offline: Annotated[bool, setting("offline", "Use only earlier downloads.")] = False) -> None:
     """Copy the source's pictures into one archive, stages/fetch/images.zip, with a manifest."""
     from ganpipe import params
 
@@ -200,9 +198,7 @@ def sources() -> None:
 
 
 @app.command(rich_help_panel=PEOPLE)
-def recipe(
-    name: Annotated[str | None, Argument(help="A recipe; all are listed if not given.")] = None,
-) -> None:
+def recipe(name: Annotated[str | None, Argument(help="A recipe; else all are listed.")] = None) -> None:
     """List the papers' recipes, or print the settings of one; `ganpipe run` starts it."""
     from ganpipe import params
     from ganpipe.experiments.recipes import recipe_rows, recipe_settings
@@ -255,9 +251,7 @@ def compare(
 
 
 @app.command(rich_help_panel=PEOPLE)
-def doctor(
-    fix: Annotated[bool, Option("--fix", help="Apply the fixes, not only list them.")] = False,
-) -> None:
+def doctor(fix: Annotated[bool, Option("--fix", help="Also apply the fixes.")] = False) -> None:
     """Find what a kill left behind: trainers, runs, locks, copies, a detached HEAD; never what is alive."""
     from ganpipe.commands.doctor import doctor
 

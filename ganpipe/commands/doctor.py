@@ -103,9 +103,8 @@ def _stop(pid: int) -> None:
 
 def _servers(root: Path, doomed: set[int]) -> Iterator[Finding]:
     for session, pids in left_servers(root).items():
-        problem = (
-            f"MLflow's server (process {', '.join(map(str, pids))}) runs, although its `ganpipe ui` is gone"
-        )
+        numbers = ", ".join(map(str, pids))
+        problem = f"MLflow's server (process {numbers}) runs, although its `ganpipe ui` is gone"
         yield Finding(problem, "stop it", partial(os.killpg, session, signal.SIGTERM))
 
 

@@ -10,13 +10,12 @@ from tempfile import TemporaryFile
 import numpy as np
 from PIL import Image
 
-from ganpipe.common.errors import UserError
+from ganpipe.common.errors import ParamError, UserError
 from ganpipe.common.files import temporary_space
 from ganpipe.common.progress import Progress
 from ganpipe.evaluate.extraction import RealImages
 from ganpipe.evaluate.scores import Metrics, score_images, summary
 from ganpipe.fetch.archives import Opener, listing
-from ganpipe.metrics.errors import ParamError
 from ganpipe.params import Evaluate
 from ganpipe.preprocess.crop import Rejected
 from ganpipe.preprocess.decode import FORMATS, decoded

@@ -51,9 +51,7 @@ def load(folder: Path) -> Dataset:
         if recorded != {"digest": recorded["digest"], **counts}:
             raise ValueError(f"{IMAGES} {images.dtype}{images.shape}, {INDEX} and {DATA} do not match")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{folder}: no complete packed data set ({error}); run the preprocess stage again"
-        ) from None
+        raise UserError(f"{folder}: no packed data set ({error}); run the preprocess stage again") from None
     return Dataset(images, index, recorded["digest"])
 
 

@@ -25,6 +25,14 @@ def without_secrets(text: str) -> str:
     return SECRET.sub(r"\g<1>***", text)
 
 
+class ParamError(UserError):
+    """A value of the section `evaluate` cannot be used; `ganpipe score` reports it under its own name."""
+
+    def __init__(self, param: str, reason: str) -> None:
+        super().__init__(f"evaluate.{param}: {reason}")
+        self.param, self.reason = param, reason
+
+
 class Interrupted(Exception):
     """Training was stopped by a signal after a step, whose state is in a checkpoint.
 

@@ -60,9 +60,7 @@ def load_intervals(root: Path, shape: tuple[int, ...]) -> list[Interval]:
         images = np.load(path, mmap_mode="r", allow_pickle=False)
         labels = [(float(entry["factor"]), str(entry["z"])) for entry in described]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{path} or intervals.json: not readable ({error}); run the sample stage first"
-        ) from None
+        raise UserError(f"{path} or intervals.json: not readable ({error}); run the sample stage") from None
     if images.dtype != np.uint8 or images.shape != (len(labels), *shape):
         raise UserError(
             f"{path}: found {images.dtype} images {images.shape}, expected uint8 {(len(labels), *shape)} "

@@ -8,13 +8,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from jinja2 import Template
 
-from ganpipe.common.errors import UserError
+from ganpipe.common.errors import ParamError, UserError
 from ganpipe.evaluate.extraction import Features, RealImages, extract_features
 from ganpipe.metrics import copies, extractors, manifold
 from ganpipe.metrics.classifier import c2st_auc
-from ganpipe.metrics.errors import ParamError
 from ganpipe.metrics.fd import fd
 from ganpipe.metrics.kid import kid
+from ganpipe.metrics.manifold import Balls
 from ganpipe.params import Evaluate
 
 Metrics = dict[str, float | int | str | None]
@@ -143,9 +143,8 @@ def score_features(features: Features, params: Evaluate, trained_on: int | None 
         if name == names.fd:
             for end in ("", "_sd"):
                 value = result[name + end]
-                result[f"{name}_ratio{end}"] = (
-                    _rounded(value / limit) if limit and value is not None else None
-                )
+                ratio = value / limit if limit and value is not None else None
+                result[f"{name}_ratio{end}"] = _rounded(ratio)
     searched = len(features.train)
     return {
         **result,
@@ -168,9 +167,7 @@ def _score_without_classifier(
     return {key: value for name in sets[0] for key, value in _mean_and_sd(sets, name).items()}
 
 
-def _compare(
-    reference: manifold.Balls, fake: np.ndarray, params: Evaluate, classify: bool = False
-) -> Numbers:
+def _compare(reference: Balls, fake: np.ndarray, params: Evaluate, classify: bool = False) -> Numbers:
     """Compare one set of images N×d with the reference N×d, with a classifier too if `classify`."""
     real, names = reference.points, distance_names(params.extractor)
     subset_size = min(len(real), params.kid_subset_size)
@@ -187,14 +184,11 @@ def _compare(
 def _compare_details(real: np.ndarray, fake: np.ndarray, params: Evaluate) -> Numbers:
     """Compare contrast and layout of images, each W×(1 + k); k is 0 where the network keeps no places."""
     size = min(len(real), len(fake), params.kid_subset_size)
-    layout = (
-        kid(real[:, 1:], fake[:, 1:], params.kid_subsets, size, params.seed)[0] if real.shape[1] > 1 else None
-    )
+    places, subsets = (real[:, 1:], fake[:, 1:]), (params.kid_subsets, size, params.seed)
+    layout = kid(*places, *subsets)[0] if places[0].size else None
     contrast = float(real[:, 0].mean())
-    return {
-        distance_names(params.extractor).layout_kid: layout,
-        "contrast": float(fake[:, 0].mean()) / contrast if contrast > 0 else None,
-    }
+    relative = float(fake[:, 0].mean()) / contrast if contrast > 0 else None
+    return {distance_names(params.extractor).layout_kid: layout, "contrast": relative}
 
 
 def degenerate(numbers: Mapping[str, Any]) -> str | None:

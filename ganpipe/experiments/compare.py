@@ -74,9 +74,8 @@ def read_runs(root: Path, names: Sequence[str], grid: str | None) -> tuple[list[
     if grid is not None:
         cells = [cell.name for cell in grid_cells(params.load(root / params.PARAMS_FILE), grid)]
         names = [*names, *(name for cell in cells for name in held if cell_name(name) == cell)]
-        remarks += [
-            f"{cell}: no experiment is finished" for cell in cells if cell not in map(cell_name, held)
-        ]
+        missing = set(cells) - set(map(cell_name, held))
+        remarks += [f"{cell}: no experiment is finished" for cell in cells if cell in missing]
     elif not names:
         names = list(held)
     if unknown := [name for name in names if name not in held]:

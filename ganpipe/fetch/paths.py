@@ -32,9 +32,8 @@ def path_problem(params: Fetch, root: Path, queued: bool = False) -> str:
     if not path.exists():
         tracked = not advice and not Path(os.path.expanduser(params.path)).is_absolute()
         pull = "run `dvc pull`; with --temp or --queue name no stage, or give an absolute path"
-        return (
-            f"fetch.path: {params.path} does not exist; {advice or (pull if tracked else 'check the path')}"
-        )
+        remedy = advice or (pull if tracked else "check the path")
+        return f"fetch.path: {params.path} does not exist; {remedy}"
     if not path.is_dir() and not path.is_file():  # opening a pipe would never return
         return f"fetch.path: {params.path} is neither a folder nor a file; name a folder, zip or tar"
     if source.name == "archive" and path.is_dir():

@@ -103,9 +103,8 @@ def near_copies(images: Neighbours, held_out: Neighbours) -> tuple[float, float]
     """
     new = held_out.relative_distance[np.isfinite(held_out.relative_distance)]
     limit = float(np.quantile(new[new > 0], 0.01)) / 2 if (new > 0).any() else 0.0
-    return float((images.relative_distance <= limit).mean()), float(
-        (held_out.relative_distance <= limit).mean()
-    )
+    share, floor = (float((near.relative_distance <= limit).mean()) for near in (images, held_out))
+    return share, floor
 
 
 def verdict(numbers: Mapping[str, float | None], held_out: int, searched: int, trained_on: int) -> str:

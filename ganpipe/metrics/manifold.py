@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ganpipe.metrics.errors import ParamError
+from ganpipe.common.errors import ParamError
 from ganpipe.metrics.kid import checked_features
 
 # Entries in a block of the distance matrix: 256 MiB in float64.

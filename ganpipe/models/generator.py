@@ -29,9 +29,8 @@ MAX_IMAGES = 10_000_000
 MAX_Z_SCALE = 100.0
 SEEDS = 2**63
 HEADER = "ganpipe"  # key of the safetensors metadata whose value is the specification as JSON
-D_ONLY: dict[str, Any] = {
-    "d_first_channels": None
-}  # no part of the header, so that a generator's bytes do not depend on it
+# Not in the header, so that a generator's bytes do not depend on it.
+D_ONLY: dict[str, Any] = {"d_first_channels": None}
 
 
 @dataclass(frozen=True)
@@ -48,10 +47,8 @@ def save_generator(G: nn.Module, spec: NetworkSpec, path: Path) -> None:
     The bytes depend on the weights and the specification alone.
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in G.state_dict().items()}
-    description = spec.params.model_dump(exclude=set(D_ONLY)) | {
-        "resolution": spec.resolution,
-        "channels": spec.channels,
-    }
+    sizes = {"resolution": spec.resolution, "channels": spec.channels}
+    description = spec.params.model_dump(exclude=set(D_ONLY)) | sizes
     header = {HEADER: json.dumps(description, separators=(",", ":"))}
     with files.whole(path) as temporary:
         safetensors.torch.save_file(tensors, temporary, header)
@@ -72,9 +69,8 @@ def load_generator(path: Path) -> TrainedGenerator:
         raise UserError(f"{path}: the header lacks the key {HEADER!r}; give a file that ganpipe wrote")
     try:
         description = json.loads(header)
-        params = Model(
-            **D_ONLY, **{name: description[name] for name in Model.model_fields if name not in D_ONLY}
-        )
+        known = {name: description[name] for name in Model.model_fields if name not in D_ONLY}
+        params = Model(**known, **D_ONLY)
         spec = NetworkSpec(params, int(description["resolution"]), int(description["channels"]))
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path}: the header's description is not readable ({error}); train again") from None

@@ -32,10 +32,8 @@ def note(
     environment.filters["brief"] = brief
     template = environment.from_string(Path(__file__).with_name("note.md.jinja").read_text(encoding="utf-8"))
     commands = repeat_commands(home, values, tags.get(COMMIT), tags.get(DIRTY) == "false")
-    paper, network = (
-        recipe_paper(recipe.partition(" ")[0]),
-        architecture_paper(values["model"]["architecture"]),
-    )
+    paper = recipe_paper(recipe.partition(" ")[0])
+    network = architecture_paper(values["model"]["architecture"])
     facts = {"recipe": recipe, "paper": paper, "network": network, "commands": commands}
     return template.render(**values, **facts, trained=model, metrics=metrics).rstrip()
 

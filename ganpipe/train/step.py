@@ -40,9 +40,7 @@ class StepSettings:
         B, count, size = self.batch_size, self.ranks.count, self.micro_batch_size or self.batch_size
         parts = {len(range(B)[Ranks(rank, count).part(B)]) for rank in range(count)}
         if 0 in parts:
-            raise UserError(
-                f"train.batch_size: {B} images cannot be split over {count} ranks; use fewer ranks"
-            )
+            raise UserError(f"train.batch_size: found {B} for {count} ranks; use fewer ranks or more images")
         if sync_batch_norm and len({math.ceil(part / size) for part in parts}) > 1:
             raise UserError(
                 f"train.micro_batch_size: {B} images over {count} ranks in micro-batches of {size} give some "

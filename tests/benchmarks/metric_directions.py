@@ -57,7 +57,8 @@ def main(
             "contrast": found[2] / expected[2],
             "diversity": manifold.balls(found[0], PROTOCOL.neighbours).spread / spread,
         }
-        kids = [kid(expected[i], found[i], PROTOCOL.kid_subsets, PROTOCOL.kid_subset_size, 0) for i in (0, 1)]
+        pairs = zip(expected[:2], found[:2], strict=True)
+        kids = [kid(a, b, PROTOCOL.kid_subsets, PROTOCOL.kid_subset_size, 0) for a, b in pairs]
         cells = [f"{mean:.3f} ± {sd:.3f}" for mean, sd in kids] + [f"{n:.2f}" for n in numbers.values()]
         print(f"| {name} | {' | '.join(cells)} | {degenerate(numbers) or ''} |", flush=True)
 

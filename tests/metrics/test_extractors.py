@@ -1,6 +1,7 @@
 """The extractors, with weights created here: the published ones cannot be downloaded in tests."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -39,7 +40,7 @@ def test_dinov2_sees_what_timm_does(monkeypatch: pytest.MonkeyPatch, dinov2: Pat
         extractors.build("dinov2_vits14", 128, str(dinov2))
     extractor = extractors.build("dinov2_vits14", 56, str(dinov2.parent))
     assert isinstance(extractor, extractors.DinoV2)
-    theirs = timm.create_model("vit_small_patch14_dinov2", img_size=56, num_classes=0).eval()
+    theirs: Any = timm.create_model("vit_small_patch14_dinov2", img_size=56, num_classes=0).eval()
     theirs.load_state_dict(extractor.network.state_dict())
     large = torch.load(dinov2, weights_only=True)
     assert all(torch.equal(v, large[k]) for k, v in theirs.state_dict().items() if k != "pos_embed")
