@@ -421,8 +421,8 @@ def test_mistakes_are_reported_in_one_line(checkout: Checkout) -> None:
     with pytest.raises(UserError, match=r"intervals\.npy: found .*\(1, 20, 28.* run the sample stage again"):
         evaluate(PARAMS, root, "cpu")
     (root / "stages/sample/intervals.npy").unlink()
-    with pytest.raises(UserError, match=r"intervals\.npy .*not readable .* run the sample stage first"):
+    with pytest.raises(UserError, match=r"intervals\.npy .*not readable .* run the sample stage"):
         evaluate(PARAMS, root, "cpu")
     (root / "stages/sample/samples.npy").unlink()
-    with pytest.raises(UserError, match=r"samples\.npy.*run the sample stage first"):
+    with pytest.raises(UserError, match=r"samples\.npy.*run the sample stage"):
         evaluate(PARAMS, root, "cpu")
