@@ -129,7 +129,9 @@ def score(
     held_out: Annotated[Path | None, Option(help="Real images not trained on, for floors.")] = None,
     extractor: Annotated[str, Option(help="lite0, inception, dinov2_vits14 or pixels.")] = "lite0",
     weights: Annotated[str | None, Option(help="Its weights, a file or folder.")] = None,
-    feature_resolution: Annotated[int | None, Option(min=32, max=1024, help="128 px; DINOv2 224.")] = None,
+    feature_resolution: Annotated[
+        int | None, Option(min=32, max=1024, help="Pixels a side of its input; else 128 (DINOv2 224).")
+    ] = None,
     sets: Annotated[int, Option(min=1, help="Sets to split the images into, for mean and sd.")] = 3,
     search_images: Annotated[int | None, Option(min=1, help="Images to search for copies, else all.")] = None,
     as_json: Annotated[bool, Option("--json", help="Print only the numbers, as JSON.")] = False,

@@ -23,7 +23,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ROOT = Path(__file__).resolve().parent.parent
 # The slowest files: they start first, so that the two processes that share the suite end together.
-SLOWEST = ("test_mirror.py", "test_end_to_end.py", "test_train.py", "test_export.py", "test_doctor.py")
+SLOWEST = {
+    *("test_end_to_end.py", "test_mirror.py", "test_train_ranks.py", "test_gpu.py", "test_scores.py"),
+    *("test_train.py", "test_export.py", "test_doctor.py"),
+}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

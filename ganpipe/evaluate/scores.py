@@ -90,9 +90,8 @@ def score_images(
     )
     metrics = score_features(features, params, len(real.train_rows))
     metrics |= {"n": n, "protocol": protocol, "reference": real.digest[:8]}
-    numbers = [_score_without_classifier(features, source, params) for source in further]
-    names = distance_names(params.extractor)
-    return Scores(metrics, names, features, chosen.train_rows, numbers)
+    numbers = _score_others(features, further, params) if further else []
+    return Scores(metrics, distance_names(params.extractor), features, chosen.train_rows, numbers)
 
 
 def score_features(features: Features, params: Evaluate, trained_on: int | None = None) -> Metrics:
@@ -154,17 +153,17 @@ def score_features(features: Features, params: Evaluate, trained_on: int | None 
     }
 
 
-def _score_without_classifier(
-    features: Features, sets_of_source: Sequence[tuple[np.ndarray, np.ndarray]], params: Evaluate
-) -> Numbers:
-    """Compare a further source's sets, features and details, with the reference; with _sd."""
+def _score_others(
+    features: Features, sources: Sequence[Sequence[tuple[np.ndarray, np.ndarray]]], params: Evaluate
+) -> list[Numbers]:
+    """Compare further sources' sets, each features and details, with the reference, unclassified; add _sd."""
     assert features.details is not None
-    reference, details = manifold.balls(features.train[: features.n], params.neighbours), features.details
-    sets = [
-        _compare(reference, fake, params) | _compare_details(details.train, detail, params)
-        for fake, detail in sets_of_source
-    ]
-    return {key: value for name in sets[0] for key, value in _mean_and_sd(sets, name).items()}
+    reference, seen = manifold.balls(features.train[: features.n], params.neighbours), features.details.train
+    scored = []
+    for source in sources:
+        sets = [_compare(reference, f, params) | _compare_details(seen, d, params) for f, d in source]
+        scored.append({key: v for name in sets[0] for key, v in _mean_and_sd(sets, name).items()})
+    return scored
 
 
 def _compare(reference: Balls, fake: np.ndarray, params: Evaluate, classify: bool = False) -> Numbers:

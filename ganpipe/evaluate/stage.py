@@ -49,8 +49,10 @@ def evaluate(params: Evaluate, sample: Sample, root: Path, device: str) -> Metri
     columns = ["factor", *kids, "precision", "recall", "coverage", *DETAILS]
     rows = [{"factor": i.factor, **numbers} for i, numbers in zip(intervals, of_intervals, strict=True)]
     interval_table = pd.DataFrame(rows, columns=columns)
+    # A length in steps can end within the last snapshot's epoch.
+    nimg = json.loads(stage_file(root, "model.json").read_text())["nimg"] if snapshots else 0
     rows = [
-        {"epoch": epoch, "nimg": epoch * len(data.train_rows), **numbers}
+        {"epoch": epoch, "nimg": min(epoch * len(data.train_rows), nimg), **numbers}
         for epoch, numbers in zip(snapshots, of_snapshots, strict=True)
     ]
     snapshot_table = pd.DataFrame(rows, columns=["epoch", "nimg", *names, *figures.SHARES, *DETAILS])

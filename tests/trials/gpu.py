@@ -48,7 +48,7 @@ from ganpipe.evaluate.stage import evaluate  # noqa: E402
 from ganpipe.sample.stage import sample  # noqa: E402
 from ganpipe.train import stage  # noqa: E402
 from ganpipe.train.devices.compute import exact_kernels  # noqa: E402
-from ganpipe.train.devices.feed import to_device  # noqa: E402
+from ganpipe.train.devices.feed import Feed, to_device  # noqa: E402
 from ganpipe.train.devices.graph import record_step  # noqa: E402
 from ganpipe.train.devices.ranks import Ranks  # noqa: E402
 from ganpipe.train.options import TrainOptions  # noqa: E402
@@ -318,8 +318,7 @@ def a_step(
     players, B = build_players(plan, 0, options, Ranks()), plan.batch_size
     settings = StepSettings(values.train.real_label, values.train.fake_label, B)
     draws = Draws(plan, 0, slice(0, B))
-    real = torch.from_numpy(np.array(plan.data.images[:B])).permute(0, 3, 1, 2).to(device)
-    real = (real.float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
+    real = Feed(plan.data.images, device, "host")(np.arange(B), None)
     z = to_device(draws.z(0), device)
 
     def plain() -> None:
@@ -435,7 +434,7 @@ def wide_discriminator(trial: Trial) -> None:
     for save_memory in (False, True):
         name = f"1024 px, D from 64 maps{', recomputed' if save_memory else ''}, batch 6"
         try:
-            with checkout(images) as root:
+            with checkout(images) as root, exact_kernels():
                 options = TrainOptions(trial.device, save_memory=save_memory, graph=False)
                 _, step = a_step(root, values, options)
                 rate = rate_of(step, 6, torch.device(trial.device))(1.0)

@@ -1,4 +1,4 @@
-"""How a network computes: modules that replace its modules and keep the names of its weights."""
+"""How a network computes: its kernels, and modules that replace its modules and keep its weights' names."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
