@@ -18,57 +18,39 @@ from typing import Any
 import pandas as pd
 
 from ganpipe.evaluate.card import brief
+from ganpipe.experiments.recipes import cell_name, value_text
 from ganpipe.experiments.verdict import Verdict, verdict
 
 SD = "_sd_over_seeds"
 # The columns of the CSV that hold a verdict's numbers.
 NUMBERS = tuple(field.name for field in fields(Verdict) if field.name != "word")
-KID = re.compile("kid_(lite0|inception|dinov2_vits14|pixels)")
 # Metrics that fit a screen; the CSV has all of them.
 MAIN = re.compile(
-    f"{KID.pattern.replace('kid', '(layout_kid|kid|fd)')}|fid|precision|recall|coverage|c2st_auc|nn_ratio"
+    "(layout_kid|kid|fd)_(lite0|inception|dinov2_vits14|pixels)"
+    "|fid|precision|recall|coverage|c2st_auc|nn_ratio"
 )
 
 
 @dataclass(frozen=True)
 class Run:
-    """A finished experiment.
+    """A finished experiment."""
 
-    Attributes:
-        name: DVC's name of the experiment.
-        seed: train.seed.
-        values: dotted name → value of the other params, and `code`: the digest of the stages' code.
-        metrics: the content of metrics.json.
-        data: digest of the training images.
-        history: the content of history.csv, with columns nimg, d_loss and g_loss among others.
-        grid: PNG file of generated images.
-        ended: how the training ended, such as "diverged at step 400"; "finished" if it completed.
-        interventions: how often the training was rescued.
-        snapshots: the content of snapshots.csv; without rows unless evaluate.snapshots is true.
-        grids: epoch → PNG file of images of the training's fixed z.
-    """
-
-    name: str
-    seed: int
-    values: dict[str, Any]
-    metrics: dict[str, Any]
-    data: str
-    history: pd.DataFrame
-    grid: bytes
-    ended: str = "finished"
-    interventions: int = 0
-    snapshots: pd.DataFrame = field(default_factory=pd.DataFrame)
-    grids: dict[int, bytes] = field(default_factory=dict)
-
-    @property
-    def ranked_by(self) -> str:
-        """The name of the metric that runs are ranked by."""
-        return str(self.metrics.get("ranked_by") or next(filter(KID.fullmatch, self.metrics), "kid"))
+    name: str  # DVC's
+    seed: int  # train.seed
+    values: dict[str, Any]  # dotted name → value of the other params, and `code`: the digest of the code
+    metrics: dict[str, Any]  # the content of metrics.json
+    data: str  # digest of the training images
+    history: pd.DataFrame  # the content of history.csv, with columns nimg, d_loss and g_loss among others
+    grid: bytes  # PNG file of generated images
+    ended: str = "finished"  # how the training ended; otherwise such as "diverged at step 400"
+    interventions: int = 0  # how often the training was rescued
+    snapshots: pd.DataFrame = field(default_factory=pd.DataFrame)  # the content of snapshots.csv
+    grids: dict[int, bytes] = field(default_factory=dict)  # epoch → PNG file of images of the fixed z
 
     @property
     def rank(self) -> float:
         """The metric that runs are ranked by; lower is better, NaN if there is none."""
-        value = self.metrics.get(self.ranked_by)
+        value = self.metrics[self.metrics["ranked_by"]]
         return math.nan if value is None else float(value)
 
     @property
@@ -80,11 +62,6 @@ class Run:
         return f"seed {self.seed} {', '.join(parts)}" if parts else ""
 
 
-def cell_name(experiment: str) -> str:
-    """Return an experiment's name without its seed."""
-    return re.sub(r"-s\d+$", "", experiment)
-
-
 def cell_table(runs: Sequence[Run]) -> pd.DataFrame:
     """Pool runs into cells and sets, and judge each set by the metric that it is ranked by.
 
@@ -93,12 +70,12 @@ def cell_table(runs: Sequence[Run]) -> pd.DataFrame:
         NUMBERS, marks of runs that ended badly, each metric with its sd, experiments, data, protocol and
         ranked_by.
     """
-    sets: dict[tuple[str, Any, str], dict[str, list[Run]]] = defaultdict(lambda: defaultdict(list))
+    sets: dict[tuple[str, str, str], dict[str, list[Run]]] = defaultdict(lambda: defaultdict(list))
     for run in sorted(runs, key=lambda run: run.seed):
-        key = run.data, run.metrics.get("protocol"), run.ranked_by
+        key = run.data, run.metrics["protocol"], run.metrics["ranked_by"]
         sets[key][json.dumps(run.values, sort_keys=True)].append(run)
     params = dict.fromkeys(name for run in runs for name in run.values)
-    differing = [name for name in params if len({_text(run.values.get(name)) for run in runs}) > 1]
+    differing = [name for name in params if len({value_text(run.values.get(name)) for run in runs}) > 1]
     # Without texts, floors that are null, and each _sd, which is over subsets of images and not over seeds.
     metrics = pd.DataFrame([run.metrics for run in runs], [run.name for run in runs]).select_dtypes("number")
     metrics = metrics[[name for name in map(str, metrics) if name != "n" and not name.endswith("_sd")]]
@@ -106,7 +83,7 @@ def cell_table(runs: Sequence[Run]) -> pd.DataFrame:
     for number, ((data, protocol, ranked_by), cells) in enumerate(sets.items(), 1):
         for cell, judgement in _judged(list(cells.values())):
             row: dict[str, Any] = {"set": number, "cell": cell_name(cell[0].name), "runs": len(cell)}
-            row |= {name: _text(cell[0].values.get(name)) for name in differing} | judgement
+            row |= {name: value_text(cell[0].values.get(name)) for name in differing} | judgement
             row["marks"] = "; ".join(filter(None, (run.mark for run in cell)))
             names = [run.name for run in cell]
             for name, numbers in metrics.loc[names].items():
@@ -123,7 +100,7 @@ def _judged(cells: list[list[Run]]) -> list[tuple[list[Run], dict[str, Any]]]:
     Each is compared with the lowest of two seeds or more: one of a single seed would leave all undecided.
     """
     scored = [({run.seed: run.rank for run in cell}, cell) for cell in cells]
-    name = words_of(cells[0][0].ranked_by)
+    name = words_of(cells[0][0].metrics["ranked_by"])
     scored.sort(key=lambda pair: pd.Series(pair[0]).fillna(math.inf).mean())
     several = (i for i, (ranks, _) in enumerate(scored) if sum(map(math.isfinite, ranks.values())) > 1)
     best = next(several, 0)
@@ -196,10 +173,6 @@ def _without_shared_prefix(frame: pd.DataFrame) -> pd.DataFrame:
     """Remove the words that the names of all cells begin with."""
     shared = os.path.commonprefix(list(frame["cell"])).rpartition("-")[0] if len(frame) > 1 else ""
     return frame.assign(cell=frame["cell"].str.removeprefix(f"{shared}-"))
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
 
 
 def plus_minus(mean: float, sd: float) -> str:

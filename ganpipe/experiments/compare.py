@@ -16,9 +16,9 @@ from ganpipe import params
 from ganpipe.common import files
 from ganpipe.common.errors import UserError
 from ganpipe.experiments import revisions
-from ganpipe.experiments.cells import Run, cell_name, cell_table, remarks_on, text_table
+from ganpipe.experiments.cells import Run, cell_table, remarks_on, text_table
 from ganpipe.experiments.compare_page import comparison_page
-from ganpipe.experiments.recipes import SEED, grid_cells
+from ganpipe.experiments.recipes import SEED, cell_name, grid_cells
 
 
 def compare(
@@ -103,6 +103,6 @@ def _read_run(root: Path, name: str, revision: str) -> Run:
     model, metrics = json.loads(held["model.json"]), json.loads(held["metrics.json"])
     losses, snapshots = (pd.read_csv(io.BytesIO(held[f"{table}.csv"])) for table in ("history", "snapshots"))
     grids = {int(Path(file).stem): held[file] for file in held if file.startswith("grids/")}
-    ending = model.get("ended", "finished"), model.get("interventions", 0)
+    ending = model["ended"], model["interventions"]
     seed, data = flat.pop(SEED), model["data_digest"]
     return Run(name, seed, flat, metrics, data, losses, held["grid.png"], *ending, snapshots, grids)

@@ -42,7 +42,7 @@ def comparison_page(frame: pd.DataFrame, runs: Sequence[Run], remarks: Sequence[
     for i, (row, name) in enumerate(zip(frame.to_dict("records"), names, strict=True)):
         cell = [by_name[experiment] for experiment in row["experiments"].split()]
         ranks = pd.Series([run.rank for run in cell])
-        rank = f"{words_of(cell[0].ranked_by)} {plus_minus(ranks.mean(), ranks.std())}"
+        rank = f"{words_of(cell[0].metrics['ranked_by'])} {plus_minus(ranks.mean(), ranks.std())}"
         facts = {"name": name, "runs": cell, "rank": rank}
         facts |= {"colour": COLOURS[i % len(COLOURS)], "style": STYLES[i // len(COLOURS) % len(STYLES)]}
         facts |= {"grid": _picture(cell[0].grid, GRID_WIDTH), "losses": _loss_curves(cell, limits)}

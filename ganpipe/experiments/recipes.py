@@ -25,14 +25,10 @@ SEED = "train.seed"
 
 @dataclass(frozen=True)
 class Cell:
-    """The experiments of a grid that differ only in their seed.
+    """The experiments of a grid that differ only in their seed."""
 
-    The name, valid in a git ref, is the grid's name and the settings that differ from other cells. The
-    settings `key=value`, each key once, are on top of params.yaml.
-    """
-
-    name: str
-    settings: tuple[str, ...]
+    name: str  # valid in a git ref: the grid's name and the settings that differ from other cells
+    settings: tuple[str, ...]  # `key=value` on top of params.yaml, each key once
 
 
 def recipe_settings(values: Params, name: str, changes: Iterable[str] = ()) -> list[str]:
@@ -100,6 +96,11 @@ def grid_cells(values: Params, grid: str, settings: Iterable[str] = ()) -> list[
     return cells
 
 
+def cell_name(experiment: str) -> str:
+    """Return an experiment's name without its seed."""
+    return re.sub(r"-s\d+$", "", experiment)
+
+
 def _axis(line: str, grid: str) -> Iterator[list[str]]:
     """Yield the points of an axis such as "a,b=1:2,3", each of which is a setting for each of its keys."""
     key, text = _split(line)
@@ -127,6 +128,11 @@ def _expanded(values: Params, settings: Iterable[str], parents: tuple[str, ...] 
         # Overridden keys move to the end, so that the order is the one in which settings take effect.
         expanded = {key: earlier for key, earlier in expanded.items() if key not in inner} | inner
     return expanded
+
+
+def value_text(value: Any) -> str:
+    """Write a value as in a setting, on one line; text stays as it is."""
+    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
 
 
 def _split(setting: str) -> tuple[str, str]:

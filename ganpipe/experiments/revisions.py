@@ -23,20 +23,16 @@ from ganpipe.params import Params
 # What reading the files of an experiment that another version of ganpipe made can raise.
 UNREADABLE = (UserError, KeyError, ValueError, SyntaxError)
 
+Values = dict[str, dict[str, Any]]  # section of params.yaml → name → value
+
 
 @dataclass(frozen=True)
 class Experiment:
-    """An experiment that DVC holds.
+    """An experiment that DVC holds."""
 
-    Attributes:
-        state: "finished", "running" or "queued".
-        revision: the commit that holds its params, code and dvc.lock.
-        baseline: the commit that it started from.
-    """
-
-    state: str
-    revision: str
-    baseline: str
+    state: str  # "finished", "running" or "queued"
+    revision: str  # the commit that holds its params, code and dvc.lock
+    baseline: str  # the commit that it started from
 
 
 @contextmanager
@@ -60,7 +56,6 @@ def finished(repo: Any) -> dict[str, list[Experiment]]:
     for baseline, entries in repo.experiments.ls(all_commits=True).items():
         for name, revision in entries:
             experiments.setdefault(name, []).append(Experiment("finished", revision, baseline))
-
     for same in experiments.values():
         same.sort(key=lambda e: (e.baseline != head, -repo.scm.resolve_commit(e.revision).commit_time))
     return experiments
@@ -142,12 +137,22 @@ def _code_md5(path: Path) -> str | None:
 
 def flat_params(values: Params) -> dict[str, Any]:
     """Return dotted name → value of an experiment's params, with the batch size looked up in its table."""
-    sections = values.experiment.items()
-    names = {f"{section}.{name}": value for section, part in sections for name, value in part.items()}
-    names["train.batch_size"] = values.train.batch_size_for(values.preprocess.resolution)
+    names = flat(experiment_values(values))
     del names["train.batch_per_resolution"]
-    names["fetch.url"] = without_secrets(values.fetch.url or "") or None
     return names
+
+
+def experiment_values(loaded: Params) -> Values:
+    """Return an experiment's sections of params.yaml, with train.batch_size set and without passwords."""
+    values = loaded.experiment
+    values["fetch"]["url"] = without_secrets(loaded.fetch.url or "") or None
+    values["train"]["batch_size"] = loaded.train.batch_size_for(loaded.preprocess.resolution)
+    return values
+
+
+def flat(values: Values) -> dict[str, Any]:
+    """Return the values by dotted name, such as "train.glr"."""
+    return {f"{section}.{name}": v for section, part in values.items() for name, v in part.items()}
 
 
 def code_digest_of(root: Path, stages: Sequence[str] = STAGES) -> str:

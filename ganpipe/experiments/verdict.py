@@ -18,22 +18,15 @@ MOST_SEEDS = 999
 
 @dataclass(frozen=True)
 class Verdict:
-    """A comparison of a setting with another one.
+    """A comparison of a setting with another one."""
 
-    Attributes:
-        word: "better", "worse" or "not distinguishable".
-        difference: mean over the common seeds of the setting's number minus the other's.
-        difference_low: lower end of its confidence interval; difference_high: upper end.
-        paired_seeds: number of common seeds.
-        seeds_to_tell: how many seeds would tell the settings apart with probability POWER, if the difference
-            and its spread are as estimated; None: more than MOST_SEEDS.
-    """
-
-    word: str
-    difference: float
-    difference_low: float
+    word: str  # "better", "worse" or "not distinguishable"
+    difference: float  # mean over the common seeds of the setting's number minus the other's
+    difference_low: float  # ends of its confidence interval
     difference_high: float
-    paired_seeds: int
+    paired_seeds: int  # number of common seeds
+    # How many seeds would tell the settings apart with probability POWER, if the difference and its spread
+    # are as estimated; None: more than MOST_SEEDS.
     seeds_to_tell: int | None
 
     def __str__(self) -> str:

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,16 +10,15 @@ from typing import Any, Literal
 
 from ganpipe import params
 from ganpipe.common import dataset
-from ganpipe.common.errors import UserError, without_secrets
+from ganpipe.common.errors import UserError
 from ganpipe.common.git import git
 from ganpipe.common.stages import stage_folder
-from ganpipe.experiments.recipes import apply_settings, recipe_settings
-from ganpipe.experiments.revisions import code_digest_of, flat_params
+from ganpipe.experiments.recipes import apply_settings, cell_name, recipe_settings, value_text
+from ganpipe.experiments.revisions import Values, code_digest_of, experiment_values, flat, flat_params
 from ganpipe.params import Params
 
 Stage = Literal["train", "sample", "evaluate"]
 Folders = Mapping[Stage, Path]  # stage → the folder that holds its files
-Values = dict[str, dict[str, Any]]  # section → name → value
 
 TRACKED: tuple[Stage, ...] = ("train", "sample", "evaluate")  # the stages whose results MLflow shows
 COMMIT, DIRTY, BASELINE = "ganpipe.git_commit", "ganpipe.git_dirty", "dvc.exp_baseline_rev"
@@ -84,19 +82,6 @@ def identify(
     return Experiment(values, data, code, {key: value for key, value in tags.items() if value}, name)
 
 
-def experiment_values(loaded: Params) -> Values:
-    """Return an experiment's sections of params.yaml, with train.batch_size set and without passwords."""
-    values = loaded.experiment
-    values["fetch"]["url"] = without_secrets(loaded.fetch.url or "") or None
-    values["train"]["batch_size"] = loaded.train.batch_size_for(loaded.preprocess.resolution)
-    return values
-
-
-def flat(values: Values) -> dict[str, Any]:
-    """Return the values by dotted name, such as "train.glr"."""
-    return {f"{section}.{name}": v for section, part in values.items() for name, v in part.items()}
-
-
 def read_json(path: Path) -> dict[str, Any]:
     """Return the content of a stage's JSON file."""
     content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -119,7 +104,7 @@ def recipe_and_grid_tags(values: Params, name: str | None) -> dict[str, str]:
     if nearest := nearest_recipe(values):
         recipe, differing = nearest
         tags[RECIPE] = " ".join([recipe, *(["with", *differing] if differing else [])])
-    cell = re.sub(r"-s\d+$", "", name or "")
+    cell = cell_name(name or "")
     grids = [grid for grid in values.grids if cell.startswith(f"{grid}-")]
     if grids and cell != name:
         tags |= {GRID: max(grids, key=len), CELL: cell}
@@ -138,8 +123,3 @@ def nearest_recipe(values: Params) -> tuple[str, list[str]] | None:
         if len(differing) <= MAX_DIFFERENT and (best is None or len(differing) < len(best[1])):
             best = recipe, differing
     return best
-
-
-def value_text(value: Any) -> str:
-    """Write a value of params.yaml on one line; text stays as it is."""
-    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))

@@ -12,9 +12,10 @@ from ganpipe import params
 from ganpipe.common.errors import UserError
 from ganpipe.common.git import git
 from ganpipe.evaluate.card import brief
-from ganpipe.experiments.recipes import hydra_overrides
+from ganpipe.experiments.recipes import hydra_overrides, value_text
+from ganpipe.experiments.revisions import Values, experiment_values, flat
 from ganpipe.models.papers import architecture_paper, recipe_paper
-from ganpipe.tracking.identity import COMMIT, DIRTY, GRID, RECIPE, Values, experiment_values, flat, value_text
+from ganpipe.tracking.identity import COMMIT, DIRTY, GRID, RECIPE
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from ganpipe.common import files
 from ganpipe.common.stages import OUTPUTS, STEP_NUMBERS
+from ganpipe.experiments.recipes import value_text
+from ganpipe.experiments.revisions import flat
 from ganpipe.tracking import page
-from ganpipe.tracking.identity import COMMIT, DIRTY, GRID, Experiment, flat, value_text
+from ganpipe.tracking.identity import COMMIT, DIRTY, GRID, Experiment
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -39,6 +39,7 @@ def run(cell: int, seed: int, scored: bool = True) -> Run:
     snapshots = pd.DataFrame(rows, columns=["epoch", "nimg", "kid", "fd", "precision", "recall"])
     grids = {epoch: png(rng.integers(0, 256, (8 * SIDE, 8 * SIDE), np.uint8)) for epoch in EPOCHS}
     metrics = {"kid_lite0": float(cell), "kid_lite0_floor": 0.0, "n": 100, "protocol": "lite0; n=100"}
+    metrics["ranked_by"] = "kid_lite0"
     values = {"train.glr": cell, "preprocess.resolution": SIDE}
     name, grid = f"cell{cell}-s{seed}", grids[EPOCHS[-1]]
     return Run(name, seed, values, metrics, "aaaaaaaa", history, grid, snapshots=snapshots, grids=grids)

@@ -18,9 +18,8 @@ import requests
 
 from ganpipe.commands.doctor import doctor
 from ganpipe.common.errors import UserError, without_secrets
-from ganpipe.experiments.revisions import flat_params
+from ganpipe.experiments.revisions import experiment_values, flat_params
 from ganpipe.params import Params
-from ganpipe.tracking.identity import experiment_values
 from ganpipe.tracking.store import address, connect, failure
 from ganpipe.tracking.ui import SERVED, left_servers
 
