@@ -5,7 +5,6 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import pandas as pd
 from rich import box
@@ -93,9 +92,7 @@ def read_runs(root: Path, names: Sequence[str], grid: str | None) -> tuple[list[
 
 def _read_run(root: Path, name: str, revision: str) -> Run:
     """Read an experiment's results from git and DVC's cache."""
-    with TemporaryDirectory(prefix="ganpipe-") as folder:
-        values, last = revisions.unpack(root, revision, Path(folder))
-        flat = revisions.flat_params(values) | {"code": revisions.code_digest_of(Path(folder))[:7]}
+    flat, code, last = revisions.contents(root, revision)
     if last != "evaluate":
         raise UserError("its stages did not all run with its params and code")
     outputs = "model.json", "metrics.json", "history.csv", "snapshots.csv", "grid.png", "grids"
@@ -104,5 +101,5 @@ def _read_run(root: Path, name: str, revision: str) -> Run:
     losses, snapshots = (pd.read_csv(io.BytesIO(held[f"{table}.csv"])) for table in ("history", "snapshots"))
     grids = {int(Path(file).stem): held[file] for file in held if file.startswith("grids/")}
     ending = model["ended"], model["interventions"]
-    seed, data = flat.pop(SEED), model["data_digest"]
-    return Run(name, seed, flat, metrics, data, losses, held["grid.png"], *ending, snapshots, grids)
+    seed, values, data = flat.pop(SEED), flat | {"code": code[:7]}, model["data_digest"]
+    return Run(name, seed, values, metrics, data, losses, held["grid.png"], *ending, snapshots, grids)

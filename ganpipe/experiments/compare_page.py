@@ -122,7 +122,7 @@ def _snapshots(cell: Sequence[Run]) -> dict[int, dict[str, Any]]:
     side = SNAPSHOT_IMAGES * cell[0].values.get("preprocess.resolution", SNAPSHOT_WIDTH)
     scores, snapshots = pd.concat([run.snapshots for run in cell]), {}
     for epoch, grid in sorted(cell[0].grids.items()):
-        rows = scores[scores["epoch"] == epoch] if len(scores) else scores
+        rows = scores[scores["epoch"] == epoch]
         names = [name for name in NUMBERS if name in rows and len(rows)]
         numbers = {name: plus_minus(rows[name].mean(), rows[name].std()) for name in names}
         snapshots[epoch] = {"picture": _picture(grid, SNAPSHOT_WIDTH, side), "numbers": numbers}

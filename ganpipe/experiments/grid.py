@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from rich.console import Console
@@ -122,13 +121,11 @@ def _missing(repo: Any, root: Path, plan: Plan) -> tuple[list[str], Counter[str]
 
 def _matches(root: Path, experiment: revisions.Experiment, wanted: tuple[dict[str, Any], str]) -> bool:
     """Say whether an experiment has the wanted params and code, and is complete unless it waits or runs."""
-    with TemporaryDirectory(prefix="ganpipe-") as folder:
-        try:
-            values, last = revisions.unpack(root, experiment.revision, Path(folder))
-            same = (revisions.flat_params(values), revisions.code_digest_of(Path(folder))) == wanted
-        except revisions.UNREADABLE:
-            return False
-    return same and (last == "evaluate" or experiment.state != "finished")
+    try:
+        flat, code, last = revisions.contents(root, experiment.revision)
+    except revisions.UNREADABLE:
+        return False
+    return (flat, code) == wanted and (last == "evaluate" or experiment.state != "finished")
 
 
 def _run_queue(repo: Any, root: Path, names: set[str], done: int, jobs: int) -> None:

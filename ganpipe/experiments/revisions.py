@@ -1,14 +1,13 @@
 """The experiments that DVC holds: revisions with params, code, and a dvc.lock that tells how far they ran."""
 
 import hashlib
-import io
 import json
-import subprocess
-import tarfile
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from ruamel.yaml import YAML
@@ -61,6 +60,13 @@ def finished(repo: Any) -> dict[str, list[Experiment]]:
     return experiments
 
 
+def contents(root: Path, revision: str) -> tuple[dict[str, Any], str, str | None]:
+    """Return flat params and the digest of the code of an experiment, and the last stage as `unpack` does."""
+    with TemporaryDirectory(prefix="ganpipe-") as folder:
+        values, last = unpack(root, revision, Path(folder))
+        return flat_params(values), code_digest_of(Path(folder)), last
+
+
 def unpack(root: Path, revision: str, folder: Path) -> tuple[Params, str | None]:
     """Copy params.yaml, dvc.lock and the code of an experiment into a folder.
 
@@ -74,10 +80,9 @@ def unpack(root: Path, revision: str, folder: Path) -> tuple[Params, str | None]
     paths = {"params.yaml", "dvc.lock", "ganpipe"} & set(listed.splitlines())
     if "params.yaml" not in paths:
         raise UserError(f"{revision[:7]}: holds no experiment of ganpipe")
-    command = ["git", "-C", str(root), "archive", revision, *paths]
-    packed = subprocess.run(command, capture_output=True).stdout
-    with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
-        archive.extractall(folder, filter="data")
+    archive = folder / "revision.tar"
+    git(root, "archive", f"--output={archive}", revision, *paths)
+    shutil.unpack_archive(archive, folder, filter="data")
     last = last_valid(folder) if "dvc.lock" in paths else None
     return params.load(folder / params.PARAMS_FILE), last
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import stats
 
 RISK = 0.05  # the probability that equal settings are called different
 POWER = 0.8  # the probability of detecting the estimated difference, for which seeds are counted
@@ -51,8 +52,6 @@ def verdict(
     Returns:
         None if fewer than two seeds have both numbers, because one difference has no spread.
     """
-    from scipy import stats
-
     seeds = sorted(set(numbers) & set(others))
     differences = np.array([numbers[seed] - others[seed] for seed in seeds], dtype=float)
     differences = differences[np.isfinite(differences)]

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jinja2 import Environment
+import pandas as pd
+from jinja2 import Template
+from ruamel.yaml import YAML
 
 from ganpipe import params
 from ganpipe.common.errors import UserError
@@ -29,13 +31,12 @@ def note(
 ) -> str:
     """Write a run's description in markdown from its model.json and, unless empty, its metrics.json."""
     recipe = tags.get(RECIPE, "")
-    environment = Environment(trim_blocks=True, lstrip_blocks=True)
-    environment.filters["brief"] = brief
-    template = environment.from_string(Path(__file__).with_name("note.md.jinja").read_text(encoding="utf-8"))
+    text = Path(__file__).with_name("note.md.jinja").read_text(encoding="utf-8")
+    template = Template(text, trim_blocks=True, lstrip_blocks=True)
     commands = repeat_commands(home, values, tags.get(COMMIT), tags.get(DIRTY) == "false")
     paper = recipe_paper(recipe.partition(" ")[0])
     network = architecture_paper(values["model"]["architecture"])
-    facts = {"recipe": recipe, "paper": paper, "network": network, "commands": commands}
+    facts = {"recipe": recipe, "paper": paper, "network": network, "commands": commands, "brief": brief}
     return template.render(**values, **facts, trained=model, metrics=metrics).rstrip()
 
 
@@ -47,8 +48,6 @@ def repeat_commands(home: Path, values: Values, commit: str | None, clean: bool)
     committed = commit and git(home, "show", f"{commit}:{params.PARAMS_FILE}")
     if not commit or not committed:
         return ""
-    from ruamel.yaml import YAML
-
     try:
         before = flat(experiment_values(params.parse(YAML(typ="safe", pure=True).load(committed), commit)))
     except UserError:  # the params of another version of ganpipe
@@ -80,8 +79,6 @@ def summary(folder: Path) -> dict[str, float]:
 
     They are the mean losses over the last twentieth of the steps, the time and rate, and the light KID.
     """
-    import pandas as pd
-
     history, perf, evals = (pd.read_csv(folder / f"{name}.csv") for name in ("history", "perf", "evals"))
     last_steps = history.tail(max(1, len(history) // 20))
     evals = evals.dropna(subset="kid_light").astype(float)

@@ -6,8 +6,13 @@ import re
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
+
+import pandas as pd
+from PIL import Image
+from ruamel.yaml import YAML
 
 from ganpipe.common import files
 from ganpipe.common.stages import OUTPUTS, STEP_NUMBERS
@@ -38,7 +43,7 @@ PICTURES = {
 } | {"grid.png": "samples/final", "real_fake.png": "samples/real_fake"}
 KEY = "ganpipe.key"
 ATTEMPT = "ganpipe.attempt"  # start, host and id of the newest process that ran a stage of the run
-MAX_METRICS, MAX_PARAMS, MAX_PARAM_LENGTH = 1000, 100, 6000  # MLflow's limits for a call and for a value
+MAX_METRICS, MAX_PARAM_LENGTH = 1000, 6000  # MLflow's limits for a call and for a value
 
 
 class TrackedRun:
@@ -62,14 +67,14 @@ class TrackedRun:
         key, name = experiment.key, experiment.name
         query = f"tags.`{KEY}` = '{key}'"
         runs = client.search_runs([experiment_id], query, order_by=["start_time ASC"], max_results=1)
-        if not runs:
+        if runs:
+            run = runs[0]
+        else:
             tags = {KEY: key} | ({ATTEMPT: attempt} if attempt else {})
             run = client.create_run(experiment_id, tags=tags, run_name=name or f"repro-{key[:6]}")
-        elif name and name != runs[0].info.run_name:
-            client.update_run(runs[0].info.run_id, name=name)
-            run = client.get_run(runs[0].info.run_id)
-        else:
-            run = runs[0]
+        if name and name != run.info.run_name:
+            client.update_run(run.info.run_id, name=name)
+            run = client.get_run(run.info.run_id)
         return cls(client, run, experiment)
 
     def __str__(self) -> str:
@@ -80,12 +85,11 @@ class TrackedRun:
     def describe(self) -> None:
         """Send the experiment's params and tags, and params.yaml as an artifact."""
         from mlflow.entities import Param
-        from ruamel.yaml import YAML
 
         texts = {name: value_text(value) for name, value in flat(self._experiment.values).items()}
         new = [Param(k, v[:MAX_PARAM_LENGTH]) for k, v in texts.items() if k not in self.data.params]
-        for start in range(0, len(new), MAX_PARAMS):
-            self.client.log_batch(self.id, params=new[start : start + MAX_PARAMS])
+        if new:
+            self.client.log_batch(self.id, params=new)
         commit = {"mlflow.source.git.commit": self._tags[COMMIT]} if COMMIT in self._tags else {}
         self.set_tags(self._tags | commit)
         if "params.yaml" not in self._artifacts:
@@ -95,11 +99,9 @@ class TrackedRun:
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Set those tags that the run lacks or has with other values."""
-        from mlflow.entities import RunTag
-
-        new = [RunTag(name, value) for name, value in tags.items() if self.data.tags.get(name) != value]
-        if new:
-            self.client.log_batch(self.id, tags=new)
+        for name, value in tags.items():
+            if self.data.tags.get(name) != value:
+                self.client.set_tag(self.id, name, value)
 
     def send_table(self, path: Path, metrics: Mapping[str, str]) -> None:
         """Send the new rows of a growing CSV file, each at the step of its column nimg.
@@ -107,8 +109,6 @@ class TrackedRun:
         The metrics are by column. Rows after a rescue go to metrics of their own, such as "train/d_loss
         attempt 1": the abandoned curve stays visible, and no metric has two values at a step.
         """
-        import pandas as pd
-
         complete_lines, newline, _ = path.read_bytes().rpartition(b"\n")  # the last may be half written
         if not newline:
             return
@@ -118,14 +118,12 @@ class TrackedRun:
             names = [f"{metric} attempt {attempt!r}" if attempt else metric for metric in metrics.values()]
             last_steps = [self._last_steps.get(name, -1) for name in names]
             new = rows.loc[rows["nimg"] > min(last_steps), ["nimg", *metrics]]
-            batch_size = MAX_METRICS // len(metrics)
-            for start in range(0, len(new), batch_size):  # whole rows: an interrupted update leaves no gap
-                self._send_points(
-                    (name, value, nimg)
-                    for nimg, *values in new[start : start + batch_size].itertuples(index=False)
-                    for name, last_step, value in zip(names, last_steps, values, strict=True)
-                    if nimg > last_step
-                )
+            self._send_points(
+                (name, value, nimg)
+                for nimg, *values in new.itertuples(index=False)
+                for name, last_step, value in zip(names, last_steps, values, strict=True)
+                if nimg > last_step
+            )
 
     def send_numbers(self, numbers: Mapping[str, float], nimg: int) -> None:
         """Send those numbers of the finished training that are new or have changed, at step nimg."""
@@ -135,8 +133,6 @@ class TrackedRun:
 
     def send_snapshots(self, path: Path) -> None:
         """Send the numbers of snapshots.csv that are new or have changed, at the step of its column nimg."""
-        import pandas as pd
-
         table = pd.read_csv(path).select_dtypes("number")  # without rows no column is numeric
         for column in table.columns.difference(["epoch", "nimg"]):
             name = f"snapshots/{column}"
@@ -149,10 +145,10 @@ class TrackedRun:
         from mlflow.entities import Metric
 
         now = time.time_ns() // 1_000_000  # MLflow counts milliseconds
-        metrics = [Metric(name, float(value), now, int(step)) for name, value, step in points]
-        if metrics:
-            self.client.log_batch(self.id, metrics=metrics)
-            self._sent_points += len(metrics)
+        metrics = (Metric(name, float(value), now, int(step)) for name, value, step in points)
+        while batch := list(islice(metrics, MAX_METRICS)):
+            self.client.log_batch(self.id, metrics=batch)
+            self._sent_points += len(batch)
 
     def send_grids(self, folder: Path, train_images: int) -> None:
         """Send a folder's grids <epoch>.png at step epoch · training images, whatever the batch size."""
@@ -174,8 +170,6 @@ class TrackedRun:
         self.client.set_tag(self.id, tag, digest)
 
     def _send_picture(self, path: Path, key: str, step: int) -> None:
-        from PIL import Image
-
         with Image.open(path) as picture:
             self.client.log_image(self.id, picture, key=key, step=step)
         self._sent_pictures += 1
