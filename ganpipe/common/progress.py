@@ -7,8 +7,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-# Seconds between two updates of a bar.
-UPDATE_EVERY = 0.1
+# Seconds between two updates of a bar, and between plain lines without a terminal.
+BAR_EVERY, LINE_EVERY = 0.1, 10.0
 
 
 class Progress:
@@ -19,29 +19,25 @@ class Progress:
         total: units in the whole job.
         done: units that an earlier, interrupted run has done.
         unit: the plural of a unit.
-        every: seconds between plain lines without a terminal.
     """
 
-    def __init__(
-        self, title: str, total: int, done: int = 0, unit: str = "images", every: float = 10.0
-    ) -> None:
-        self.title, self.total, self.done, self.unit, self.every = title, total, done, unit, every
+    def __init__(self, title: str, total: int, done: int = 0, unit: str = "images") -> None:
+        self.title, self.total, self.done, self.unit, self.note = title, total, done, unit, ""
         self.start_done, self.started = done, time.monotonic()
-        self.printed = self.started
+        self.shown = self.started
         self.console = Console(stderr=True, highlight=False)
-        self.bar: Bar | None = None
-        if self.console.is_terminal:
-            self.bar = Bar(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                TaskProgressColumn(),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[rate]}"),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[note]}"),
-                console=self.console,
-            )
-            self.task = self.bar.add_task(title, total=total, completed=done, rate="", note="")
+        self.bar = Bar(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+        self.task = self.bar.add_task(title, total=total, completed=done, rate="", note="")
 
     @property
     def rate(self) -> float:
@@ -50,37 +46,29 @@ class Progress:
 
     def advance(self, amount: int = 1, note: str = "") -> None:
         """Count `amount` more units as done, and show `note`, such as losses."""
-        self.done += amount
+        self.done, self.note = self.done + amount, note
         # Not for each of thousands of images per second.
-        due = time.monotonic() - self.printed >= (self.every if self.bar is None else UPDATE_EVERY)
-        if due or (self.bar is not None and self.done == self.total):
-            self._show(note)
+        if time.monotonic() - self.shown >= (LINE_EVERY if self.bar.disable else BAR_EVERY):
+            self._show()
 
     def say(self, text: str) -> None:
         """Print a separate line, above the bar if there is one."""
         self.console.print(text, markup=False, soft_wrap=True)
 
-    def _show(self, note: str = "") -> None:
-        self.printed = time.monotonic()
-        if self.bar is not None:
-            self.bar.update(self.task, completed=self.done, rate=f"{self.rate:,.0f} {self.unit}/s", note=note)
-            return
-        left = (self.total - self.done) / max(self.rate, 1e-9)
-        parts = [
-            f"{self.title}: {self.done:,}/{self.total:,} {self.unit} ({self.done / max(self.total, 1):.0%})",
-            f"{self.rate:,.0f}/s",
-            f"{int(left // 60)}:{int(left % 60):02d} left",
-            note,
-        ]
-        self.console.print("  ".join(part for part in parts if part), soft_wrap=True)
+    def _show(self) -> None:
+        self.shown, rate = time.monotonic(), f"{self.rate:,.0f}"
+        self.bar.update(self.task, completed=self.done, rate=f"{rate} {self.unit}/s", note=self.note)
+        if self.bar.disable:
+            done = f"{self.done:,}/{self.total:,} {self.unit} ({self.done / max(self.total, 1):.0%})"
+            left = int((self.total - self.done) / max(self.rate, 1e-9))
+            minutes = f"{left // 60}:{left % 60:02d}"
+            self.say(f"{self.title}: {done}  {rate}/s  {minutes} left  {self.note}".rstrip())
 
     def __enter__(self) -> Self:
-        if self.bar is not None:
-            self.bar.start()
+        self.bar.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if self.bar is not None:
-            self.bar.stop()
-        elif kind is None:
+        if kind is None:
             self._show()
+        self.bar.stop()

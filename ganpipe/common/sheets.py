@@ -39,14 +39,6 @@ def sheet(images: np.ndarray, columns: int, gap: int = 0) -> Image.Image:
     return Image.fromarray(canvas[:, :, 0] if grey else canvas)
 
 
-def side_by_side(left: Image.Image, right: Image.Image, gap: int) -> Image.Image:
-    """Join two pictures with `gap` white pixels between them."""
-    canvas = Image.new("RGB", (left.width + gap + right.width, max(left.height, right.height)), WHITE)
-    canvas.paste(left, (0, 0))
-    canvas.paste(right, (left.width + gap, 0))
-    return canvas
-
-
 def cells(images: np.ndarray, columns: int, least: int = LEAST_SIDE) -> np.ndarray:
     """Enlarge or reduce images by an integer factor to suit rows of `columns` images.
 

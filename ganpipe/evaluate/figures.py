@@ -1,12 +1,11 @@
 """The evaluate stage's pictures: images side by side, nearest training images, features and curves."""
 
 import io
-import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from ganpipe.common import sheets
 from ganpipe.evaluate.extraction import Features
@@ -37,8 +36,8 @@ def real_fake_picture(real: np.ndarray, rows: np.ndarray, generated: np.ndarray)
     halves = []
     for images, caption in ((real[rows[:count]], "real"), (generated[:count], "generated")):
         enlarged = images.repeat(factor, axis=1).repeat(factor, axis=2)
-        halves.append(sheets.captioned(sheets.sheet(enlarged, columns), caption))
-    return sheets.side_by_side(halves[0], halves[1], gap=16)
+        halves.append(np.asarray(sheets.captioned(sheets.sheet(enlarged, columns), caption)))
+    return sheets.sheet(np.stack(halves), 2, gap=16)
 
 
 def nearest_picture(
@@ -51,30 +50,24 @@ def nearest_picture(
     """
     near = neighbours(np.concatenate(list(features.fakes)), features.train, NEAREST)
     side, across = generated.shape[1], 1 + near.indices.shape[1]
-    groups = max(1, min(COLUMNS, WIDTH // (across * max(side, sheets.LEAST_SIDE))))
-    order = np.argsort(near.relative_distance, kind="stable")[: ROWS * groups]
-    images = [np.concatenate([generated[i][None], train[train_rows[near.indices[i]]]]) for i in order]
-    cells = [sheets.cells(group, across * groups) for group in images]
-    height, width = cells[0].shape[1], across * cells[0].shape[2] + (across - 1) * 2
-    rows = math.ceil(len(order) / groups)
-    size = (groups * (width + GAP) - GAP, rows * (height + STRIP + GAP) - GAP)
-    canvas = Image.new("RGB", size, sheets.WHITE)
-    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(FONT)
-    for position, (i, group) in enumerate(zip(order, cells, strict=True)):
-        left, top = position % groups * (width + GAP), position // groups * (height + STRIP + GAP)
-        canvas.paste(sheets.sheet(group[:1], 1), (left, top))
-        canvas.paste(sheets.sheet(group[1:], across - 1, 2), (left + group.shape[2] + 2, top))
-        draw.rectangle((left, top, left + group.shape[2] - 1, top + height - 1), outline=COLOURS["generated"])
-        distance = near.relative_distance[i]
+    columns = max(1, min(COLUMNS, WIDTH // (across * max(side, sheets.LEAST_SIDE))))
+    font, groups = ImageFont.load_default(FONT), []
+    for i in np.argsort(near.relative_distance, kind="stable")[: ROWS * columns]:
+        images = np.concatenate([generated[i][None], train[train_rows[near.indices[i]]]])
+        row = sheets.sheet(sheets.cells(images, across * columns), across, gap=2)
+        group = ImageOps.expand(row, (0, 0, 0, STRIP), sheets.WHITE)
+        draw, distance = ImageDraw.Draw(group), near.relative_distance[i]
+        draw.rectangle((0, 0, row.height - 1, row.height - 1), outline=COLOURS["generated"])
         text = f"{distance:.2f}" if np.isfinite(distance) else "new"
-        draw.text((left, top + height + 2), text, fill=(0, 0, 0), font=font)
-    lines = (
-        "Generated images (framed) and their three nearest training images, most suspicious first",
+        draw.text((0, row.height + 2), text, fill=(0, 0, 0), font=font)
+        groups.append(np.asarray(group))
+    picture = sheets.sheet(np.stack(groups), columns, GAP)
+    for line in (
         "Number: distance to the nearest, over its distance to its own nearest; 0 is a copy, above 1 new",
-    )
-    for line in reversed(lines):
-        canvas = sheets.captioned(canvas, line, 16)
-    return canvas
+        "Generated images (framed) and their three nearest training images, most suspicious first",
+    ):
+        picture = sheets.captioned(picture, line, 16)
+    return picture
 
 
 def features_picture(features: Features) -> Image.Image:

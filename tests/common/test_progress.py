@@ -5,9 +5,10 @@ import pytest
 from ganpipe.common.progress import Progress
 
 
-def test_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
+def test_plain_lines(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """In a queue's log a bar's control characters would be unreadable, and silence would look like a hang."""
-    with Progress("train", total=10, done=4, every=0) as progress:
+    monkeypatch.setattr("ganpipe.common.progress.LINE_EVERY", 0)
+    with Progress("train", total=10, done=4) as progress:
         progress.advance(3, note="d_loss 1.00")
     printed = capsys.readouterr()
     assert printed.out == "" and printed.err.count("\n") == 2

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ganpipe.common.sheets import captioned, cells, columns_for, labelled, sheet, side_by_side
+from ganpipe.common.sheets import captioned, cells, columns_for, labelled, sheet
 
 
 def test_sheet_places_images_row_by_row() -> None:
@@ -40,15 +40,6 @@ def test_a_grey_sheet_with_gaps_is_in_colour() -> None:
 def test_columns_for(side: int, columns: int) -> None:
     """A wider grid would not fit a screen; a narrower one would show too few images."""
     assert columns_for(side) == columns
-
-
-def test_side_by_side_keeps_both_pictures() -> None:
-    """A lost edge or an overlap would hide images."""
-    left, right = Image.new("L", (3, 5), 7), Image.new("RGB", (4, 2), (1, 2, 3))
-    joined = np.asarray(side_by_side(left, right, gap=2))
-    assert joined.shape == (5, 9, 3)
-    assert (joined[:, :3] == 7).all() and (joined[:2, 5:] == (1, 2, 3)).all()
-    assert (joined[:, 3:5] == 255).all() and (joined[2:, 5:] == 255).all()
 
 
 def test_captioned_puts_text_above_an_untouched_picture() -> None:
