@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 from typer import Argument, Option
@@ -66,9 +66,7 @@ def train(
     save_memory: Annotated[bool, setting("save-memory", "Recompute activations to save memory.")] = False,
     no_graph: Annotated[bool, setting("no-graph", "Do not replay the step as a CUDA graph.")] = False,
     log_seconds: Annotated[float, setting("log-seconds", "Seconds between reads of the losses.")] = 2.0,
-    checkpoint_seconds: Annotated[
-        float, setting("checkpoint-seconds", "Seconds between checkpoints.")
-    ] = 30.0,
+    checkpoint_seconds: Annotated[float, setting("checkpoint-seconds", "Seconds per checkpoint.")] = 30.0,
     data_memory_gb: Annotated[float | None, setting("data-memory", "Most GB of images on a GPU.")] = None,
     devices: Annotated[int, setting("devices", "Processes (GPUs) that share each batch.", min=1)] = 1,
 ) -> None:
@@ -138,11 +136,11 @@ def score(
     device: Device = "auto",
 ) -> None:
     """Compute the metrics of metrics.json for any images; needs no pipeline."""
-    from ganpipe.commands.score import ScoreOptions, score
+    from ganpipe.commands.score import protocol, score
     from ganpipe.device import resolve
 
-    options = ScoreOptions(extractor, weights, feature_resolution, sets, search_images)
-    score(real, fake, held_out, options, resolve(device), as_json)
+    params = protocol(extractor, weights, feature_resolution, sets, search_images)
+    score(real, fake, held_out, params, resolve(device), as_json)
 
 
 @app.command(rich_help_panel=PEOPLE)
@@ -167,7 +165,7 @@ def generate(
     n: Annotated[int, Option("-n", help="Number of images.")] = 64,
     seed: Annotated[int, Option(help="The first image's seed; the others follow.")] = 0,
     z_scale: Annotated[float, Option(help="Factor on z; below 1: fewer artifacts, less variety.")] = 1.0,
-    batch: Annotated[int, Option(help="Images in memory at a time; affects no image.")] = 64,
+    batch: Annotated[int, Option(min=1, max=4096, help="Images made at a time; affects no image.")] = 64,
     out: Annotated[Path, Option(help="A new folder of PNG files, a .zip or an .npy.")] = Path("generated"),
     device: Device = "auto",
 ) -> None:
@@ -181,7 +179,9 @@ def generate(
 @app.command(rich_help_panel=PEOPLE)
 def export(
     source: Source = None,
-    format: Annotated[str, Option(help="onnx, pt2 (PyTorch's exported program) or safetensors.")] = "onnx",
+    format: Annotated[
+        Literal["onnx", "pt2", "safetensors"], Option(help="pt2 is PyTorch's exported program.")
+    ] = "onnx",
     out: Annotated[Path | None, Option(help="The file; generator.FORMAT if not given.")] = None,
 ) -> None:
     """Export a trained generator for use without ganpipe, check it, and print how to load it."""

@@ -17,7 +17,7 @@ import psutil
 from ganpipe.common.errors import UserError
 from ganpipe.common.files import whole
 from ganpipe.common.git import git
-from ganpipe.common.processes import ancestry
+from ganpipe.common.processes import ancestry, start_of
 from ganpipe.tracking.mirror import end_killed, left_running
 from ganpipe.tracking.ui import left_servers
 from ganpipe.train.unfinished import holders
@@ -142,7 +142,7 @@ def _stale_entries(path: Path, remove: bool) -> str:
         for kind, locks in json.loads(path.read_text()).items():
             for locked, value in locks.items():
                 owners = value if isinstance(value, list) else [value]
-                alive = [owner for owner in owners if _alive_since(owner["pid"], written)]
+                alive = [owner for owner in owners if start_of(owner["pid"]) < written + 1]
                 dead |= {owner["pid"] for owner in owners if owner not in alive}
                 if alive:
                     entries[kind][locked] = alive if isinstance(value, list) else alive[0]
@@ -154,15 +154,6 @@ def _stale_entries(path: Path, remove: bool) -> str:
         with whole(path) as temporary:
             temporary.write_text(json.dumps(entries))
     return f"names dead processes: {', '.join(map(str, sorted(dead)))}" if dead else ""
-
-
-def _alive_since(pid: int, when: float) -> bool:
-    """Return whether a process is alive and started before `when`, in seconds since 1970."""
-    try:
-        process = psutil.Process(pid)
-        return process.status() != psutil.STATUS_ZOMBIE and process.create_time() < when + 1
-    except psutil.NoSuchProcess:
-        return False
 
 
 def _copies(root: Path, doomed: set[int]) -> Iterator[Finding]:

@@ -6,7 +6,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from ganpipe.commands.trained import find_generator
@@ -15,11 +14,10 @@ from ganpipe.common.files import whole
 from ganpipe.models.generator import HEADER, TrainedGenerator, load_generator, save_generator, z_of_seeds
 from ganpipe.params import Model
 
-FORMATS = ("onnx", "pt2", "safetensors")
-SEEDS = 64  # number of images that a file is checked on
+SEEDS = 64  # number of images that a file is checked on, in batches of 1, 3 and the rest
 TOLERANCE = 1e-4  # largest allowed difference of float images in [-1, 1]
 
-Generate = Callable[[np.ndarray], np.ndarray]  # float32 N×nz → float32 N×C×H×W in [-1, 1]
+Generate = Callable[[torch.Tensor], torch.Tensor]  # float32 N×nz → float32 N×C×H×W in [-1, 1]
 
 
 def export(source: str | None, form: str, out: Path | None = None, root: Path = Path()) -> None:
@@ -29,11 +27,9 @@ def export(source: str | None, form: str, out: Path | None = None, root: Path = 
     file `out` has the form as its suffix; its default is generator.<form>.
 
     Raises:
-        UserError: the form is unknown, `out` has another suffix, the generator is not found, a package is
-            missing, or the file's images differ from the network's.
+        UserError: `out` has another suffix, the generator is not found, a package is missing, or the file's
+            images differ from the network's.
     """
-    if form not in FORMATS:
-        raise UserError(f"--format: found {form!r}, but it must be one of {', '.join(FORMATS)}")
     out = out or Path(f"generator.{form}")
     if out.suffix != f".{form}" or out.is_dir():
         raise UserError(f"--out: found {out}, but it must name a file that ends in .{form}")
@@ -41,8 +37,10 @@ def export(source: str | None, form: str, out: Path | None = None, root: Path = 
     if missing := [name for name in packages if find_spec(name) is None]:
         raise UserError(f"--format onnx needs {', '.join(missing)}; run `pip install 'ganpipe[export]'`")
     generator = find_generator(source, root)
+    batches = z_of_seeds(generator.spec.params, 0, SEEDS, 1.0).split([1, 3, SEEDS - 4])
     with whole(out) as path:
-        difference = {"onnx": _onnx, "pt2": _pt2, "safetensors": _safetensors}[form](generator, path)
+        G = WRITERS[form](generator, path)
+        difference = max(float((G(z) - generator.network(z)).abs().max()) for z in batches)
         if not difference <= TOLERANCE:
             problem = f"its images differ from the network's by {difference:.2g}, more than {TOLERANCE:g}"
             raise UserError(f"{out}: not written, because {problem}")
@@ -81,19 +79,13 @@ def _z_distribution(model: Model) -> tuple[str, str, str]:
     return words, "scipy.stats", f"scipy.stats.truncnorm.rvs(-{limit}, {limit}, size={size})"
 
 
-def _check(generator: TrainedGenerator, generate: Generate) -> float:
-    """Return the largest difference of an exported network's images, in batches of 1, 3 and the rest."""
-    batches = z_of_seeds(generator.spec.params, 0, SEEDS, 1.0).split([1, 3, SEEDS - 4])
-    return max(float(np.abs(generate(z.numpy()) - generator.network(z).numpy()).max()) for z in batches)
-
-
 def _program(generator: TrainedGenerator) -> torch.export.ExportedProgram:
     z = z_of_seeds(generator.spec.params, 0, 2, 1.0)
     any_count = ({0: torch.export.Dim("n", min=1)},)
     return torch.export.export(generator.network, (z,), dynamic_shapes=any_count)
 
 
-def _onnx(generator: TrainedGenerator, path: Path) -> float:
+def _onnx(generator: TrainedGenerator, path: Path) -> Generate:
     import onnxruntime
 
     names: dict[str, Any] = {"input_names": ["z"], "output_names": ["images"]}
@@ -102,18 +94,20 @@ def _onnx(generator: TrainedGenerator, path: Path) -> float:
         program = _program(generator)
         torch.onnx.export(program, (), path, **names, dynamo=True, external_data=False, verbose=False)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    return _check(generator, lambda z: session.run(None, {"z": z})[0])
+    return lambda z: torch.from_numpy(session.run(None, {"z": z.numpy()})[0])
 
 
-def _pt2(generator: TrainedGenerator, path: Path) -> float:
+def _pt2(generator: TrainedGenerator, path: Path) -> Generate:
     with open(path, "wb") as file:
         torch.export.save(_program(generator), file)
     with open(path, "rb") as file:
-        G = torch.export.load(file).module()
-    return _check(generator, lambda z: G(torch.from_numpy(z)).numpy())
+        return torch.export.load(file).module()
 
 
-def _safetensors(generator: TrainedGenerator, path: Path) -> float:
+def _safetensors(generator: TrainedGenerator, path: Path) -> Generate:
     save_generator(generator.network, generator.spec, path)
-    G = load_generator(path).network
-    return _check(generator, lambda z: G(torch.from_numpy(z)).numpy())
+    return load_generator(path).network
+
+
+# Each writes a generator to a file, and returns what another program loads from it.
+WRITERS = {"onnx": _onnx, "pt2": _pt2, "safetensors": _safetensors}

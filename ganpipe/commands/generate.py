@@ -17,8 +17,6 @@ from ganpipe.common.progress import Progress
 from ganpipe.models.generator import check_request, png_bytes
 from ganpipe.sample.images import generate_with, images_of_seeds, write_images
 
-MAX_BATCH = 4096
-FILE_SUFFIXES = (".zip", ".npy")
 REFUSED_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".npz", ".tar", ".gz")  # no names for a folder
 
 
@@ -42,8 +40,6 @@ def generate(source: str | None, out: Path, options: GenerateOptions, root: Path
         UserError: an option is out of its range, the generator is not found, or `out` exists or is too small.
     """
     check_request(options.n, options.seed, options.z_scale)
-    if not 1 <= options.batch <= MAX_BATCH:
-        raise UserError(f"--batch: found {options.batch}, but it must be between 1 and {MAX_BATCH}")
     _check_destination(out)
     generator = find_generator(source, root)
     spec, G = generator.spec, generator.network.to(options.device)
@@ -61,13 +57,12 @@ def generate(source: str | None, out: Path, options: GenerateOptions, root: Path
 
 
 def _check_destination(out: Path) -> None:
-    if out.suffix.lower() in FILE_SUFFIXES:
-        if out.is_dir():
-            raise UserError(f"--out: {out} is a folder; name a file")
-    elif out.suffix.lower() in REFUSED_SUFFIXES:
-        remedy = "name one of them, or a folder for PNG files"
-        raise UserError(f"--out: {out} is neither a .zip nor an .npy; {remedy}")
-    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+    suffix = out.suffix.lower()
+    if suffix in REFUSED_SUFFIXES:
+        raise UserError(f"--out: {out} is neither a .zip nor an .npy; name one of them, or a new folder")
+    if suffix in (".zip", ".npy") and out.is_dir():
+        raise UserError(f"--out: {out} is a folder; name a file")
+    if suffix not in (".zip", ".npy") and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--out: {out} already exists; name a new folder, or a .zip or .npy file")
 
 

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryFile
 
@@ -47,28 +46,17 @@ OPTIONS = {
 }
 
 
-@dataclass(frozen=True)
-class ScoreOptions:
-    """What `ganpipe score` takes from its options in place of the section `evaluate`."""
-
-    extractor: str = PROTOCOL.extractor
-    weights: str | None = None
-    feature_resolution: int | None = None  # None: the usual one of the extractor
-    sets: int = PROTOCOL.seeds  # evaluate.seeds
-    search_images: int | None = None  # None: all
-
-    @property
-    def params(self) -> Evaluate:
-        """The whole section."""
-        usual = DINOV2_SIDE if self.extractor == "dinov2_vits14" else PROTOCOL.feature_resolution
-        changes = {"extractor": self.extractor, "weights": self.weights, "seeds": self.sets}
-        changes["search_images"] = self.search_images
-        changes["feature_resolution"] = self.feature_resolution or usual
-        return PROTOCOL.model_copy(update=changes)
+def protocol(
+    extractor: str, weights: str | None, feature_resolution: int | None, sets: int, search_images: int | None
+) -> Evaluate:
+    """Return PROTOCOL with other values; a feature_resolution of None is the extractor's usual one."""
+    usual = DINOV2_SIDE if extractor == "dinov2_vits14" else PROTOCOL.feature_resolution
+    changes = {"extractor": extractor, "weights": weights, "seeds": sets, "search_images": search_images}
+    return PROTOCOL.model_copy(update={**changes, "feature_resolution": feature_resolution or usual})
 
 
 def score(
-    real: Path, fake: Path, held_out: Path | None, options: ScoreOptions, device: str, as_json: bool
+    real: Path, fake: Path, held_out: Path | None, params: Evaluate, device: str, as_json: bool
 ) -> Metrics:
     """Print how close one set of images is to another, in the numbers of metrics.json, or only these as JSON.
 
@@ -96,7 +84,7 @@ def score(
     rows, other_rows = np.arange(len(reference)), np.arange(len(others))
     known = RealImages(reference, rows, others, other_rows, _digest(reference))
     try:
-        scores = score_images(known, images["--fake"], options.params, device)
+        scores = score_images(known, images["--fake"], params, device)
     except ParamError as error:
         raise UserError(f"{OPTIONS[error.param]}: {error.reason}") from None
     if as_json:

@@ -1,17 +1,23 @@
 """Whether a process is alive, and which dvc runs it."""
 
+import math
 from contextlib import suppress
 
 import psutil
 
 
-def alive(pid: int, began: float) -> bool:
-    """Return whether the process that started at `began` (seconds since 1970) is alive, not a later one."""
+def start_of(pid: int) -> float:
+    """Return when a live process started, in seconds since 1970; infinity: it has ended."""
     try:
         process = psutil.Process(pid)
-        return process.status() != psutil.STATUS_ZOMBIE and abs(process.create_time() - began) < 60
+        return math.inf if process.status() == psutil.STATUS_ZOMBIE else process.create_time()
     except psutil.NoSuchProcess:
-        return False
+        return math.inf
+
+
+def alive(pid: int, began: float) -> bool:
+    """Return whether the process that started at `began` (seconds since 1970) is alive, not a later one."""
+    return abs(start_of(pid) - began) < 60
 
 
 def ancestry(pid: int, parent: int) -> list[tuple[int, int]]:

@@ -10,8 +10,10 @@ import pytest
 import safetensors
 import torch
 from conftest import save_generator
+from typer.testing import CliRunner
 
-from ganpipe.commands.export import FORMATS, export
+from ganpipe.cli import app
+from ganpipe.commands.export import WRITERS, export
 from ganpipe.commands.trained import find_generator
 from ganpipe.common.errors import UserError
 from ganpipe.models.generator import load_generator
@@ -24,7 +26,7 @@ SEEDED = "import numpy; numpy.random.seed(0)\n"  # scipy draws from numpy's glob
 SAVE = "\nimport numpy; numpy.savez('out.npz', z=z, images=images)"
 
 
-@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("form", WRITERS)
 @pytest.mark.parametrize(
     ("architecture", "channels", "distribution", "limit"),
     [
@@ -95,13 +97,14 @@ def test_mistakes_get_one_sentence(
     save_generator(tmp_path / "stages/train", small_params)
     (tmp_path / "d.pt2").mkdir()
     for form, out, message in (
-        ("jpeg", None, "--format: found 'jpeg', but it must be one of onnx, pt2, safetensors"),
         ("onnx", tmp_path / "a.pt2", r"--out: found .*a\.pt2, but it must name a file that ends in \.onnx"),
         ("pt2", tmp_path / "d.pt2", "--out: found"),
     ):
         with pytest.raises(UserError, match=message) as error:
             export(None, form, out, tmp_path)
         assert "\n" not in str(error.value)
+    ended = CliRunner().invoke(app, ["export", "--format", "jpeg"])
+    assert ended.exit_code == 2 and "'jpeg' is not one of 'onnx'" in ended.stderr
     monkeypatch.setattr(
         "ganpipe.commands.export.find_spec", lambda name: None if name == "onnxruntime" else 1
     )

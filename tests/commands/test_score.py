@@ -12,7 +12,7 @@ from PIL import Image
 from test_cli import ganpipe
 
 from ganpipe import params
-from ganpipe.commands.score import PROTOCOL, ScoreOptions, read_images, score
+from ganpipe.commands.score import PROTOCOL, protocol, read_images, score
 from ganpipe.common.errors import UserError
 from ganpipe.evaluate.scores import Metrics
 from ganpipe.evaluate.stage import evaluate
@@ -38,8 +38,7 @@ def array(path: Path, images: np.ndarray) -> Path:
 
 def scores_of(real: Path, fake: Path, held_out: Path | None = None) -> Metrics:
     """Score with the fastest extractor that is a network."""
-    options = ScoreOptions(feature_resolution=32, sets=2)
-    return score(real, fake, held_out, options, "cpu", as_json=True)
+    return score(real, fake, held_out, protocol("lite0", None, 32, 2, None), "cpu", as_json=True)
 
 
 def test_the_protocol_is_that_of_params_yaml() -> None:
@@ -81,8 +80,8 @@ def test_a_search_of_a_part_gives_no_clean_bill(tmp_path: Path) -> None:
             "suspicious: distance to the training images",
         ),
     ):
-        options = ScoreOptions("pixels", None, 32, 1, searched)
-        line = str(score(real, fake, held_out, options, "cpu", as_json=True)["memorisation"])
+        values = protocol("pixels", None, 32, 1, searched)
+        line = str(score(real, fake, held_out, values, "cpu", as_json=True)["memorisation"])
         assert line.startswith(words), line
 
 
@@ -162,7 +161,7 @@ def test_wrong_inputs_are_reported_in_one_line(tmp_path: Path) -> None:
         ),
     ):
         with pytest.raises(UserError, match=words) as error:
-            score(good, good, None, ScoreOptions(extractor, weights, sets=1), "cpu", as_json=True)
+            score(good, good, None, protocol(extractor, weights, None, 1, None), "cpu", as_json=True)
         assert "\n" not in str(error.value)
 
 
@@ -181,7 +180,7 @@ def test_people_learn_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixt
     """If it fails, people do not learn that floors and copies need held-out images."""
     paths = [array(tmp_path / f"{i}.npy", images) for i, images in enumerate((REAL, FAKE, HELD_OUT))]
     for held_out, floor in ((None, False), (paths[2], True)):
-        score(paths[0], paths[1], held_out, ScoreOptions("pixels", None, 32, 1), "cpu", as_json=False)
+        score(paths[0], paths[1], held_out, protocol("pixels", None, 32, 1, None), "cpu", as_json=False)
         shown = capsys.readouterr().out
         assert shown.startswith("KID ") and ("floor" in shown.splitlines()[0]) == floor
         assert ("they need --held-out" in shown) != floor
