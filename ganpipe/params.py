@@ -264,17 +264,16 @@ def parse(values: dict[str, Any], origin: str) -> Params:
 
 def _explain(detail: dict[str, Any], missing: set[tuple[Any, ...]]) -> str:
     """Describe a wrong value: dotted name, what was found, what is allowed, the nearest valid name."""
-    location: tuple[Any, ...] = detail["loc"]
-    name = ".".join(str(part) for part in location if part not in ("constrained-int", "int", "float"))
-    kind, value = detail["type"], detail["input"]
+    *above, key = detail["loc"] or ("",)
+    name, kind, value = ".".join(map(str, detail["loc"])), detail["type"], detail["input"]
     if kind == "extra_forbidden":
-        siblings = _keys_of(location[:-1])
+        section = Params.__annotations__[above[0]] if above else Params
         # A misspelt key is reported twice, as unknown and as missing: suggest the missing one first.
-        absent = [str(path[-1]) for path in missing if path[:-1] == location[:-1]]
-        key = str(location[-1])
-        near = difflib.get_close_matches(key, absent) or difflib.get_close_matches(key, siblings)
-        suggestion = ".".join(map(str, (*location[:-1], *near[:1])))
-        hint = f"did you mean {suggestion}?" if near else f"known: {', '.join(siblings)}"
+        absent = [str(path[-1]) for path in missing if path[:-1] == (*above,)]
+        known = list(section.model_fields)
+        near = difflib.get_close_matches(str(key), absent) or difflib.get_close_matches(str(key), known)
+        suggestion = ".".join([*above, *near[:1]])
+        hint = f"did you mean {suggestion}?" if near else f"known: {', '.join(known)}"
         return f"{name}: unknown key; {hint}"
     if kind == "missing":
         return f"{name}: missing key; the file must set every value"
@@ -286,12 +285,3 @@ def _explain(detail: dict[str, Any], missing: set[tuple[Any, ...]]) -> str:
     choices = detail.get("ctx", {}).get("expected", "").replace(" or ", ", ").split(", ")
     near = difflib.get_close_matches(str(value), [choice.strip("'") for choice in choices])
     return f"{name}: found {found}, but {message}" + (f"; did you mean {near[0]}?" if near else "")
-
-
-def _keys_of(location: tuple[Any, ...]) -> list[str]:
-    """List the keys that params.yaml has at a location: its sections, or the values of one section."""
-    if not location:
-        return list(Params.model_fields)
-    field = Params.model_fields.get(str(location[0]))
-    section = field.annotation if field else None
-    return list(section.model_fields) if isinstance(section, type) and issubclass(section, Section) else []

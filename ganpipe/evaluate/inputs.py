@@ -37,36 +37,27 @@ class Snapshot:
         return images_of(self.G, self.z[rows])
 
 
-def load_samples(root: Path, shape: tuple[int, ...]) -> np.ndarray:
-    """Open the generated images, uint8 N×H×W×C, memory-mapped; H×W×C must be the data set's `shape`."""
-    path = stage_file(root, "samples.npy")
+def load_samples(root: Path, shape: tuple[int, ...], name: str = "samples.npy") -> np.ndarray:
+    """Open generated images, uint8, memory-mapped; `shape` is that of one element of the array."""
+    path = stage_file(root, name)
     try:
         images = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: not readable ({error}); run the sample stage first") from None
     if images.dtype != np.uint8 or images.shape[1:] != shape:
-        raise UserError(
-            f"{path}: found {images.dtype} images of shape {images.shape[1:]}, expected uint8 {shape} as in "
-            "stages/preprocess; run `dvc repro`, which makes both from the same params"
-        )
+        found = f"found {images.dtype} {images.shape[1:]}, expected uint8 {shape} as in earlier files"
+        raise UserError(f"{path}: {found}; run `dvc repro`, which makes all from the same params")
     return images
 
 
 def load_intervals(root: Path, shape: tuple[int, ...]) -> list[Interval]:
     """Open the images of each factor on z; `shape` is that of samples.npy, N×H×W×C."""
-    path = stage_file(root, "intervals.npy")
+    images, path = load_samples(root, shape, "intervals.npy"), stage_file(root, "intervals.json")
     try:
-        described = json.loads(stage_file(root, "intervals.json").read_text())
-        images = np.load(path, mmap_mode="r", allow_pickle=False)
-        labels = [(float(entry["factor"]), str(entry["z"])) for entry in described]
+        described = zip(json.loads(path.read_text()), images, strict=True)
+        return [Interval(float(entry["factor"]), str(entry["z"]), part) for entry, part in described]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} or intervals.json: not readable ({error}); run the sample stage") from None
-    if images.dtype != np.uint8 or images.shape != (len(labels), *shape):
-        raise UserError(
-            f"{path}: found {images.dtype} images {images.shape}, expected uint8 {(len(labels), *shape)} "
-            "as in intervals.json and samples.npy; run the sample stage again"
-        )
-    return [Interval(factor, z, part) for (factor, z), part in zip(labels, images, strict=True)]
+        raise UserError(f"{path}: no description of intervals.npy ({error}); run the sample stage") from None
 
 
 def open_snapshots(root: Path, sample: Sample, count: int, device: str) -> dict[int, Snapshot]:
