@@ -27,12 +27,9 @@ def compare(
     csv: Path | None = None,
     page: Path | None = None,
 ) -> pd.DataFrame:
-    """Print the comparison of finished experiments: those named, those of a grid, or all.
+    """Print the comparison of finished experiments: those named, those of a grid, or all; return its table.
 
     With `csv`, write the table to that file; with `page`, write an HTML page with images and loss curves.
-
-    Returns:
-        The table of `cell_table`.
 
     Raises:
         UserError: an experiment or the grid is unknown, or none is finished.
@@ -92,7 +89,7 @@ def read_runs(root: Path, names: Sequence[str], grid: str | None) -> tuple[list[
 
 def _read_run(root: Path, name: str, revision: str) -> Run:
     """Read an experiment's results from git and DVC's cache."""
-    flat, code, last = revisions.contents(root, revision)
+    flat, code, last = revisions.identity_of(root, revision)
     if last != "evaluate":
         raise UserError("its stages did not all run with its params and code")
     outputs = "model.json", "metrics.json", "history.csv", "snapshots.csv", "grid.png", "grids"

@@ -122,7 +122,7 @@ def _missing(repo: Any, root: Path, plan: Plan) -> tuple[list[str], Counter[str]
 def _matches(root: Path, experiment: revisions.Experiment, wanted: tuple[dict[str, Any], str]) -> bool:
     """Say whether an experiment has the wanted params and code, and is complete unless it waits or runs."""
     try:
-        flat, code, last = revisions.contents(root, experiment.revision)
+        flat, code, last = revisions.identity_of(root, experiment.revision)
     except revisions.UNREADABLE:
         return False
     return (flat, code) == wanted and (last == "evaluate" or experiment.state != "finished")

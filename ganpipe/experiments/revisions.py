@@ -60,8 +60,8 @@ def finished(repo: Any) -> dict[str, list[Experiment]]:
     return experiments
 
 
-def contents(root: Path, revision: str) -> tuple[dict[str, Any], str, str | None]:
-    """Return flat params and the digest of the code of an experiment, and the last stage as `unpack` does."""
+def identity_of(root: Path, revision: str) -> tuple[dict[str, Any], str, str | None]:
+    """Return an experiment's flat params, its code's digest, and the last stage as `unpack` does."""
     with TemporaryDirectory(prefix="ganpipe-") as folder:
         values, last = unpack(root, revision, Path(folder))
         return flat_params(values), code_digest_of(Path(folder)), last
@@ -88,10 +88,9 @@ def unpack(root: Path, revision: str, folder: Path) -> tuple[Params, str | None]
 
 
 def read_outputs(root: Path, name: str, revision: str, outputs: Sequence[str]) -> dict[str, bytes]:
-    """Read an experiment's outputs from git or DVC's cache.
+    """Return output → content of an experiment's outputs, read from git or DVC's cache.
 
-    Returns:
-        Output → content; an output that is a folder has an item for each of its files, such as "grids/1.png".
+    An output that is a folder has an item for each of its files, such as "grids/1.png".
 
     Raises:
         UserError: one of them is not in the cache.

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import psutil
 
@@ -70,11 +70,12 @@ def update(
                 run.send_table(train / table, metrics)
             run.set_tags({f"ganpipe.{name}": str(model[name]) for name in ENDING if name in model})
             run.send_grids(train / "grids", model["train_images"])
-            scores = read_json(folders["evaluate"] / "metrics.json") if "evaluate" in folders else {}
-            numbers = {f"eval/{k}": v for k, v in scores.items() if type(v) in (int, float)}
-            run.send_numbers(numbers, model["nimg"])
-            if "evaluate" in folders:
-                run.send_snapshots(folders["evaluate"] / "snapshots.csv")
+            scores: dict[str, Any] = {}
+            if evaluate := folders.get("evaluate"):
+                scores = read_json(evaluate / "metrics.json")
+                numbers = {f"eval/{k}": v for k, v in scores.items() if type(v) in (int, float)}
+                run.send_numbers(numbers, model["nimg"])
+                run.send_snapshots(evaluate / "snapshots.csv")
             for stage, folder in folders.items():
                 for file in ARTIFACTS[stage]:
                     run.send_file(folder / file)

@@ -3,7 +3,6 @@
 import logging
 import os
 import re
-import sqlite3
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -121,11 +120,11 @@ def _create_database(uri: str, artifacts: Path) -> None:
         path.with_name(f"{path.name}{suffix}").unlink(missing_ok=True)
     with files.whole(path) as temporary:
         temporary.touch()  # fails at once where MLflow would retry for minutes
-        SqlAlchemyStore(str(url.set(database=str(temporary))), artifacts.as_uri()).engine.dispose()
-        connection = sqlite3.connect(temporary)
-        # Write-ahead logging, so that readers and a writer do not block each other; the file keeps the mode.
-        connection.execute("PRAGMA journal_mode=WAL")
-        connection.close()
+        engine = SqlAlchemyStore(str(url.set(database=str(temporary))), artifacts.as_uri()).engine
+        with engine.connect() as connection:
+            # Write-ahead logging, so that readers and a writer do not block each other; the file keeps it.
+            connection.exec_driver_sql("PRAGMA journal_mode=WAL")
+        engine.dispose()
 
 
 def failure(home: Path, error: Exception) -> str:
