@@ -68,10 +68,10 @@ def read_runs(root: Path, names: Sequence[str], grid: str | None) -> tuple[list[
         held = revisions.finished(repo)
     remarks: list[str] = []
     if grid is not None:
-        cells = [cell.name for cell in grid_cells(params.load(root / params.PARAMS_FILE), grid)]
-        names = [*names, *(name for cell in cells for name in held if cell_name(name) == cell)]
-        missing = set(cells) - set(map(cell_name, held))
-        remarks += [f"{cell}: no experiment is finished" for cell in cells if cell in missing]
+        for cell in grid_cells(params.load(root / params.PARAMS_FILE), grid):
+            of_cell = [name for name in held if cell_name(name) == cell.name]
+            names = [*names, *of_cell]
+            remarks += [] if of_cell else [f"{cell.name}: no experiment is finished"]
     elif not names:
         names = list(held)
     if unknown := [name for name in names if name not in held]:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 from scipy import stats
 
 RISK = 0.05  # the probability that equal settings are called different
@@ -52,13 +53,11 @@ def verdict(
     Returns:
         None if fewer than two seeds have both numbers, because one difference has no spread.
     """
-    seeds = sorted(set(numbers) & set(others))
-    differences = np.array([numbers[seed] - others[seed] for seed in seeds], dtype=float)
-    differences = differences[np.isfinite(differences)]
-    n = len(differences)
+    differences = (pd.Series(numbers, dtype=float) - pd.Series(others, dtype=float)).dropna()
+    n, mean, sd = len(differences), float(differences.mean()), float(differences.std())
     if n < 2:
         return None
-    mean, sd, quantile = float(differences.mean()), float(differences.std(ddof=1)), 1 - RISK / comparisons / 2
+    quantile = 1 - RISK / comparisons / 2
     half_width = float(stats.t.ppf(quantile, n - 1)) * sd / math.sqrt(n)
     low, high = mean - half_width, mean + half_width
     word = "better" if high < 0 else "worse" if low > 0 else "not distinguishable"

@@ -46,8 +46,7 @@ def write_view(client: "MlflowClient", experiment_id: str) -> str:
 
 def _colour(client: "MlflowClient", runs: Sequence["Run"]) -> None:
     """Give each run without a colour the one that the fewest runs have."""
-    count = Counter(dict.fromkeys(COLOURS, 0))
-    count.update(run.data.tags[COLOUR] for run in runs if COLOUR in run.data.tags)
+    count = Counter(run.data.tags.get(COLOUR) for run in runs)
     for run in reversed(runs):
         if COLOUR not in run.data.tags:
             colour = min(COLOURS, key=count.__getitem__)
