@@ -194,9 +194,8 @@ class TrackedRun:
 
         values, tags = self._experiment.values, self._tags
         note = page.note(home, values, tags, model, scores)
-        previous, separator, others = self.data.tags.get(page.NOTE, "").partition(page.OTHERS)
-        if note != previous:
-            self.client.set_tag(self.id, page.NOTE, note + separator + others)
+        _, separator, others = self.data.tags.get(page.NOTE, "").partition(page.OTHERS)
+        self.set_tags({page.NOTE: note + separator + others})
         if GRID in tags:
             page.link_grid(self.client, self.info.experiment_id, tags[GRID])
         if not self._has_data:
