@@ -52,7 +52,7 @@ def served(root: Path, port: int | None = None) -> "Iterator[tuple[str, subproce
     if not client.search_runs([experiment_id], max_results=1):
         raise UserError("no run yet; `dvc repro` or `dvc exp run` makes the first")
     path, store = "", address(root)
-    with suppress(Exception):  # the view is optional; without it, MLflow shows its own page
+    with suppress(Exception):  # such as a view too long for a tag: MLflow then shows its own page
         path = write_view(client, experiment_id)
     if store.startswith("http"):
         yield without_secrets(store.rstrip("/")).replace("***@", "") + path, None
