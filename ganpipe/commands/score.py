@@ -36,14 +36,8 @@ PROTOCOL = Evaluate(
 )
 # The usual input of DINOv2 in pixels a side; 128 is no multiple of its patches.
 DINOV2_SIDE = 224
-# The values of the section that errors may be about → the options that set them here.
-OPTIONS = {
-    "extractor": "--extractor",
-    "weights": "--weights",
-    "feature_resolution": "--feature-resolution",
-    "seeds": "--sets",
-    "neighbours": "--sets",
-}
+# The values of the section that errors may be about → the options that set them here, if named otherwise.
+OPTIONS = {"seeds": "--sets", "neighbours": "--sets"}
 
 
 def protocol(
@@ -74,11 +68,9 @@ def score(
         except UserError as error:
             raise UserError(f"{option}: {error}") from None
         if images[option].shape[1:] != images["--real"].shape[1:]:
-            raise UserError(
-                f"{option}: {path}: found images of {_format(images[option])}, but those of --real have "
-                f"{_format(images['--real'])}; convert both in the same way before: resizing and greyscale "
-                "change the numbers"
-            )
+            found, expected = (_format(images[name]) for name in (option, "--real"))
+            remedy = "convert both in the same way before: resizing and greyscale change the numbers"
+            raise UserError(f"{option}: {path}: found {found}, but those of --real have {expected}; {remedy}")
     reference = images["--real"]
     others = images.get("--held-out", reference[:0])
     rows, other_rows = np.arange(len(reference)), np.arange(len(others))
@@ -86,7 +78,8 @@ def score(
     try:
         scores = score_images(known, images["--fake"], params, device)
     except ParamError as error:
-        raise UserError(f"{OPTIONS[error.param]}: {error.reason}") from None
+        option = OPTIONS.get(error.param, f"--{error.param.replace('_', '-')}")
+        raise UserError(f"{option}: {error.reason}") from None
     if as_json:
         print(json.dumps(scores.metrics, indent=2))
     else:
@@ -127,10 +120,8 @@ def _read_array(path: Path) -> np.ndarray:
     if array.ndim == 3:
         array = array[..., None]
     if array.dtype != np.uint8 or array.ndim != 4 or array.shape[3] not in (1, 3) or not array.size:
-        raise UserError(
-            f"{path}: found {array.dtype} {'×'.join(map(str, array.shape))}, expected images "
-            "uint8 N×H×W×C in [0, 255], C 1 or 3"
-        )
+        found = f"{array.dtype} {'×'.join(map(str, array.shape))}"
+        raise UserError(f"{path}: found {found}, expected images uint8 N×H×W×C in [0, 255], C 1 or 3")
     return array
 
 

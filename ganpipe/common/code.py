@@ -12,12 +12,8 @@ NOT_COUNTED = {"ganpipe/params.py"}
 def import_closure(module: str, root: Path) -> list[str]:
     """List the files of the package that importing a module executes, directly or through other modules.
 
-    Args:
-        module: dotted name, such as "ganpipe.train.stage".
-        root: the checkout, the folder that holds `ganpipe/`.
-
-    Returns:
-        Sorted paths relative to root, without NOT_COUNTED and without packages that hold only a docstring.
+    The module is named as in "ganpipe.train.stage"; `root` is the checkout. The paths are sorted, relative to
+    root, without NOT_COUNTED and without packages that hold only a docstring.
     """
     paths: set[str] = set()
     pending = [module]

@@ -14,11 +14,7 @@ BAR_EVERY, LINE_EVERY = 0.1, 10.0
 class Progress:
     """Show how much of a job is done, its rate, the time left and a note.
 
-    Args:
-        title: the job's name, such as "train".
-        total: units in the whole job.
-        done: units that an earlier, interrupted run has done.
-        unit: the plural of a unit.
+    The job has `total` units, of which an earlier, interrupted run has done `done`.
     """
 
     def __init__(self, title: str, total: int, done: int = 0, unit: str = "images") -> None:

@@ -18,15 +18,10 @@ def columns_for(resolution: int) -> int:
 
 
 def sheet(images: np.ndarray, columns: int, gap: int = 0) -> Image.Image:
-    """Lay images out in rows, left to right and top to bottom; gaps and empty cells are white.
+    """Lay images out in rows of `columns`, `gap` pixels apart; gaps and empty cells are white.
 
-    Args:
-        images: uint8 N×H×W×C in [0, 255], C 1 or 3, N at least 1.
-        columns: images in a row.
-        gap: pixels between neighbours.
-
-    Returns:
-        A picture of mode L for grey images without gaps and empty cells, else RGB.
+    Images are uint8 N×H×W×C in [0, 255], C 1 or 3, N at least 1. The picture has mode L for grey images
+    without gaps and empty cells, else RGB.
     """
     count, height, width, channels = images.shape
     rows = math.ceil(count / columns)
@@ -40,15 +35,9 @@ def sheet(images: np.ndarray, columns: int, gap: int = 0) -> Image.Image:
 
 
 def cells(images: np.ndarray, columns: int, least: int = LEAST_SIDE) -> np.ndarray:
-    """Enlarge or reduce images by an integer factor to suit rows of `columns` images.
+    """Repeat pixels, or average them over squares, so that rows of `columns` images suit ROW_WIDTH.
 
-    Args:
-        images: uint8 N×H×W×C in [0, 255], H = W, C 1 or 3.
-        columns: images in a row, which takes up to ROW_WIDTH pixels.
-        least: smallest side in pixels of an enlarged image.
-
-    Returns:
-        The images at another side: pixels repeated, or averaged over squares.
+    Images are uint8 N×H×W×C in [0, 255], H = W, C 1 or 3; enlarged ones have sides of `least` pixels or more.
     """
     side = images.shape[1]
     larger, smaller = math.ceil(least / side), math.ceil(columns * side / ROW_WIDTH)
@@ -61,11 +50,7 @@ def cells(images: np.ndarray, columns: int, least: int = LEAST_SIDE) -> np.ndarr
 def labelled(images: np.ndarray, columns: int, labels: list[str], caption: str) -> Image.Image:
     """Lay images out in rows, with a label of one or more lines at the left of each row and a caption above.
 
-    Args:
-        images: uint8 N×H×W×C in [0, 255], such as `cells` returns.
-        columns: images in a row.
-        labels: one for each row.
-        caption: one line.
+    Images are uint8 N×H×W×C in [0, 255], such as `cells` returns, `columns` in a row.
     """
     gap, margin, font = 2, 8, ImageFont.load_default(16)
     rows = sheet(images, columns, gap)

@@ -44,10 +44,8 @@ def sample(params: Sample, root: Path = Path(), device: str = "cpu") -> None:
     spec, model, G = generator.spec, generator.spec.params, generator.network.to(device)
     elements = params.traversal_elements
     if elements is not None and (not elements or max(elements) >= model.nz):
-        raise UserError(
-            f"sample.traversal_elements: found {elements or 'an empty list'}, but the elements of z are 0 to "
-            f"{model.nz - 1} (model.nz is {model.nz}); name some of them, or null for the most influential"
-        )
+        found = f"found {elements or 'an empty list'}, but z has the elements 0 to {model.nz - 1} (model.nz)"
+        raise UserError(f"sample.traversal_elements: {found}; name some, or null for the most influential")
     # Before the images, so that a missing grid is reported at once.
     pictures = {"epochs.png": _epochs(stage_file(root, "grids"), spec)}
 
