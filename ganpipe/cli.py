@@ -12,6 +12,7 @@ import typer
 from typer import Argument, Option
 
 from ganpipe.common.errors import Interrupted, UserError, lines_of
+from ganpipe.device import resolve
 
 HELP = "Train GANs on a limited set of pictures as a DVC pipeline; `dvc repro` runs the stages in order."
 app = typer.Typer(help=HELP, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
@@ -78,7 +79,6 @@ def train(
     if devices > 1 and not is_rank():
         raise typer.Exit(launch(devices, sys.argv[1:]))
     exit_with_launcher()
-    from ganpipe.device import resolve
     from ganpipe.tracking.mirror import recording
     from ganpipe.train.options import TrainOptions
     from ganpipe.train.plan import plan_training
@@ -98,7 +98,6 @@ def sample(device: Device = "auto") -> None:
     from ganpipe import params
 
     values = params.load()
-    from ganpipe.device import resolve
     from ganpipe.sample.stage import sample
     from ganpipe.tracking.mirror import recording
 
@@ -112,7 +111,6 @@ def evaluate(device: Device = "auto") -> None:
     from ganpipe import params
 
     values = params.load()
-    from ganpipe.device import resolve
     from ganpipe.evaluate.stage import evaluate
     from ganpipe.tracking.mirror import recording
 
@@ -137,7 +135,6 @@ def score(
 ) -> None:
     """Compute the metrics of metrics.json for any images; needs no pipeline."""
     from ganpipe.commands.score import protocol, score
-    from ganpipe.device import resolve
 
     params = protocol(extractor, weights, feature_resolution, sets, search_images)
     score(real, fake, held_out, params, resolve(device), as_json)
@@ -171,7 +168,6 @@ def generate(
 ) -> None:
     """Generate images with a trained generator; a seed always gives the same image."""
     from ganpipe.commands.generate import GenerateOptions, generate
-    from ganpipe.device import resolve
 
     generate(source, out, GenerateOptions(n, seed, z_scale, batch, resolve(device)), ROOT)
 

@@ -1,7 +1,5 @@
 """The device that networks run on."""
 
-import torch
-
 from ganpipe.common.errors import UserError
 
 
@@ -11,6 +9,8 @@ def resolve(name: str) -> str:
     Raises:
         UserError: torch does not know the name, or this machine does not have the device.
     """
+    import torch  # here, so that the command line starts without it
+
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:

@@ -40,9 +40,8 @@ class Interrupted(Exception):
     """
 
     def __init__(self, signum: int, step: int) -> None:
-        super().__init__(
-            f"stopped by {signal.Signals(signum).name} after step {step}; run it again to resume from there"
-        )
+        name = signal.Signals(signum).name
+        super().__init__(f"stopped by {name} after step {step}; run it again to resume from there")
         self.signum = signum
 
 
