@@ -62,6 +62,7 @@ BLOCK = 1 << 20
 
 Opener = Callable[[], AbstractContextManager[IO[bytes]]]
 NamedFiles = list[tuple[str, Opener]]
+Unpack = Callable[[Path], Iterator[bytes]]
 
 
 @contextmanager
@@ -82,10 +83,11 @@ def listing(*paths: Path) -> Iterator[NamedFiles]:
                 kind = _folder
             elif path.is_file():
                 with open_file(path) as file:
-                    start = file.read(tarfile.BLOCKSIZE)
+                    head = file.read(tarfile.BLOCKSIZE)
+                unpack = next((COMPRESSIONS[magic] for magic in COMPRESSIONS if head.startswith(magic)), None)
                 # A tar whose last file is a zip looks like a zip as well.
-                is_tar = start[257:262] == b"ustar" or start.startswith(tuple(COMPRESSIONS))
-                kind = _tar if is_tar or not zipfile.is_zipfile(path) else _zip
+                is_tar = unpack or head[257:262] == b"ustar" or not zipfile.is_zipfile(path)
+                kind = partial(_tar, unpack) if is_tar else _zip
             else:  # opening a pipe would never return
                 raise UserError(f"{path}: found neither a folder nor a file; expected a folder, zip or tar")
             files += _cleaned(stack.enter_context(kind(path)))
@@ -98,19 +100,15 @@ def listing(*paths: Path) -> Iterator[NamedFiles]:
 @contextmanager
 def _folder(path: Path) -> Iterator[NamedFiles]:
     files: list[Path] = []
-    skipped: list[Path] = []
     for parent, folders, names in os.walk(path, onerror=_refuse_unreadable):
-        skipped += [folder for name in folders if (folder := Path(parent, name)).is_symlink()]
-        for file in (Path(parent, name) for name in names):
-            (files if file.is_file() else skipped).append(file)
-    # Sorted before names are made unique, so that no name depends on the order of the folder.
-    _report_skipped(path, [_name(path, file) for file in sorted(skipped, key=os.fsencode)])
-    yield [(_name(path, file), partial(open_file, file)) for file in sorted(files, key=os.fsencode)]
-
-
-def _name(folder: Path, file: Path) -> str:
-    """Return a file's name in a folder as text; bytes that are not UTF-8 become replacement characters."""
-    return os.fsencode(file.relative_to(folder)).decode(errors="replace")
+        links = [name for name in folders if Path(parent, name).is_symlink()]
+        files += [Path(parent, name) for name in (*names, *links)]
+    # Sorted before names are made unique, so that no name depends on the order of the folder. Bytes in names
+    # that are not UTF-8 become replacement characters.
+    files.sort(key=os.fsencode)
+    named = [(os.fsencode(file.relative_to(path)).decode(errors="replace"), file) for file in files]
+    _report_skipped(path, [name for name, file in named if not file.is_file()])
+    yield [(name, partial(open_file, file)) for name, file in named if file.is_file()]
 
 
 @contextmanager
@@ -153,8 +151,8 @@ class _LimitedHeaders:
 
 
 @contextmanager
-def _tar(path: Path) -> Iterator[NamedFiles]:
-    with _decompressed(path) as plain:
+def _tar(unpack: Unpack | None, path: Path) -> Iterator[NamedFiles]:
+    with open(path, "rb") if unpack is None else _unpacked(path, unpack) as plain:
         members: list[tarfile.TarInfo] = []
         with refuse_damage(path):
             archive = tarfile.open(fileobj=cast(IO[bytes], _LimitedHeaders(plain)), mode="r:")
@@ -197,7 +195,7 @@ def _blocks(unpack: type[gzip.GzipFile | bz2.BZ2File], path: Path) -> Iterator[b
 
 
 # First bytes of a compressed tar → a function that yields its unpacked blocks.
-COMPRESSIONS: dict[bytes, Callable[[Path], Iterator[bytes]]] = {
+COMPRESSIONS: dict[bytes, Unpack] = {
     b"\x1f\x8b": partial(_blocks, gzip.GzipFile),
     b"BZh": partial(_blocks, bz2.BZ2File),
     b"\xfd7zXZ": _xz,
@@ -205,15 +203,8 @@ COMPRESSIONS: dict[bytes, Callable[[Path], Iterator[bytes]]] = {
 
 
 @contextmanager
-def _decompressed(path: Path) -> Iterator[IO[bytes]]:
-    """Open a tar for reading in any order; a compressed one is unpacked to a nameless temporary file."""
-    with open(path, "rb") as file:
-        start = file.read(8)
-        file.seek(0)
-        unpack = next((unpack for magic, unpack in COMPRESSIONS.items() if start.startswith(magic)), None)
-        if unpack is None:
-            yield file
-            return
+def _unpacked(path: Path, unpack: Unpack) -> Iterator[IO[bytes]]:
+    """Unpack a compressed tar to a nameless temporary file, so that it can be read in any order."""
     with temporary_space(), tempfile.TemporaryFile() as plain:
         with refuse_damage(path):
             for block in unpack(path):

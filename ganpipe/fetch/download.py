@@ -35,19 +35,12 @@ sleep = time.sleep
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class Remote:
-    """A file on the web.
+    """A file on the web; its size or sha256 is None where unknown."""
 
-    Attributes:
-        name: of the file in the cache.
-        size: in bytes; None: unknown.
-        sha256: of its bytes, hexadecimal; None: unknown.
-        addresses: mirrors that offer the same file, in the order in which they are tried.
-    """
-
-    name: str
-    size: int | None
+    name: str  # of the file in the cache
+    size: int | None  # bytes
     sha256: str | None
-    addresses: tuple[str, ...]
+    addresses: tuple[str, ...]  # mirrors, in the order in which they are tried
 
 
 class BrokenError(requests.ConnectionError):

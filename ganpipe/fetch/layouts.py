@@ -29,15 +29,10 @@ MAX_DIGITS = 1_000_000
 
 
 class Contents(NamedTuple):
-    """The pictures of a source, which can be opened while the layout's context is open.
+    """The pictures of a source, which can be opened while the layout's context is open."""
 
-    Attributes:
-        pictures: clean, unique names, and how to open each for reading.
-        points: landmarks by the picture's name; pictures without landmarks are left out.
-    """
-
-    pictures: NamedFiles
-    points: Points
+    pictures: NamedFiles  # with clean, unique names
+    points: Points  # of the pictures that have landmarks
 
 
 # From folders and files to the pictures in them and their landmarks. It, and each opener, raises a UserError
@@ -87,22 +82,21 @@ class NamedPictures:
             # The file's name without its folders, the name with them, and the opener.
             entries = [(name.rpartition("/")[2], name, opener) for name, opener in files]
             pictures = self._pictures(where, entries)
-            single_points: Points = {}
-            table_points: Points = {}
+            points: Points = {}
             unused = 0
             for file, name, opener in entries:
                 if file in (*self.tables, TABLE_NAME):
                     table = read_table(f"{where}: {name}", opener)
-                    table_points.update({key.rpartition("/")[2]: values for key, values in table.items()})
+                    points |= {key.rpartition("/")[2]: values for key, values in table.items()}
                 elif self.points_suffix and file.endswith(self.points_suffix):
                     picture = file.removesuffix(self.points_suffix)
                     if picture in pictures and (values := read_cat(opener)):
-                        single_points[picture] = values
+                        points.setdefault(picture, values)  # a table takes precedence
                 else:
                     unused += file not in pictures
             if unused:
                 print(f"fetch: {where}: left out {unused:,} files, not part of the set", file=sys.stderr)
-            yield Contents(list(pictures.items()), single_points | table_points)
+            yield Contents(list(pictures.items()), points)
 
     def _pictures(self, where: str, entries: list[tuple[str, str, Opener]]) -> dict[str, Opener]:
         """Return the pictures' openers by file name; refuse paths without any, or with a name twice."""

@@ -1,13 +1,13 @@
 """Stage fetch: from a source's files to images.zip, manifest.csv, landmarks.csv and source.json."""
 
 import hashlib
-import io
 import json
 import logging
 import sys
 import warnings
 import zipfile
 from collections.abc import Iterable
+from io import BytesIO
 from itertools import zip_longest
 from pathlib import Path
 from typing import IO, Any
@@ -35,10 +35,8 @@ logging.getLogger("PIL").addHandler(logging.NullHandler())
 def fetch(params: Fetch, root: Path, offline: bool = False) -> None:
     """Copy every file of the source into one archive and describe each.
 
-    Writes stages/fetch/images.zip (not compressed, sorted by name, without times), manifest.csv (name,
-    bytes, sha256, width, height, mode; the last three from the picture's header, empty if Pillow cannot open
-    the file), landmarks.csv (name, x1, y1, x2, y2 …, for pictures that have landmarks) and source.json (where
-    they come from). The same files always give the same bytes.
+    Writes images.zip, manifest.csv, landmarks.csv and source.json, which stages/fetch/README.md describes.
+    The same files always give the same bytes.
 
     Raises:
         UserError: the path does not fit the source, is missing, damaged or empty; a set cannot be downloaded,
@@ -60,10 +58,12 @@ def fetch(params: Fetch, root: Path, offline: bool = False) -> None:
             print(f"fetch: {source.name}: {counts} published pictures", file=sys.stderr)
         with files.whole(stage_file(root, "images.zip")) as temporary:
             manifest = _pack(sorted(pictures, key=lambda pair: pair[0]), temporary)
-    _write_csv(manifest, stage_file(root, "manifest.csv"))
-    _write_csv(_landmarks(points, manifest["name"]), stage_file(root, "landmarks.csv"))
+    texts = {
+        "manifest.csv": manifest.to_csv(index=False),
+        "landmarks.csv": _landmarks(points, manifest["name"]).to_csv(index=False),
+    }
     name = paths[0].name if paths else source.package
-    sha256 = files.sha256(stage_file(root, "manifest.csv"))
+    sha256 = hashlib.sha256(texts["manifest.csv"].encode()).hexdigest()
     whole = {"name": name, "bytes": int(manifest["bytes"].sum()), "sha256": sha256}
     facts = {
         "name": source.name,
@@ -74,8 +74,10 @@ def fetch(params: Fetch, root: Path, offline: bool = False) -> None:
         "published": source.published,
         "read": read or [whole],
     }
-    with files.whole(stage_file(root, "source.json")) as temporary:
-        temporary.write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    texts["source.json"] = json.dumps(facts, indent=2, ensure_ascii=False) + "\n"
+    for name, text in texts.items():
+        with files.whole(stage_file(root, name)) as temporary:
+            temporary.write_text(text, encoding="utf-8")
 
 
 def _file_facts(path: Path, expected: str | None) -> dict[str, Any]:
@@ -84,11 +86,6 @@ def _file_facts(path: Path, expected: str | None) -> dict[str, Any]:
     if expected not in (None, sha256):
         raise UserError(f"fetch.sha256: {path} has the sha256 {sha256}, not {expected}; get a new copy")
     return {"name": path.name, "bytes": path.stat().st_size, "sha256": sha256}
-
-
-def _write_csv(table: pd.DataFrame, path: Path) -> None:
-    with files.whole(path) as temporary:
-        table.to_csv(temporary, index=False, lineterminator="\n")
 
 
 def _landmarks(points: Points, names: Iterable[str]) -> pd.DataFrame:
@@ -107,22 +104,18 @@ def _pack(pictures: NamedFiles, target: Path) -> pd.DataFrame:
         for name, opener in pictures:
             info = zipfile.ZipInfo(name)  # dated 1980-01-01, so that times do not change the bytes
             info.create_system, info.external_attr = 3, 0o644 << 16
-            digest, size = hashlib.sha256(), 0
-            with opener() as stream:
+            digest = hashlib.sha256()
+            with opener() as stream, archive.open(info, "w", force_zip64=True) as member:
                 block = stream.read(BLOCK)
-                if len(block) < BLOCK:  # the whole file: seeking back would unpack it again
-                    header = _header(io.BytesIO(block))
-                else:
-                    stream.seek(0)
-                    header = _header(stream)  # may read up to the file's end
-                    stream.seek(BLOCK)
-                with archive.open(info, "w", force_zip64=True) as member:
-                    while block:
-                        digest.update(block)
-                        size += len(block)
-                        member.write(block)
-                        block = stream.read(BLOCK)
-            rows.append((name, size, digest.hexdigest(), *header))
+                # A large file is opened twice: its header may be at its end, and a seek would end zipfile's
+                # check of the sum.
+                with opener() if len(block) == BLOCK else BytesIO(block) as picture:
+                    header = _header(picture)
+                while block:
+                    digest.update(block)
+                    member.write(block)
+                    block = stream.read(BLOCK)
+            rows.append((name, info.file_size, digest.hexdigest(), *header))
             progress.advance()
     return pd.DataFrame(rows, columns=MANIFEST_COLUMNS).astype({"width": "Int64", "height": "Int64"})
 
@@ -130,8 +123,7 @@ def _pack(pictures: NamedFiles, target: Path) -> pd.DataFrame:
 def _header(stream: IO[bytes]) -> tuple[int | None, int | None, str]:
     """Return the width, height and mode that a picture's header gives, without decoding."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"):
             image = Image.open(stream)
     except Exception:  # Pillow raises many types for odd files; preprocess reports what is wrong with each
         return None, None, ""
