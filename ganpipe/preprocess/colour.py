@@ -54,15 +54,10 @@ def _blocks(image: Image.Image) -> Iterator[np.ndarray]:
 
 
 def flatten(image: Image.Image, profile: bytes | None, background: Sequence[int]) -> Image.Image:
-    """Convert a picture to sRGB and lay it over the background.
+    """Convert a picture of mode L, LA, RGB, RGBA or CMYK to sRGB and lay it over a background of RGB 0-255.
 
-    Args:
-        image: of mode L, LA, RGB, RGBA or CMYK.
-        profile: its ICC profile. A broken one, or one that hardly differs from sRGB, is not applied.
-        background: RGB in [0, 255].
-
-    Returns:
-        A picture of mode RGB where a profile was applied or there was transparency, else of the mode it has.
+    The mode becomes RGB where the ICC profile is applied or there is transparency; else it stays. A profile
+    that is broken or hardly differs from sRGB is not applied.
     """
     alpha = image.getchannel("A") if image.mode in ("LA", "RGBA") else None
     if alpha is not None:

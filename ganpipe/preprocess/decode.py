@@ -45,21 +45,13 @@ DRAFT = 2.5
 
 
 class Picture(NamedTuple):
-    """A decoded picture, upright and of 8 bits.
+    """A decoded picture, upright and of 8 bits."""
 
-    Attributes:
-        image: of mode L, LA, RGB, RGBA or CMYK; perhaps smaller than in the file.
-        profile: its ICC profile.
-        size: width and height in the file in pixels, upright.
-        factor: by which its sides were divided while decoding.
-        orientation: the EXIF number from which it was turned upright, 1 to 8.
-    """
-
-    image: Image.Image
-    profile: bytes | None
-    size: tuple[int, int]
-    factor: int
-    orientation: int
+    image: Image.Image  # of mode L, LA, RGB, RGBA or CMYK; perhaps smaller than in the file
+    profile: bytes | None  # its ICC profile
+    size: tuple[int, int]  # width and height in the file in pixels, upright
+    factor: int  # by which its sides were divided while decoding
+    orientation: int  # the EXIF number from which it was turned upright, 1 to 8
 
     def scaled(self, box: Box) -> tuple[float, float, float, float]:
         """Return where a box of the picture at full size lies in `image`."""
@@ -76,8 +68,7 @@ def decoded(data: bytes) -> Image.Image:
     Raises:
         Rejected: with the reason.
     """
-    with warnings.catch_warnings(), rejecting(data):
-        warnings.simplefilter("ignore")
+    with rejecting(data):
         picture = decode(data)
         mode = "L" if picture.image.mode in ("L", "LA") else "RGB"
         return flatten(picture.image, picture.profile, (255, 255, 255)).convert(mode)
@@ -85,12 +76,11 @@ def decoded(data: bytes) -> Image.Image:
 
 @contextmanager
 def rejecting(data: bytes) -> Iterator[None]:
-    """Turn whatever a decoder raises on a file's bytes into Rejected; MemoryError is left to the worker.
-
-    Warnings must be off: Pillow warns of odd metadata, and of 89 to 179 megapixels where MAX_PIXELS decides.
-    """
+    """Turn whatever a decoder raises on a file's bytes into Rejected; MemoryError is left to the worker."""
     try:
-        yield
+        # Pillow warns of odd metadata, and of 89 to 179 megapixels where MAX_PIXELS decides.
+        with warnings.catch_warnings(action="ignore"):
+            yield
     except (Rejected, MemoryError):
         raise
     except UnidentifiedImageError:
@@ -108,14 +98,9 @@ def rejecting(data: bytes) -> Iterator[None]:
 
 
 def decode(data: bytes, params: Preprocess | None = None) -> Picture:
-    """Decode a picture and turn it upright; use within `rejecting`.
+    """Decode a picture and turn it upright; use within `rejecting`, as decoders raise any kind of exception.
 
-    Args:
-        data: a file's bytes. Of an animation the first frame is decoded.
-        params: what it is decoded for; a large JPEG is decoded only as large as that needs. None: full size.
-
-    Raises:
-        Exception: of any kind, as Pillow's decoders do.
+    Of an animation the first frame is decoded, a large JPEG only as large as `params`, if given, need it.
     """
     image = _open(data, params)
     if image.format == "PNG":
@@ -144,10 +129,8 @@ def _open(data: bytes, params: Preprocess | None) -> Image.Image:
 
 def _draft(image: Image.Image, params: Preprocess) -> int:
     """Have a JPEG decoded smaller if DRAFT times the resolution remains; return the divisor of its sides."""
-    # No crop of a small picture is large enough: then its EXIF need not be read, nor its crop be chosen here.
-    large = max(image.size) >= DRAFT * 2 * params.resolution
     # Crops by landmarks are turned and mirrored by whole pixels.
-    if not large or not isinstance(image, JpegImagePlugin.JpegImageFile) or params.crop == "landmarks":
+    if not isinstance(image, JpegImagePlugin.JpegImageFile) or params.crop == "landmarks":
         return 1
     width, height = image.size[::-1] if _orientation(image) in SIDEWAYS else image.size
     side = min(crop_for(width, height, params).size)

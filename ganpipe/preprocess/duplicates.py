@@ -18,15 +18,9 @@ PAIRS, SIDE = 256, 128
 
 
 def originals(sha256: list[str], hashes: np.ndarray, images: np.ndarray) -> np.ndarray:
-    """Find for each image the first one that it is a copy of.
+    """Return the row of the first image that each is a copy of, int64 N; its own row if it is no copy.
 
-    Args:
-        sha256: of each image's file.
-        hashes: uint64, a difference hash of each image.
-        images: uint8 N×H×W×C in [0, 255].
-
-    Returns:
-        int64 N: the row of the original; of an image that is not a copy, its own row.
+    `sha256` are those of their files, `hashes` their difference hashes (uint64), `images` uint8 N×H×W×C.
     """
     codes = pd.factorize(np.array(sha256, dtype=object))[0]
     original = np.unique(codes, return_index=True)[1][codes]

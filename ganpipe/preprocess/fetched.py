@@ -2,9 +2,8 @@
 
 import json
 import zipfile
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -14,8 +13,7 @@ from ganpipe.preprocess.crop import Points
 from ganpipe.preprocess.prepare import Member
 
 
-@dataclass(frozen=True)
-class Fetched:
+class Fetched(NamedTuple):
     """The archive (an uncompressed zip), its members, a manifest row for each, and the source's facts."""
 
     archive: Path
@@ -32,8 +30,13 @@ def read_fetched(root: Path, with_landmarks: bool) -> Fetched:
     """
     path = stage_file(root, "images.zip")
     try:
-        manifest = _table(stage_file(root, "manifest.csv"))
-        points = _landmarks(stage_file(root, "landmarks.csv")) if with_landmarks else {}
+        manifest, landmarks = (
+            # Names stay text: pandas would turn "007" into a number and "null" into a missing value.
+            pd.read_csv(stage_file(root, name), dtype=str, keep_default_na=False)
+            for name in ("manifest.csv", "landmarks.csv")
+        )
+        rows = landmarks.to_numpy() if with_landmarks else ()
+        points: dict[str, Points] = {name: tuple(float(v) for v in values if v) for name, *values in rows}
         source = json.loads(stage_file(root, "source.json").read_text(encoding="utf-8"))
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
@@ -41,27 +44,15 @@ def read_fetched(root: Path, with_landmarks: bool) -> Fetched:
             ends = [*(entry.header_offset for entry in entries[1:]), archive.start_dir]
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise UserError(f"{path.parent}: cannot be read ({error}); run the fetch stage first") from None
-    stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
-    names = [entry.filename for entry in entries]
-    if not stored or not {"name", "sha256"} <= set(manifest) or manifest["name"].tolist() != names:
+    if manifest["name"].tolist() != [entry.filename for entry in entries]:
         raise UserError(f"{path}: does not match manifest.csv; run the fetch stage again")
+    if with_landmarks and not points:
+        raise UserError(
+            "preprocess.crop is landmarks, but the source has none; put a table landmarks.csv beside the "
+            "pictures (see stages/fetch/README.md) or choose another crop"
+        )
     members = [
         Member(row, end - entry.file_size, entry.file_size, entry.CRC, points.get(entry.filename))
         for row, (entry, end) in enumerate(zip(entries, ends, strict=True))
     ]
     return Fetched(path, members, manifest, source)
-
-
-def _table(path: Path) -> pd.DataFrame:
-    # Names stay text: pandas would turn "007" into a number and "null" into a missing value.
-    return pd.read_csv(path, dtype=str, keep_default_na=False)
-
-
-def _landmarks(path: Path) -> dict[str, Points]:
-    table = _table(path)
-    if table.empty:
-        raise UserError(
-            "preprocess.crop is landmarks, but the source has none; put a table landmarks.csv beside the "
-            "pictures (see stages/fetch/README.md) or choose another crop"
-        )
-    return {name: tuple(float(value) for value in values if value) for name, *values in table.to_numpy()}

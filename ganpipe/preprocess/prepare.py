@@ -24,37 +24,29 @@ FACTS = ("width", "height", "left", "top", "right", "bottom", "angle", "scale", 
 
 
 class Member(NamedTuple):
-    """A picture in fetch's archive: number, offset of its first byte, bytes, their CRC-32, landmarks."""
+    """A picture in fetch's archive."""
 
     row: int
-    offset: int
-    size: int
-    crc: int
-    points: Points | None
+    offset: int  # of its first byte
+    size: int  # bytes
+    crc: int  # their CRC-32
+    points: Points | None  # landmarks
 
 
 class Prepared(NamedTuple):
-    """A training image.
+    """A training image, and where in its source it lies."""
 
-    Attributes:
-        image: of mode L or RGB.
-        width: of the source in pixels, after its EXIF rotation; height likewise.
-        crop: the part of it in those pixels.
-        scale: resolution divided by the shorter side of the crop; above 1 the picture was enlarged.
-    """
-
-    image: Image.Image
-    width: int
+    image: Image.Image  # of mode L or RGB
+    width: int  # of the source in pixels, after its EXIF rotation; height likewise
     height: int
-    crop: Crop
-    scale: float
+    crop: Crop  # the part of the source in those pixels
+    scale: float  # resolution / shorter side of the crop; above 1 the picture was enlarged
 
 
 def prepare(data: bytes, params: Preprocess, points: Points | None = None) -> Prepared:
     """Decode a file, turn it upright, crop, resize with Lanczos, bring to sRGB, lay over the background.
 
-    Use within `rejecting`, as any kind of exception may come from Pillow's decoders. Crop "landmarks" needs
-    points, the file's landmarks.
+    Use within `rejecting`, as for `decode`. Crop "landmarks" needs points, the file's landmarks.
     """
     picture = decode(data, params)
     image, (width, height) = picture.image, picture.size
@@ -82,11 +74,8 @@ def pack(
 ) -> tuple[float, ...] | str:
     """Prepare a picture of an uncompressed zip, and write its pixels into its row of `path`, in a worker.
 
-    Sending pixels to the parent process would take a tenth of the whole time. Warnings must be off. The rows
-    of `path` begin at byte `start`; that of a rejected picture keeps its content.
-
-    Returns:
-        its FACTS, or the reason why the picture is rejected.
+    Sending pixels to the parent process would take a tenth of the whole time. The rows begin at byte `start`.
+    Return the picture's FACTS, or the reason why it is rejected; then its row keeps its content.
 
     Raises:
         UserError: the archive is damaged.

@@ -5,15 +5,16 @@ import io
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 import pandas as pd
+from jinja2 import StrictUndefined, Template
 from matplotlib.figure import Figure
 from PIL import Image
 
 from ganpipe.common.sheets import sheet
 from ganpipe.params import Preprocess
 
+NEAREST, LANCZOS = Image.Resampling.NEAREST, Image.Resampling.LANCZOS
 # The contact sheet: number of images, columns, pixels between them, largest side of an image in pixels.
 SHEET_IMAGES, SHEET_COLUMNS, SHEET_GAP, SHEET_TILE = 64, 8, 2, 128
 # Rows of the page's tables, pairs of copies on it, and images in the mean; all at most.
@@ -23,14 +24,7 @@ MOST_ROWS, MOST_PAIRS, MOST_MEAN = 200, 24, 10_000
 def numbers(
     index: pd.DataFrame, rejected: pd.DataFrame, copies: pd.DataFrame, params: Preprocess
 ) -> dict[str, Any]:
-    """Count and describe: the content of report.json.
-
-    Args:
-        index: a row for each accepted picture, with width, height, scale and split.
-        rejected: name and reason of the others.
-        copies: name, original, kind, split, original_split and dropped of each copy.
-        params: resolution and channels of the images.
-    """
+    """Count and describe the rows of index.csv, rejected.csv and duplicates.csv, for report.json."""
     reasons = rejected.groupby("reason").size().sort_values(ascending=False, kind="stable")
     train = int((index["split"] == "train").sum())
     sizes = index[["scale", "width", "height"]].astype(float).agg(["min", "median", "max"])
@@ -76,15 +70,11 @@ def drawings(images: np.ndarray, index: pd.DataFrame) -> dict[str, bytes]:
 def contact_sheet(images: np.ndarray) -> Image.Image:
     """Show up to SHEET_IMAGES of uint8 N×H×W×C, evenly spaced, each at most SHEET_TILE pixels a side."""
     chosen = images[_evenly(len(images), SHEET_IMAGES)]
-    side = images.shape[1]
-    if side <= SHEET_TILE:
-        # Whole multiples without smoothing: the sheet shows the pixels that will be trained on.
-        chosen = chosen.repeat(SHEET_TILE // side, axis=1).repeat(SHEET_TILE // side, axis=2)
-    else:
-        tile = (SHEET_TILE, SHEET_TILE)
-        small = [Image.fromarray(image.squeeze()).resize(tile, Image.Resampling.LANCZOS) for image in chosen]
-        chosen = np.stack([np.asarray(image) for image in small]).reshape(len(small), *tile, -1)
-    return sheet(chosen, SHEET_COLUMNS, SHEET_GAP)
+    # Whole multiples without smoothing: the sheet shows the pixels that will be trained on.
+    factor = SHEET_TILE // images.shape[1]
+    side, method = (images.shape[1] * factor, NEAREST) if factor else (SHEET_TILE, LANCZOS)
+    tiles = [np.asarray(Image.fromarray(image.squeeze()).resize((side, side), method)) for image in chosen]
+    return sheet(np.stack(tiles).reshape(len(tiles), side, side, -1), SHEET_COLUMNS, SHEET_GAP)
 
 
 def mean_image(images: np.ndarray) -> Image.Image:
@@ -132,20 +122,14 @@ def page(
 ) -> str:
     """Put everything on one page that needs no other file.
 
-    Args:
-        report: what `numbers` returns.
-        rejected: as for `numbers`, as is copies.
-        copies: its first rows are shown with their pairs.
-        pairs: uint8 2×H×W×C each: an original and its copy.
-        drawn: what `drawings` returns; empty where no picture was accepted.
-        source: name, licence, cite and address of the source, as far as they are known.
+    `report` and `drawn` are what `numbers` and `drawings` return; where no picture was accepted, `drawn` is
+    empty. The originals and copies in the first rows of `copies` are `pairs` of uint8 2×H×W×C. Of `source`,
+    name, licence, cite and address are shown as far as they are known.
     """
-    environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
-    environment.filters["base64"] = lambda data: base64.b64encode(data).decode()
-    template = environment.from_string(Path(__file__).with_suffix(".html").read_text(encoding="utf-8"))
+    text = Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
+    template = Template(text, autoescape=True, trim_blocks=True, undefined=StrictUndefined)
     return template.render(
+        base64=lambda data: base64.b64encode(data).decode(),
         report=report,
         rejected=rejected.to_dict("records"),
         copies=copies.to_dict("records"),

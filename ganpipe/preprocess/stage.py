@@ -39,15 +39,10 @@ def preprocess(
 ) -> None:
     """Turn the fetched files into training images.
 
-    Reads stages/fetch/; writes stages/preprocess/images.npy (uint8 N×H×W×C in [0, 255]), index.csv (row i is
-    image i) and the stage's other outputs. Rows are in the order of the manifest, whatever `workers` is.
-
-    Args:
-        params: crop, size, channels, treatment of copies, number of images, shares held out and rejected.
-        root: the checkout.
-        workers: processes that decode; None: one for each core that this process may use.
-        max_disk: GB that images.npy may take; None: the free space there.
-        max_memory: GB of memory that images.npy may take when loaded whole; None: the machine's.
+    Reads stages/fetch/; writes the files that stages/preprocess/README.md describes. The options change none
+    of their bytes: `workers`, the processes that decode, by default one for each core that this process may
+    use; `max_disk` and `max_memory`, the GB that images.npy may take on disk and when loaded whole, by
+    default the free space and the machine's memory.
 
     Raises:
         UserError: nothing was fetched, or the images would take too much; or, after everything is written,
@@ -79,7 +74,7 @@ def preprocess(
     page = report.page(numbers, shown, copies, pairs, drawings, fetched.source)
     texts = {"report.json": json.dumps(numbers, indent=2) + "\n", "report.html": page}
     tables = {INDEX: index, "rejected.csv": rejected, "duplicates.csv": copies}
-    texts |= {name: table.to_csv(index=False, lineterminator="\n") for name, table in tables.items()}
+    texts |= {name: table.to_csv(index=False) for name, table in tables.items()}
     contents = drawings | {name: text.encode() for name, text in texts.items()}
     for name in sorted(contents.keys() & OUTPUTS["preprocess"]):
         with files.whole(out / name) as temporary:
@@ -149,9 +144,8 @@ def _beyond(index: pd.DataFrame, max_images: int | None) -> pd.DataFrame:
     The last digits of the sha256 decide, as its first ones the split: a smaller set is part of a larger one.
     """
     train = index[index["split"] == "train"]
-    order = np.argsort(train["sha256"].str[16:].to_numpy(str), kind="stable")
-    beyond = train.iloc[np.sort(order[len(order) if max_images is None else max_images :])]
-    return beyond[["name"]].assign(reason=BEYOND)
+    order = train.sort_values("sha256", key=lambda column: column.str[16:], kind="stable")
+    return order.iloc[len(order) if max_images is None else max_images :][["name"]].assign(reason=BEYOND)
 
 
 def _leave_out(

@@ -10,11 +10,10 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import TimeoutError
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, NewType, TypeVar
 
 import psutil
 from pebble import ProcessExpired, ProcessFuture, ProcessPool
@@ -23,6 +22,7 @@ from ganpipe.common.errors import UserError
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
+Lost = NewType("Lost", str)  # the reason why a task has no result: the same text in every run
 # Seconds in which a worker must have started, and chunks scheduled ahead for each worker.
 START, AHEAD = 120.0, 8
 # Imported once, by the server that forks all workers; not ganpipe, which may not be on the server's path.
@@ -33,16 +33,11 @@ OUT_OF_MEMORY = 77
 LOSSES = ProcessExpired, TimeoutError
 
 
-class Lost(str):
-    """The reason why a task has no result: the same text in every run."""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What one task may use: seconds, and bytes of memory beyond those of an idle worker."""
+class Limits(NamedTuple):
+    """What one task may use."""
 
     seconds: float
-    memory: int
+    memory: int  # bytes beyond those of an idle worker
 
 
 def in_order(
@@ -55,14 +50,10 @@ def in_order(
     """Yield the result of function(task), or Lost, for each task, in their order, from `workers` processes.
 
     A worker that dies, hangs or exceeds a limit is replaced. The tasks of its chunk are tried once more, one
-    by one; only a task that ends its worker again is lost.
+    by one; only a task that ends its worker again is lost. An exception of the function ends the whole work.
 
-    Args:
-        function: pickled, as are tasks and results. An exception that it raises ends the whole work.
-        tasks: read up to AHEAD chunks a worker in advance.
-        workers: the number of processes.
-        limits: of each task, until its function calls `lift_time_limit`.
-        chunk: the number of tasks that a worker gets at a time.
+    Function, tasks and results are pickled. A worker gets `chunk` tasks at a time; AHEAD chunks for each
+    worker are read in advance. The limits hold for each task, until its function calls `lift_time_limit`.
 
     Raises:
         UserError: the workers cannot start or keep running.
