@@ -10,11 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from ganpipe.metrics.kid import check_features
-from ganpipe.metrics.manifold import squared_distances
 
 # With fewer held-out images, chance alone brings good generators below the bounds below.
 LEAST_HELD_OUT = 100
-# Neighbours that the coarse search takes in addition to the requested ones.
+# Neighbours that are found in addition to the requested ones, because the search's rounding may misrank them.
 SPARE = 2
 # Generated images are suspicious below this share of the held-out images' distance, or below this share of
 # their authenticity. The bounds lie between generators of one dense category of digits (0.76, 0.76 at 32 px)
@@ -51,34 +50,19 @@ def neighbours(images: np.ndarray, train: np.ndarray, k: int = 3) -> Neighbours:
         UserError: a set has fewer than 2 rows, NaN or infinity, or the sets differ in d.
     """
     check_features(images, train)
-    indices, distances = _nearest(images, train, min(k, len(train)))
+    indices, distances = _nearest(images, train, k)
     nearest, inverse = np.unique(indices[:, 0], return_inverse=True)
-    _, own = _nearest(train[nearest], train, 1, nearest)
-    return Neighbours(distances, indices, own[inverse, 0])
+    _, own = _nearest(train[nearest], train, 2)  # a training image is its own first neighbour
+    return Neighbours(distances, indices, own[inverse, 1])
 
 
-def _nearest(
-    points: np.ndarray, train: np.ndarray, k: int, excluded: np.ndarray | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Find each point's k nearest rows of `train`, except its row `excluded`: their indices and distances."""
-    # The search runs in float32 about the mean, in half the time. It takes SPARE more candidates, because
-    # rounding may rank some too low; their distances are then float64 by subtraction, exact for near ones.
-    mean, count = train.mean(axis=0, dtype=np.float64), min(k + SPARE, len(train) - (excluded is not None))
-    coarse = [
-        np.subtract(x, mean, out=np.empty(x.shape, np.float32), casting="same_kind") for x in (points, train)
-    ]
-    candidates, start = [], 0
-    for block in squared_distances(*coarse):
-        rows = np.arange(len(block))
-        if excluded is not None:
-            block[rows, excluded[start : start + len(block)]] = np.inf
-        start += len(block)
-        columns = []
-        for _ in range(count):  # for few candidates faster than a partition
-            columns.append(block.argmin(axis=1))
-            block[rows, columns[-1]] = np.inf
-        candidates.append(np.stack(columns, axis=1))
-    indices = np.concatenate(candidates)
+def _nearest(points: np.ndarray, train: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Find each point's k nearest rows of `train`: their indices and distances, ascending."""
+    from sklearn.neighbors import NearestNeighbors
+
+    search = NearestNeighbors(n_neighbors=min(k + SPARE, len(train)), algorithm="brute").fit(train)
+    indices = np.sort(search.kneighbors(points, return_distance=False))
+    # The search multiplies matrices; only differences of features are exact for near images.
     exact = points.astype(np.float64)
     distances = np.stack([np.linalg.norm(exact - train[column], axis=1) for column in indices.T], axis=1)
     order = np.argsort(distances, axis=1, kind="stable")[:, :k]

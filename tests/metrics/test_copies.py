@@ -20,10 +20,8 @@ def shares(ratio: float | None, authenticity: float, floor: float | None) -> dic
     return numbers | {"near_copies": 0.0, "near_copies_floor": 0.0 if floor else None}
 
 
-@pytest.mark.parametrize("block", [1, 500, manifold.BLOCK])
-def test_neighbours_are_the_plain_loops(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
+def test_neighbours_are_the_plain_loops() -> None:
     """If it fails, nearest.png shows other images than the nearest ones, and both numbers are wrong."""
-    monkeypatch.setattr(manifold, "BLOCK", block)
     near = neighbours(FRESH, TRAIN)
     for i, image in enumerate(FRESH):
         far = np.linalg.norm(TRAIN - image, axis=1)
