@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ganpipe.metrics.kid import checked_features
+from ganpipe.metrics.kid import check_features
 
 # Principal components that the classifier sees, and folds of its cross-validation.
 COMPONENTS, FOLDS = 64, 5
@@ -18,36 +18,25 @@ def c2st_auc(real: np.ndarray, fake: np.ndarray, seed: int) -> float:
     cannot tell the sets apart; 1: it always can. Slightly below 0.5 is chance; far below, fake images are
     copies: the classifier was fitted to their originals, which have the other label.
     """
-    from scipy.linalg import eigh
+    from sklearn.decomposition import PCA
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import roc_auc_score
     from sklearn.model_selection import StratifiedKFold
 
-    real, fake = checked_features(real, fake)
-    rows = np.concatenate([real, fake])
-    if (rows == rows[0]).all():
-        return 0.5
-    rows -= rows.mean(0)
-    if rows.shape[1] > len(rows):
-        # The same rows in coordinates of the subspace that they span.
-        rows = np.ascontiguousarray(np.asarray(np.linalg.qr(rows.T, mode="r")).T)
+    check_features(real, fake)
+    rows = np.concatenate([real, fake]).astype(np.float64)
     labels = np.repeat([0, 1], [len(real), len(fake)])
     folds = StratifiedKFold(min(FOLDS, len(real), len(fake)), shuffle=True, random_state=seed % 2**32)
-    products, areas = rows.T @ rows, []
+    areas = []
     for train, test in folds.split(rows, labels):
-        tested = rows[test]
-        # Sums over the training rows are those over all rows, 0 for the rows themselves, minus the tested.
-        mean = -tested.sum(0) / len(train)
-        covariance = (products - tested.T @ tested) / (len(train) - 1)
-        covariance -= np.outer(mean, mean) * (len(train) / (len(train) - 1))
-        count = min(COMPONENTS, len(train) - 1, rows.shape[1])
-        variances, components = eigh(covariance, subset_by_index=(rows.shape[1] - count, rows.shape[1] - 1))
-        varied = variances > LEAST_VARIANCE * variances[-1]
-        if not varied.any():
-            areas.append(0.5)  # all training rows are equal
+        if (rows[train] == rows[train[0]]).all():
+            areas.append(0.5)
             continue
-        components = components[:, varied] / np.sqrt(variances[varied])
-        whitened = rows @ components - mean @ components
+        count = min(COMPONENTS, len(train) - 1, rows.shape[1])
+        solver = "arpack" if count < rows.shape[1] else "full"  # fast, but not for all components
+        pca = PCA(count, whiten=True, svd_solver=solver, random_state=0).fit(rows[train])
+        varied = pca.explained_variance_ > LEAST_VARIANCE * pca.explained_variance_[0]
+        whitened = pca.transform(rows)[:, varied]
         classifier = LogisticRegression(max_iter=1000).fit(whitened[train], labels[train])
         areas.append(roc_auc_score(labels[test], classifier.decision_function(whitened[test])))
     return float(np.mean(areas))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ganpipe.common.errors import ParamError
-from ganpipe.metrics.kid import checked_features
+from ganpipe.metrics.kid import check_features
 
 # Entries in a block of the distance matrix: 256 MiB in float64.
 BLOCK = 2**25
@@ -34,7 +34,8 @@ def balls(points: np.ndarray, k: int, side: str = "real") -> Balls:
             f"{k} neighbours need more than {k} images in a set, found {len(points)} {side} ones; "
             "use more images, fewer sets or fewer neighbours",
         )
-    points, _ = checked_features(points, points)
+    check_features(points, points)
+    points = points.astype(np.float64)
     radii, total = [], 0.0
     for block in squared_distances(points, points):
         # The 0th neighbour is the point itself. Copied, because a view would keep the whole block in memory.
