@@ -104,8 +104,7 @@ def prune(folder: Path, step: int, keep: int = KEEP) -> None:
 
 def _paths(folder: Path) -> list[Path]:
     """List the checkpoints of a folder, the newest first."""
-    paths = [path for path in folder.glob("*.checkpoint") if path.stem.isdecimal()]
-    return sorted(paths, key=lambda path: int(path.stem), reverse=True)
+    return sorted(folder.glob("*.checkpoint"), reverse=True)
 
 
 def _read(path: Path, like: State) -> Checkpoint:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from itertools import chain, count, islice
 from pathlib import Path
 
 import numpy as np
@@ -105,14 +106,11 @@ class Draws:
 
         No image is dropped, every batch is full, and a data set may be smaller than a batch.
         """
-        count, B = len(self.plan.rows), self.plan.batch_size
-        epochs, order = range(0), self.plan.rows
-        for step in range(start, self.plan.steps):
-            needed = range(step * B // count, ((step + 1) * B - 1) // count + 1)
-            if needed != epochs:
-                epochs, order = needed, np.concatenate([self._order(epoch) for epoch in needed])
-            offset = step * B - epochs[0] * count
-            yield self._draw(order[offset : offset + B], "flip", step + 1)
+        B = self.plan.batch_size
+        epoch, seen = divmod(start * B, len(self.plan.rows))
+        rows = islice(chain.from_iterable(map(self._order, count(epoch))), seen, None)
+        for step in range(start + 1, self.plan.steps + 1):
+            yield self._draw(np.fromiter(islice(rows, B), np.int64, B), "flip", step)
 
     def extra(self, step: int) -> Draw:
         """Draw the images of an extra update, which does not count towards the epochs."""

@@ -1,11 +1,12 @@
 """Rescues: what went wrong in a training, what was done about it, and how the training continues."""
 
-import csv
 import shutil
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Literal
+
+import pandas as pd
 
 from ganpipe.common.files import whole
 
@@ -77,12 +78,9 @@ class Course:
 
 def read_course(folder: Path, steps: int) -> Course:
     """Return how a training of `steps` steps continues after the events in its events.csv, if any."""
-    events = []
-    if (folder / TABLE).exists():
-        with open(folder / TABLE, newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file):
-                numbers = {name: int(row[name]) for name in ("step", "attempt", "back_to")}
-                events.append(Event(**(row | numbers)))  # type: ignore[arg-type]
+    path = folder / TABLE
+    table = pd.read_csv(path, na_filter=False) if path.exists() else pd.DataFrame()
+    events = [Event(*row) for row in table.itertuples(index=False, name=None)]
     stops = [event for event in events if event.action == "stop"]
     last = min([steps, *(event.back_to for event in stops)])
     return Course(tuple(events), last, stops[-1] if stops else None)
@@ -91,10 +89,9 @@ def read_course(folder: Path, steps: int) -> Course:
 def write_events(folder: Path, events: Iterable[Event]) -> None:
     """Write events.csv, whole or not at all; without events it has only its header."""
     rows = sorted(events, key=lambda event: (event.attempt, event.step))
-    with whole(folder / TABLE) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        table = csv.DictWriter(file, [field.name for field in fields(Event)], lineterminator="\n")
-        table.writeheader()
-        table.writerows(map(asdict, rows))
+    table = pd.DataFrame(map(asdict, rows), columns=[field.name for field in fields(Event)])
+    with whole(folder / TABLE) as temporary:
+        table.to_csv(temporary, index=False)
 
 
 def attempt_folder(folder: Path, attempt: int) -> Path:
