@@ -83,5 +83,4 @@ class SequentialDiscriminator(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Turn images float32 N×channels×side×side in [-1, 1] into logits float32 N, high for real."""
-        logits: torch.Tensor = self.layers(images).flatten()
-        return logits
+        return self.layers(images).flatten()

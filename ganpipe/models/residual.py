@@ -72,8 +72,7 @@ class Generator(nn.Module):
         x = x + y1
         for layer in later:
             x = layer(x) + y1
-        images: torch.Tensor = self.up(x)
-        return images
+        return self.up(x)
 
 
 class Discriminator(SequentialDiscriminator):

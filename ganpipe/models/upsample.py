@@ -45,8 +45,7 @@ class Generator(nn.Module):
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
         """Turn latent vectors N×nz into images N×channels×resolution×resolution in [-1, 1]."""
-        images: torch.Tensor = self.layers(self.dense(z).unflatten(1, self.start))
-        return images
+        return self.layers(self.dense(z).unflatten(1, self.start))
 
 
 class Discriminator(SequentialDiscriminator):
