@@ -6,8 +6,7 @@ from ganpipe.common.errors import UserError
 def resolve(name: str) -> str:
     """Return a usable torch device; "auto" is the GPU if there is one, else the CPU.
 
-    Raises:
-        UserError: torch does not know the name, or this machine does not have the device.
+    Raises UserError: torch does not know the name, or this machine does not have the device.
     """
     import torch  # here, so that the command line starts without it
 

@@ -16,9 +16,9 @@ Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Rate = Annotated[float, Field(gt=0, lt=10, allow_inf_nan=False)]
 Decay = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 
-Architecture = Literal["dcgan", "celeba64", "upsample", "residual"]
+Architecture = Literal["dcgan", "celeba64", "upsample", "residual", "resize"]
 # Smallest sides in pixels from which an architecture doubles; residual halves its side five times.
-BASES = {"dcgan": (4, 5, 6, 7), "celeba64": (4, 5, 6, 7), "upsample": (5, 6, 7, 8)}
+BASES = {"dcgan": (4, 5, 6, 7), "celeba64": (4, 5, 6, 7), "upsample": (5, 6, 7, 8), "resize": (4, 5, 6, 7)}
 RESIDUAL_STEP = 32
 
 
@@ -130,6 +130,15 @@ class Train(Section):
     flip: bool
     ema_halflife_kimg: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None
     seed: Seed
+    augment: list[Literal["colour", "translation", "cutout"]]
+    drift_weight: Annotated[float, Field(ge=0, le=1000, allow_inf_nan=False)]
+    drift_fade_from: Share
+    drift_taus: Annotated[
+        list[Annotated[float, Field(gt=0, le=10, allow_inf_nan=False)]], Field(min_length=1)
+    ]
+    drift_resolution: Annotated[int, Field(ge=32, le=1024)] | None
+    drift_positives: Annotated[int, Field(ge=2)]
+    drift_bank: Annotated[int, Field(ge=2)]
     extra_update_every: Positive | None
     extra_update_players: Literal["turns", "both"]
     micro_batch_size: Positive | None
@@ -162,8 +171,7 @@ class Train(Section):
     def batch_size_for(self, resolution: int) -> int:
         """Return the number of images in one step at a resolution in pixels.
 
-        Raises:
-            UserError: batch_size is null and the table has no entry at or above the resolution.
+        Raises UserError: batch_size is null and the table has no entry at or above the resolution.
         """
         if self.batch_size is not None:
             return self.batch_size
@@ -189,7 +197,7 @@ class Sample(Section):
 class Evaluate(Section):
     """The protocol of the metrics."""
 
-    extractor: Literal["lite0", "inception", "dinov2_vits14", "pixels"]
+    extractor: Literal["lite0", "lite2", "inception", "dinov2_vits14", "pixels"]
     weights: str | None
     feature_resolution: Annotated[int, Field(ge=32, le=1024)]
     seeds: Positive

@@ -40,8 +40,7 @@ def doctor(root: Path, fix: bool) -> int:
 
     With `fix`, the remedies are applied, each before the next check.
 
-    Raises:
-        UserError: `root` is not a DVC repository.
+    Raises UserError: `root` is not a DVC repository.
     """
     if not (root / ".dvc").is_dir():
         raise UserError(f"{root.resolve()} has no .dvc; run this command in the folder of dvc.yaml")

@@ -57,8 +57,7 @@ def score(
     Each path is a folder, zip, tar or .npy of images: the reference, the images to score and, for the floors,
     further real images.
 
-    Raises:
-        UserError: images cannot be read or compared, or weights are missing.
+    Raises UserError: images cannot be read or compared, or weights are missing.
     """
     paths = {"--real": real, "--fake": fake} | ({"--held-out": held_out} if held_out else {})
     images = {}
@@ -95,8 +94,7 @@ def read_images(path: Path) -> np.ndarray:
     They are read from a folder with its subfolders, a zip or tar of image files (files without an image's
     suffix are left out, which is reported), or a .npy of uint8 N×H×W×C or N×H×W.
 
-    Raises:
-        UserError: it cannot be read, an image is damaged, they differ in size, or there is none.
+    Raises UserError: it cannot be read, an image is damaged, they differ in size, or there is none.
     """
     if not path.exists():
         raise UserError(f"{path}: no such folder or file")

@@ -18,8 +18,7 @@ def find_generator(source: str | None, root: Path = Path()) -> TrainedGenerator:
     The source may be a .safetensors file, a folder with one, the name of a DVC experiment, or an MLflow
     artifact URI such as models:/<id> or runs:/<id>/generator.
 
-    Raises:
-        UserError: the source does not exist, or its files are not those of one generator.
+    Raises UserError: the source does not exist, or its files are not those of one generator.
     """
     if source is None:
         return _load(stage_folder(root, "train"))

@@ -42,8 +42,7 @@ class Dataset:
 def load(folder: Path) -> Dataset:
     """Open a packed data set for reading, without hashing its pixels again.
 
-    Raises:
-        UserError: a file is missing or unreadable, or the files come from different runs.
+    Raises UserError: a file is missing or unreadable, or the files come from different runs.
     """
     try:
         images, index, counts = _read(folder)

@@ -10,8 +10,8 @@ import torch
 
 from ganpipe.common import seeds
 from ganpipe.common.progress import Progress
-from ganpipe.evaluate.feature_cache import cached
 from ganpipe.metrics import extractors, lite0
+from ganpipe.metrics.feature_cache import cached
 
 # Images of a set whose layout is compared: it is 16 times as long as the features.
 LAYOUT_IMAGES = 2048

@@ -65,8 +65,7 @@ def score_images(
     images or more, scored without classifier and search for copies: arrays like `generated`, uint8 N×H×W×C in
     [0, 255], or objects with a length that return the images of an int64 array of rows.
 
-    Raises:
-        UserError: there are too few images, or their features cannot be computed or compared.
+    Raises UserError: there are too few images, or their features cannot be computed or compared.
     """
     n = min(len(generated) // params.seeds, len(real.train_rows))
     if n < 2:
@@ -107,8 +106,7 @@ def score_features(features: Features, params: Evaluate, trained_on: int | None 
         interprets the last three. `ranked_by`: the number by which sets are ranked. `degenerate`: why no
         number of these sets means anything, None if they vary.
 
-    Raises:
-        UserError: there are too few images, their features are not finite, or the real ones are all equal.
+    Raises UserError: there are too few images, their features are not finite, or the real ones are all equal.
     """
     real, held_out, names = features.train[: features.n], features.held_out, distance_names(params.extractor)
     if (real == real[0]).all():

@@ -32,8 +32,7 @@ def evaluate(params: Evaluate, sample: Sample, root: Path, device: str) -> Metri
     Returns:
         The content of metrics.json.
 
-    Raises:
-        UserError: a file of an earlier stage is missing or does not fit, or there are too few images.
+    Raises UserError: a file of an earlier stage is missing or does not fit, or there are too few images.
     """
     data = dataset.load(stage_folder(root, "preprocess"))
     generated = inputs.load_samples(root, data.images.shape[1:])

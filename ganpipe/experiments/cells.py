@@ -26,7 +26,7 @@ SD = "_sd_over_seeds"
 NUMBERS = tuple(field.name for field in fields(Verdict) if field.name != "word")
 # Metrics that fit a screen; the CSV has all of them.
 MAIN = re.compile(
-    "(layout_kid|kid|fd)_(lite0|inception|dinov2_vits14|pixels)"
+    "(layout_kid|kid|fd)_(lite0|lite2|inception|dinov2_vits14|pixels)"
     "|fid|precision|recall|coverage|c2st_auc|nn_ratio"
 )
 
@@ -49,9 +49,15 @@ class Run:
 
     @property
     def rank(self) -> float:
-        """The metric that runs are ranked by; lower is better, NaN if there is none."""
+        """The metric that runs are ranked by; lower is better, NaN if there is none or training saw it."""
         value = self.metrics[self.metrics["ranked_by"]]
-        return math.nan if value is None else float(value)
+        return math.nan if value is None or self.partial else float(value)
+
+    @property
+    def partial(self) -> bool:
+        """Whether the metric is of the network whose features the drifting loss used."""
+        weight = float(self.values.get("train.drift_weight", 0))
+        return weight > 0 and str(self.metrics["ranked_by"]).endswith("lite0")
 
     @property
     def mark(self) -> str:
@@ -59,6 +65,7 @@ class Run:
         times = "once" if self.interventions == 1 else f"{self.interventions} times"
         parts = [self.ended] * (self.ended != "finished") + [f"rescued {times}"] * (self.interventions > 0)
         parts += [f"images {flaw}"] if (flaw := self.metrics.get("degenerate")) else []
+        parts += ["not ranked: trained in Lite0; evaluate with evaluate.extractor=lite2"] * self.partial
         return f"seed {self.seed} {', '.join(parts)}" if parts else ""
 
 

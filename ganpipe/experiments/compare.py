@@ -31,8 +31,7 @@ def compare(
 
     With `csv`, write the table to that file; with `page`, write an HTML page with images and loss curves.
 
-    Raises:
-        UserError: an experiment or the grid is unknown, or none is finished.
+    Raises UserError: an experiment or the grid is unknown, or none is finished.
     """
     runs, skipped = read_runs(root, names, grid)
     frame = cell_table(runs)
@@ -61,8 +60,7 @@ def compare(
 def read_runs(root: Path, names: Sequence[str], grid: str | None) -> tuple[list[Run], list[str]]:
     """Return the requested finished runs, and a remark on each that is unfinished or unreadable.
 
-    Raises:
-        UserError: an experiment or the grid is unknown, or no run can be read.
+    Raises UserError: an experiment or the grid is unknown, or no run can be read.
     """
     with revisions.open_repo(root) as repo:
         held = revisions.finished(repo)

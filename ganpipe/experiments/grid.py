@@ -63,8 +63,7 @@ def grid(
 def planned(values: Params, root: Path, name: str, seeds: int, settings: Iterable[str]) -> Plan:
     """Return the experiment of each cell and seed of a grid.
 
-    Raises:
-        UserError: one line for each cell with wrong params, or with pictures that the queue cannot read.
+    Raises UserError: one line for each cell with wrong params, or with pictures that the queue cannot read.
     """
     plan: Plan = {}
     problems: list[str] = []

@@ -34,8 +34,7 @@ class Cell:
 def recipe_settings(values: Params, name: str, changes: Iterable[str] = ()) -> list[str]:
     """Return a recipe's settings, each key once, overridden by changes; those that it builds on come first.
 
-    Raises:
-        UserError: the recipe is unknown or builds on itself, or a setting is not key=value.
+    Raises UserError: the recipe is unknown or builds on itself, or a setting is not key=value.
     """
     return list(_expanded(values, [f"{RECIPE}={name}", *changes]).values())
 
@@ -43,8 +42,7 @@ def recipe_settings(values: Params, name: str, changes: Iterable[str] = ()) -> l
 def apply_settings(values: Params, settings: Iterable[str], origin: str) -> Params:
     """Return params changed by settings `section.name=value`, recipes expanded; later ones win.
 
-    Raises:
-        UserError: one line for each wrong value or unknown key, each beginning with the origin.
+    Raises UserError: one line for each wrong value or unknown key, each beginning with the origin.
     """
     sections = values.experiment
     plain = values.model_dump()
@@ -76,8 +74,7 @@ def hydra_overrides(settings: Iterable[str]) -> list[str]:
 def grid_cells(values: Params, grid: str, settings: Iterable[str] = ()) -> list[Cell]:
     """Return a grid's cells, overridden by settings for every cell; the last axis varies fastest.
 
-    Raises:
-        UserError: the grid is unknown, or a setting cannot be read.
+    Raises UserError: the grid is unknown, or a setting cannot be read.
     """
     if grid not in values.grids:
         known = ", ".join(values.grids) or "none"

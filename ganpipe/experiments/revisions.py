@@ -73,8 +73,7 @@ def unpack(root: Path, revision: str, folder: Path) -> tuple[Params, str | None]
     Returns:
         Its params, and the last stage that ran with these params and this code according to its dvc.lock.
 
-    Raises:
-        UserError: the revision has no such files, or its params are not valid in this version of ganpipe.
+    Raises UserError: the revision has no such files, or its params are not valid in this version of ganpipe.
     """
     listed = git(root, "ls-tree", "--name-only", revision) or ""
     paths = {"params.yaml", "dvc.lock", "ganpipe"} & set(listed.splitlines())
@@ -92,8 +91,7 @@ def read_outputs(root: Path, name: str, revision: str, outputs: Sequence[str]) -
 
     An output that is a folder has an item for each of its files, such as "grids/1.png".
 
-    Raises:
-        UserError: one of them is not in the cache.
+    Raises UserError: one of them is not in the cache.
     """
     from dvc.api import DVCFileSystem
     from dvc_data.index import DataIndexDirError

@@ -21,8 +21,7 @@ def run(
     The printed command can be pasted into a shell. The exit code is dvc's. Settings `key=value` override the
     recipe's. Without a name DVC makes one up. With `queue`, the experiment is only added to DVC's queue.
 
-    Raises:
-        UserError: before dvc starts: the recipe is unknown, or one line for each wrong setting.
+    Raises UserError: before dvc starts: the recipe is unknown, or one line for each wrong setting.
     """
     values = params.load(root / params.PARAMS_FILE)
     expanded = recipe_settings(values, recipe, settings)

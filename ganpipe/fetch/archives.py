@@ -73,8 +73,7 @@ def listing(*paths: Path) -> Iterator[NamedFiles]:
     Links to files are followed wherever they point, because `dvc add` and people who pick a subset make such
     links; links to folders are not. Of an archive only regular files are read; none is unpacked to a path.
 
-    Raises:
-        UserError: a path cannot be read; also from an opener.
+    Raises UserError: a path cannot be read; also from an opener.
     """
     with ExitStack() as stack:
         files: NamedFiles = []

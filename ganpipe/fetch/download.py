@@ -59,8 +59,7 @@ def cached(source: str, remotes: Sequence[Remote], remedy: str, offline: bool) -
 
     The files lie in a folder named after the source. `remedy` tells how to get them without the download.
 
-    Raises:
-        UserError: a file cannot be downloaded, or is missing while the network is disabled (`offline`).
+    Raises UserError: a file cannot be downloaded, or is missing while the network is disabled (`offline`).
     """
     folder = cache() / source
     absent = [remote for remote in remotes if not _is_complete(folder / remote.name, remote.sha256)]

@@ -23,8 +23,7 @@ def read_table(name: str, opener: Opener) -> Points:
     Cells are separated by commas, semicolons, tabs or spaces. A heading, and the count that CelebA puts above
     it, are skipped. Names are cleaned as the pictures' names are. `name` is the table's, for messages.
 
-    Raises:
-        UserError: the table is too large, or a line cannot be read; names the line.
+    Raises UserError: the table is too large, or a line cannot be read; names the line.
     """
     with opener() as stream:
         data = stream.read(MAX_TABLE_BYTES + 1)

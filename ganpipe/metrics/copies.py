@@ -46,8 +46,7 @@ class Neighbours:
 def neighbours(images: np.ndarray, train: np.ndarray, k: int = 3) -> Neighbours:
     """Find the k nearest training images of each image, at most M, from features float N×d and M×d, M >= 2.
 
-    Raises:
-        UserError: a set has fewer than 2 rows, NaN or infinity, or the sets differ in d.
+    Raises UserError: a set has fewer than 2 rows, NaN or infinity, or the sets differ in d.
     """
     check_features(images, train)
     indices, distances = _nearest(images, train, k)

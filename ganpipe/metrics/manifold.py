@@ -25,8 +25,7 @@ class Balls:
 def balls(points: np.ndarray, k: int, side: str = "real") -> Balls:
     """Compute the balls of a set of points, float N×d; `side` names it in errors: real or generated.
 
-    Raises:
-        UserError: the set has at most k points, or one that is not finite.
+    Raises UserError: the set has at most k points, or one that is not finite.
     """
     if k >= len(points):
         raise ParamError(

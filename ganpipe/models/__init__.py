@@ -7,14 +7,19 @@ if TYPE_CHECKING:
 
     from ganpipe.models.layers import NetworkSpec
 
-ARCHITECTURES = ("dcgan", "celeba64", "upsample", "residual")  # of model.architecture, each a file here
+ARCHITECTURES = (
+    "dcgan",
+    "celeba64",
+    "upsample",
+    "residual",
+    "resize",
+)  # of model.architecture, each a file here
 
 
 def build_generator(spec: "NetworkSpec") -> "nn.Module":
     """Build a generator, float32 N×nz → float32 N×channels×resolution×resolution in [-1, 1].
 
-    Raises:
-        UserError: the architecture cannot be built at the resolution or with model.first_channels.
+    Raises UserError: the architecture cannot be built at the resolution or with model.first_channels.
     """
     network: nn.Module = _module_of(spec).Generator(spec)
     return network
@@ -28,6 +33,6 @@ def build_discriminator(spec: "NetworkSpec") -> "nn.Module":
 
 def _module_of(spec: "NetworkSpec") -> Any:
     # Here, because who reads papers.py alone must not wait for torch.
-    from ganpipe.models import celeba64, dcgan, residual, upsample
+    from ganpipe.models import celeba64, dcgan, residual, resize, upsample
 
-    return (dcgan, celeba64, upsample, residual)[ARCHITECTURES.index(spec.params.architecture)]
+    return (dcgan, celeba64, upsample, residual, resize)[ARCHITECTURES.index(spec.params.architecture)]

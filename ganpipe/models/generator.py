@@ -57,8 +57,7 @@ def save_generator(G: nn.Module, spec: NetworkSpec, path: Path) -> None:
 def load_generator(path: Path) -> TrainedGenerator:
     """Build the generator that a weights file's header describes, and load its weights.
 
-    Raises:
-        UserError: the file is missing or damaged, its header describes no network, or another network.
+    Raises UserError: the file is missing or damaged, its header describes no network, or another network.
     """
     try:
         with safe_open(path, "pt") as file:
@@ -120,8 +119,7 @@ def z_of_seeds(params: Model, first_seed: int, count: int, z_scale: float) -> to
 def check_request(n: int, seed: int, z_scale: float, max_images: int = MAX_IMAGES) -> None:
     """Check the values of a command or an HTTP request that generates images.
 
-    Raises:
-        UserError: the number of images n, the first seed or the factor z_scale on z is out of its range.
+    Raises UserError: the number of images n, the first seed or the factor z_scale on z is out of its range.
     """
     if not 1 <= n <= max_images:
         raise UserError(f"n: found {n}, but it must be between 1 and {max_images:,}")

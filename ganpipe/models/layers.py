@@ -26,8 +26,7 @@ def pyramid(spec: NetworkSpec, player: Literal["G", "D"]) -> tuple[int, list[int
     model.first_channels (for D d_first_channels, unless it is null), or n·2^(doublings - 1) if that is null,
     then half of the previous one, rounded down. n, ngf or ndf, is then the width next to the images.
 
-    Raises:
-        UserError: the architecture cannot reach the resolution, or first_channels halves to less than one.
+    Raises UserError: the architecture cannot reach the resolution, or first_channels halves to less than one.
     """
     params, resolution = spec.params, spec.resolution
     factors = base_and_doublings(params.architecture, resolution)

@@ -7,9 +7,11 @@ PAPERS = {
     "celeba64": "Vlad, Face image generation using GANs",
     "stiff2018": "Stiff, von Keyserlingk & Stuart 2018",
     "xin2024": "Xin 2024",
+    "beyond": "ganpipe, after Deng et al. 2026",
 }
 # An architecture of model.architecture, and the family whose paper describes it.
-FAMILIES = {"dcgan": "dcgan", "celeba64": "celeba64", "upsample": "stiff2018", "residual": "xin2024"}
+FAMILIES = {"dcgan": "dcgan", "celeba64": "celeba64", "upsample": "stiff2018"}
+FAMILIES |= {"residual": "xin2024", "resize": "beyond"}
 
 
 def recipe_paper(recipe: str) -> str:

@@ -19,8 +19,7 @@ def to_eight_bits(image: Image.Image) -> Image.Image:
     Grey values of 16 or 32 bits are scaled from the smallest of the ranges 0-1 (float only), 0-255, 0-4095
     and 0-65535 that contains the whole picture, or else from its minimum to its maximum.
 
-    Raises:
-        Rejected: it has values that are not finite.
+    Raises Rejected: it has values that are not finite.
     """
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         return _scaled(image)

@@ -42,8 +42,7 @@ def crop_for(width: int, height: int, params: Preprocess, points: Points | None 
 
     Width and height are in pixels, after the EXIF rotation; crop "landmarks" needs points.
 
-    Raises:
-        Rejected: the picture is too small for the crop, or its landmarks are missing or unusable.
+    Raises Rejected: the picture is too small for the crop, or its landmarks are missing or unusable.
     """
     if params.crop == "none":
         return Crop((0, 0, width, height))

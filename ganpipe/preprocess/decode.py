@@ -65,8 +65,7 @@ class Picture(NamedTuple):
 def decoded(data: bytes) -> Image.Image:
     """Decode a file to an upright picture in sRGB over white: of mode L where the file is grey, else RGB.
 
-    Raises:
-        Rejected: with the reason.
+    Raises Rejected: with the reason.
     """
     with rejecting(data):
         picture = decode(data)

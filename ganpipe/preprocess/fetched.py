@@ -25,8 +25,7 @@ class Fetched(NamedTuple):
 def read_fetched(root: Path, with_landmarks: bool) -> Fetched:
     """Read what fetch wrote into a checkout, without the pictures themselves.
 
-    Raises:
-        UserError: it is missing or damaged, or landmarks are needed and there are none.
+    Raises UserError: it is missing or damaged, or landmarks are needed and there are none.
     """
     path = stage_file(root, "images.zip")
     try:

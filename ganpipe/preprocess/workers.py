@@ -55,8 +55,7 @@ def in_order(
     Function, tasks and results are pickled. A worker gets `chunk` tasks at a time; AHEAD chunks for each
     worker are read in advance. The limits hold for each task, until its function calls `lift_time_limit`.
 
-    Raises:
-        UserError: the workers cannot start or keep running.
+    Raises UserError: the workers cannot start or keep running.
     """
     fresh = iter(tasks)
     # A server without threads forks the workers: a fork of this process could copy locks held by its threads.

@@ -67,8 +67,7 @@ def identify(
     The digest defaults to that of stages/preprocess. Without an origin (tags of git and DVC), git and DVC's
     environment variables give it, and the name defaults to that of the running DVC experiment.
 
-    Raises:
-        UserError: params.yaml is not valid, or the packed data set is not complete.
+    Raises UserError: params.yaml is not valid, or the packed data set is not complete.
     """
     loaded = params.load(root / params.PARAMS_FILE)
     values = experiment_values(loaded)

@@ -35,8 +35,7 @@ def address(home: Path) -> str:
     To be called before MLflow is imported: it applies SETTINGS, unless the environment has other values, and
     exempts the loopback interface from proxies.
 
-    Raises:
-        UserError: the address begins with sqlite but names no file.
+    Raises UserError: the address begins with sqlite but names no file.
     """
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)

@@ -20,8 +20,7 @@ def sync(root: Path) -> list[str]:
 
     Return a line for each of them: what was sent, or why it was skipped.
 
-    Raises:
-        UserError: there is no DVC repository, DVC is busy, or MLflow cannot be brought up to date.
+    Raises UserError: there is no DVC repository, DVC is busy, or MLflow cannot be brought up to date.
     """
     home, names = root.resolve(), dict[str, str]()
     try:

@@ -30,8 +30,7 @@ def ui(root: Path = Path(), port: int | None = None) -> None:
 
     The default port is 5000, or a free one if 5000 is taken.
 
-    Raises:
-        UserError: there is no run yet, the port is taken, or the server does not start or ends by itself.
+    Raises UserError: there is no run yet, the port is taken, or the server does not start or ends by itself.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # unwinds, and ends the server
     with served(root, port) as (view_address, server):

@@ -61,8 +61,7 @@ def load(folder: Path, like: State) -> Checkpoint | None:
     one whose tensors have other names, shapes or dtypes than `like`, the state of a freshly built training; a
     file too large for that state is refused before it is read.
 
-    Raises:
-        OSError: a file may not be read.
+    Raises OSError: a file may not be read.
     """
     for path in _paths(folder):
         try:

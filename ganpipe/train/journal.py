@@ -72,8 +72,7 @@ class Journal:
         The numbers of `update_d`, `update_g` and extra updates, if any, stay on the device until they are
         due, because reading them makes the CPU wait for it. With `stopping` a checkpoint is due in any case.
 
-        Raises:
-            Trouble: a value is not finite, or a severe alarm interrupts the training.
+        Raises Trouble: a value is not finite, or a severe alarm interrupts the training.
         """
         self.unread.append((step, torch.cat(list(numbers))))
         plan, now = self.plan, time.monotonic()

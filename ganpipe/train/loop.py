@@ -16,7 +16,7 @@ from ganpipe.train.plan import Draws, Plan
 from ganpipe.train.players import build_players, share_state
 from ganpipe.train.rescue import Course, Trouble
 from ganpipe.train.signals import stop_signals
-from ganpipe.train.step import StepSettings, generate, update_d, update_g
+from ganpipe.train.step import generate, settings_of, update_d, update_g
 
 
 def run_attempt(plan: Plan, course: Course, options: TrainOptions, ranks: Ranks) -> None:
@@ -28,9 +28,7 @@ def run_attempt(plan: Plan, course: Course, options: TrainOptions, ranks: Ranks)
         UserError: the ranks cannot split the batches.
     """
     params, device, B = plan.train, torch.device(options.device), plan.batch_size
-    labels, size = (params.real_label, params.fake_label), params.micro_batch_size
-    settings = StepSettings(*labels, B, size, ranks, params.g_label)
-    settings.check(params.sync_batch_norm)
+    settings = settings_of(plan, ranks, device)
 
     # Build G, D, the average of G, the best G so far and both optimizers, and load the last checkpoint.
     players = build_players(plan, course.attempt, options, ranks)
@@ -53,6 +51,7 @@ def run_attempt(plan: Plan, course: Course, options: TrainOptions, ranks: Ranks)
         for step in range(start + 1, course.steps + 1):
             # Update D, then G through the updated D, on the same generated images.
             real, z = next(batches), to_device(draws.z(step), device)
+            settings.draw(draws.seed, step)
             if replay:
                 numbers = replay(real, z)
             else:

@@ -54,8 +54,7 @@ class Plan:
 def plan_training(model: Model, train: Train, root: Path = Path()) -> Plan:
     """Open the packed images and compute the plan; params, data and code decide its folder.
 
-    Raises:
-        UserError: there are no packed images.
+    Raises UserError: there are no packed images.
     """
     data = dataset.load(stage_folder(root, "preprocess"))
     rows = data.train_rows

@@ -9,9 +9,12 @@ from torch import nn
 from torch.nn.utils import get_total_norm
 
 from ganpipe.common.errors import UserError
+from ganpipe.train.augment import Augment, Use
 from ganpipe.train.devices.compute import keep_statistics
 from ganpipe.train.devices.ranks import Ranks
+from ganpipe.train.drift import Drift
 from ganpipe.train.losses import d_loss_fake, d_loss_real, g_loss
+from ganpipe.train.plan import Plan
 from ganpipe.train.players import Players
 
 
@@ -28,12 +31,24 @@ class StepSettings:
     micro_batch_size: int | None = None  # images that pass at once; None: this rank's whole part
     ranks: Ranks = Ranks()
     g_label: float = 1.0
+    drift: Drift | None = None  # added to G's loss
+    augment: Augment | None = None  # of all images that D sees
 
     def micro_batches(self, count: int) -> Iterator[tuple[slice, float]]:
         """Yield each micro-batch of this rank's `count` images, and its weight in the global batch's mean."""
         size = self.micro_batch_size or count
         for start in range(0, count, size):
             yield slice(start, start + size), min(size, count - start) / self.batch_size
+
+    def seen(self, images: torch.Tensor, use: Use, part: slice) -> torch.Tensor:
+        """Return what D sees of the images `part` of this rank's batch."""
+        return self.augment(images, use, part) if self.augment else images
+
+    def draw(self, seed: int, step: int) -> None:
+        """Draw the random numbers of a step's drifting loss and augmentation."""
+        for drawn in (self.drift, self.augment):
+            if drawn:
+                drawn.draw(seed, step)
 
     def check(self, sync_batch_norm: bool) -> None:
         """Raise UserError for more ranks than images, and for ranks that would wait in a batch norm."""
@@ -46,6 +61,17 @@ class StepSettings:
                 f"train.micro_batch_size: {B} images over {count} ranks in micro-batches of {size} give some "
                 "ranks more of them than others, which train.sync_batch_norm forbids; change one of the four"
             )
+
+
+def settings_of(plan: Plan, ranks: Ranks, device: torch.device) -> StepSettings:
+    """Return the settings of a training's steps on a device; UserError: ranks cannot split the batches."""
+    params, B = plan.train, plan.batch_size
+    labels, size = (params.real_label, params.fake_label), params.micro_batch_size
+    drift = Drift(plan, device) if params.drift_weight else None
+    augment = Augment(params.augment, B, ranks.part(B), device) if params.augment else None
+    settings = StepSettings(*labels, B, size, ranks, params.g_label, drift, augment)
+    settings.check(params.sync_batch_norm)
+    return settings
 
 
 def generate(G: nn.Module, z: torch.Tensor, settings: StepSettings) -> torch.Tensor | None:
@@ -76,7 +102,7 @@ def update_d(
     numbers = torch.zeros(3, device=real.device)
     players.D_optimizer.zero_grad()
     for part, weight in settings.micro_batches(len(real)):
-        real_logits = D(real[part])
+        real_logits = D(settings.seen(real[part], "real", part))
         loss_real = d_loss_real(real_logits, settings.real_label)
         (weight * loss_real).backward()
         if fake is None:
@@ -84,7 +110,7 @@ def update_d(
                 fake_part = G(z[part])
         else:
             fake_part = fake[part].detach()
-        fake_logits = D(fake_part)
+        fake_logits = D(settings.seen(fake_part, "fake", part))
         loss_fake = d_loss_fake(fake_logits, settings.fake_label)
         (weight * loss_fake).backward()
         with torch.no_grad():
@@ -102,15 +128,17 @@ def update_g(
     """Update G through D, whose weights get no gradients meanwhile; arguments as for `update_d`.
 
     Returns:
-        float32 2, without gradient: G's loss, and the norm of all its gradients.
+        float32 2, without gradient: G's loss without the drifting loss, and the norm of all its gradients.
     """
     G, D = players.G, players.D
     loss = torch.zeros(1, device=z.device)
     D.requires_grad_(False)
     players.G_optimizer.zero_grad()
     for part, weight in settings.micro_batches(len(z)):
-        part_loss = g_loss(D(G(z[part]) if fake is None else fake[part]), settings.g_label)
-        (weight * part_loss).backward()
+        images = G(z[part]) if fake is None else fake[part]
+        part_loss = g_loss(D(settings.seen(images, "g", part)), settings.g_label)
+        total = part_loss + settings.drift(images) if settings.drift else part_loss
+        (weight * total).backward()
         loss += weight * part_loss.detach()
     loss = settings.ranks.sum_gradients(G.parameters(), loss)
     norm = _gradient_norm(G)

@@ -44,8 +44,7 @@ def folder_for(root: Path, identity: dict[str, Any]) -> Path:
 def locked(folder: Path, root: Path) -> Iterator[None]:
     """Lock a training's folder, created if absent, and the checkout that receives the result.
 
-    Raises:
-        UserError: another process holds one of them, such as the orphan of a killed command.
+    Raises UserError: another process holds one of them, such as the orphan of a killed command.
     """
     folder.mkdir(parents=True, exist_ok=True)
     (root / ".ganpipe").mkdir(exist_ok=True)

@@ -66,6 +66,19 @@ def test_the_card_contains_what_a_recipient_must_know(root: Path) -> None:
     assert "None" not in text and "| fd_lite0_ratio" not in text and text.endswith("\n")
 
 
+def test_the_card_says_whether_the_training_saw_the_judge(root: Path) -> None:
+    """If it fails, a drifting training is praised by the network that it was trained in."""
+    path = root / "stages/train/model.json"
+    model = json.loads(path.read_text())
+    assert "The training" not in card(root, METRICS)
+    model["train"]["drift_weight"] = 1.0
+    path.write_text(json.dumps(model))
+    assert "in this very network" in card(root, METRICS)
+    others = {name.replace("lite0", "lite2"): value for name, value in METRICS.items()}
+    text = card(root, others)
+    assert "these scores are of another network" in text and "very network" not in text
+
+
 def test_images_of_another_program_have_a_card(tmp_path: Path) -> None:
     """If it fails, images of another program cannot be scored, because there is no training."""
     text = card(tmp_path, METRICS)

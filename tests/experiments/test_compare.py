@@ -72,7 +72,7 @@ def test_seeds_are_pooled_and_cells_sorted_by_kid() -> None:
     assert verdicts[0] == "glr=0.002: lowest KID." and verdicts[1].startswith("glr=0.001: not distingu")
 
 
-@pytest.mark.parametrize("extractor", ["lite0", "inception", "dinov2_vits14"])
+@pytest.mark.parametrize("extractor", ["lite0", "lite2", "inception", "dinov2_vits14"])
 def test_the_verdict_is_that_of_the_paired_seeds(extractor: str) -> None:
     """A failure means that the spread between seeds, which cells share, hides a difference or feigns one."""
     base = np.array([0.2, 0.9, 0.4])
@@ -135,6 +135,21 @@ def test_images_without_content_are_marked() -> None:
     frame = cell_table([best, run("b-s0", 0, 0.3, {"train.glr": 1})])
     assert frame["marks"][0] == "seed 0 images nearly one colour (0.4% of the real images' contrast)"
     assert f"a: lowest KID; {frame['marks'][0]}." in remarks_on(frame)
+
+
+def test_no_run_is_ranked_by_the_network_that_its_training_saw() -> None:
+    """A failure means that the drifting loss wins every comparison by the judge that it aims at."""
+    drift = {"train.drift_weight": 1.0}
+    runs = [run(f"drift-s{seed}", seed, 0.01, drift) for seed in range(2)]
+    plain = [run(f"plain-s{seed}", seed, 0.5 + seed / 10) for seed in range(2)]
+    frame = cell_table(runs + plain).set_index("cell")
+    assert list(frame.index) == ["plain", "drift"]
+    assert "no verdict" in frame["verdict"]["drift"]
+    assert "not ranked: trained in Lite0; evaluate with evaluate.extractor=lite2" in frame["marks"]["drift"]
+    judged = [run(f"drift-s{seed}", seed, 0.01, drift, extractor="lite2") for seed in range(2)]
+    judged += [run(f"plain-s{seed}", seed, 0.5 + seed / 10, extractor="lite2") for seed in range(2)]
+    frame = cell_table(judged).set_index("cell")
+    assert list(frame.index) == ["drift", "plain"] and not frame["marks"]["drift"]
 
 
 def test_a_cell_of_one_seed_keeps_no_other_from_its_verdict() -> None:

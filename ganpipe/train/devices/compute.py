@@ -10,6 +10,7 @@ from torch import nn
 from torch.distributed.nn.functional import all_reduce
 from torch.utils.checkpoint import checkpoint
 
+from ganpipe.models.resize import Double
 from ganpipe.params import Train
 from ganpipe.train.devices.ranks import Ranks
 from ganpipe.train.options import TrainOptions
@@ -56,7 +57,7 @@ class Bfloat16(nn.Module):
 
 
 # A segment begins at each of these; the layers after it may change its output in place.
-HEAVY = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear, nn.Upsample)
+HEAVY = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear, nn.Upsample, Double)
 
 
 class Recomputed(nn.Sequential):

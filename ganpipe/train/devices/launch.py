@@ -44,8 +44,7 @@ def launch(count: int, arguments: list[str]) -> int:
     get GRACE seconds to end before they are killed, which harms no checkpoint. torchrun cannot replace this:
     SIGUSR1 and SIGKILL end it without its ranks, and its exit code after any failure or signal is 1.
 
-    Raises:
-        UserError: a rank was killed.
+    Raises UserError: a rank was killed.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -76,8 +76,7 @@ def rank_device(device: str) -> str:
 def join_ranks(device: str) -> Iterator[Ranks]:
     """Join the other ranks, if torchrun's variables (RANK, WORLD_SIZE, MASTER_ADDR …) announce several.
 
-    Raises:
-        UserError: another rank died, and this one needed it.
+    Raises UserError: another rank died, and this one needed it.
     """
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count == 1:

@@ -22,7 +22,7 @@ from ganpipe.train.options import TrainOptions
 
 
 @pytest.mark.parametrize("which", ["generator", "discriminator"])
-@pytest.mark.parametrize("architecture", ["dcgan", "residual"])
+@pytest.mark.parametrize("architecture", ["dcgan", "residual", "resize"])
 def test_recomputing_gives_the_same_gradients_and_statistics_and_stores_less(
     default_params: Params, which: str, architecture: str
 ) -> None:
@@ -77,7 +77,7 @@ def test_nothing_is_replaced_without_being_requested(small_params: Params) -> No
     assert list(network.modules()) == modules
 
 
-@pytest.mark.parametrize("architecture", ["dcgan", "celeba64", "upsample", "residual"])
+@pytest.mark.parametrize("architecture", models.ARCHITECTURES)
 @pytest.mark.parametrize("which", ["generator", "discriminator"])
 def test_every_name_of_a_weight_stays(default_params: Params, which: str, architecture: str) -> None:
     """A checkpoint or a generator could not be read by a training with other options."""

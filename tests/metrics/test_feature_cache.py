@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ganpipe.evaluate.feature_cache import cached
+from ganpipe.metrics.feature_cache import cached
 
 
 def test_features_are_computed_once_and_only_for_their_key(

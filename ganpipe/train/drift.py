@@ -1,0 +1,161 @@
+"""The drifting loss, which pulls generated images towards real ones in the features of a frozen network.
+
+Deng, Li, Li, Du & He 2026, "Generative Modeling via Drifting" (arXiv 2602.04770), train a generator with this
+loss alone. Here it is added to the loss of the GAN, whose discriminator finishes the detail.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.functional import adaptive_avg_pool1d, interpolate
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from ganpipe.common import seeds
+from ganpipe.metrics.feature_cache import cached
+from ganpipe.metrics.lite0 import Lite0
+from ganpipe.models.pixels import to_float
+from ganpipe.train.devices.feed import to_device
+from ganpipe.train.plan import Plan
+
+STAGES = [1, 2, 3, 4]  # of EfficientNet-Lite0, with 24, 40, 112 and 320 channels
+PIXELS, PLACES = 8, 4  # sides of the grids over which pixels and the maps of a stage are averaged, at most
+SIDES = 64, 256  # pixels a side that the network sees: the images' own, within these bounds
+BATCH = 32  # real images in one pass
+
+
+def drifting_loss(fake: torch.Tensor, real: torch.Tensor, taus: Sequence[float]) -> torch.Tensor:
+    """Return −⟨V, φ/s⟩, averaged over generated images and places: its gradient moves features φ along V.
+
+    With X = φ/s and P, real features divided by s, the mean distance between both, V is a sum over τ of
+
+        (K⁺ · ΣK⁻) P − (K⁻ · ΣK⁺) X,  divided by its root mean square norm,
+
+    where (K⁺, K⁻) = sqrt(softmax over rows · softmax over columns) of −(‖X − P‖, ‖X − X'‖)/τ, and Σ are sums
+    over rows: real features attract, those of other generated images repel. V and s have no gradient.
+
+    Args:
+        fake: φ, float32 places×n×d, n at least 2; each place is compared by itself.
+        real: float32 places×m×d.
+        taus: the temperatures τ, in units of s; a small one pulls towards single real images.
+    """
+    n, m = fake.shape[1], real.shape[1]
+    with torch.no_grad():
+        scale = torch.cdist(fake, real).mean((1, 2), keepdim=True).clamp_min(1e-12)
+        X, P = fake / scale, real / scale
+        itself = torch.eye(n, device=fake.device) * 1e6
+        distances = torch.cat([torch.cdist(X, P), torch.cdist(X, X) + itself], 2)
+        V = torch.zeros_like(X)
+        for tau in taus:
+            logits = -distances / tau
+            pull, push = (logits.softmax(1) * logits.softmax(2)).sqrt().split([m, n], 2)
+            step = (pull * push.sum(2, keepdim=True)) @ P - (push * pull.sum(2, keepdim=True)) @ X
+            V += step / step.square().sum(2).mean(1).sqrt().clamp_min(1e-12)[:, None, None]
+    return -(V * (fake / scale)).sum(2).mean()
+
+
+class FrozenFeatures(nn.Module):
+    """Features of images in EfficientNet-Lite0, with gradients for the images only.
+
+    The images have `side` pixels a side, and are resized to `seen` for the network.
+    """
+
+    def __init__(self, side: int, seen: int) -> None:
+        super().__init__()
+        network = fold_batch_norm(Lite0(seen).network)
+        self.network: Any = network.to(memory_format=torch.channels_last)
+        # Matrices in place of interpolate and of adaptive_avg_pool2d, whose gradients do not repeat on a GPU.
+        resize = interpolate(torch.eye(side)[None, None], (seen, side), mode="bilinear", antialias=True)
+        self.resize = nn.Buffer(resize[0, 0])
+        self.requires_grad_(False)
+
+    def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """Map float32 N×C×H×W in [-1, 1], C 1 or 3, to features, each float32 N×places×d.
+
+        They are the pixels averaged over the cells of a grid, as one place; the maps of each stage averaged
+        over the cells of a grid, each a place; and the means and deviations of each stage's channels.
+        """
+        features = [cell_means(images, PIXELS).flatten(1)[:, None]]
+        seen = (self.resize @ images @ self.resize.T).add(1).mul(127.5)
+        x = ((seen - 127) / 128).expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
+        for maps in self.network.forward_intermediates(x, indices=STAGES, intermediates_only=True):
+            pixels = maps.permute(0, 2, 3, 1).flatten(1, 2)
+            deviations = (pixels.var(1, correction=0) + 1e-6).sqrt()
+            moments = torch.cat([pixels.mean(1), deviations], 1)
+            features += [cell_means(maps, PLACES), moments[:, None]]
+        return features
+
+
+def fold_batch_norm(network: nn.Module) -> nn.Module:
+    """Move each batch norm of timm's EfficientNet in eval mode into the convolution before it."""
+    for module in network.modules():
+        convolution = None
+        for name, child in module.named_children():
+            if isinstance(child, nn.Conv2d):
+                convolution = child
+            elif isinstance(child, nn.BatchNorm2d) and convolution is not None:
+                fused = fuse_conv_bn_eval(convolution, child)
+                convolution.weight, convolution.bias = fused.weight, fused.bias
+                setattr(module, name, child.act)
+                convolution = None
+    return network
+
+
+def cell_means(maps: torch.Tensor, most: int) -> torch.Tensor:
+    """Average maps float N×C×side×side over a grid of at most `most` cells a side: float N×cells²×C."""
+    side = maps.shape[-1]
+    cells = adaptive_avg_pool1d(torch.eye(side, device=maps.device), min(most, side)).T
+    rows = cells @ maps.permute(0, 2, 3, 1).flatten(2)  # N×cells×(side·C)
+    return (cells @ rows.unflatten(2, (side, -1))).flatten(1, 2)
+
+
+class Drift:
+    """The weighted drifting losses of all features; a bank of those of real images is kept on the device."""
+
+    def __init__(self, plan: Plan, device: torch.device) -> None:
+        params, images = plan.train, plan.data.images
+        self.params, self.steps = params, plan.steps
+        seen = params.drift_resolution or min(max(images.shape[1], SIDES[0]), SIDES[1])
+        self.network = FrozenFeatures(images.shape[1], seen).to(device)
+        order = torch.randperm(len(plan.rows), generator=seeds.generator(params.seed, "drift/bank")).numpy()
+        rows = np.sort(plan.rows[order[: params.drift_bank]])
+
+        def compute() -> np.ndarray:
+            parts = []
+            for start in range(0, len(rows), BATCH):
+                real = to_float(torch.from_numpy(images[rows[start : start + BATCH]]).to(device))
+                for batch in (real, real.flip(3)) if params.flip else (real,):
+                    parts.append(torch.cat([f.flatten(1) for f in self.network(batch)], 1).cpu())
+            return torch.cat(parts).numpy()
+
+        root = plan.folder.parents[2]  # the main checkout, whose cache all experiments share
+        key = f"{rows.tolist()} {params.flip} {seen} {STAGES} {PIXELS} {PLACES} {device.type}"
+        with torch.no_grad():
+            bank = cached(root, ("drift", Lite0.sha256, plan.data.digest, key), compute)
+        self.bank = torch.from_numpy(bank).to(device)
+        # Of one step; tensors, because a recorded step reads them at the same address.
+        self.chosen = torch.zeros(params.drift_positives, dtype=torch.int64, device=device)
+        self.weight = torch.zeros((), device=device)
+
+    def draw(self, seed: int, step: int) -> None:
+        """Choose a step's real images and weight: full up to drift_fade_from of the training, then to 0."""
+        source, start = seeds.generator(seed, "drift", step), self.params.drift_fade_from
+        chosen = torch.randint(len(self.bank), (len(self.chosen),), generator=source)
+        self.chosen.copy_(to_device(chosen, self.chosen.device), non_blocking=True)
+        done = step / self.steps
+        fade = 1.0 if done <= start else (1 - done) / (1 - start)
+        self.weight.fill_(self.params.drift_weight * fade)
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        """Return the weighted sum of the losses of generated images float32 N×C×H×W in [-1, 1], a scalar."""
+        fakes, real = self.network(images), self.bank[self.chosen]
+        parts = real.split([fake[0].numel() for fake in fakes], 1)
+        losses = [
+            drifting_loss(
+                fake.transpose(0, 1), part.view(-1, *fake.shape[1:]).transpose(0, 1), self.params.drift_taus
+            )
+            for fake, part in zip(fakes, parts, strict=True)
+        ]
+        return self.weight * torch.stack(losses).sum()
