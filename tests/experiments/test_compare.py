@@ -38,7 +38,13 @@ def run(
     steps = np.arange(1, 1001)
     history = pd.DataFrame({"step": steps, "nimg": 8 * steps, "d_loss": 1 / steps, "g_loss": 2.0 + seed})
     name_of = f"kid_{extractor}"
-    metrics = {name_of: kid, f"{name_of}_sd": 0.5, f"{name_of}_floor": 0.001, "recall": 0.25, "n": 100}
+    metrics: dict[str, Any] = {
+        name_of: kid,
+        f"{name_of}_sd": 0.5,
+        f"{name_of}_floor": 0.001,
+        "recall": 0.25,
+        "n": 100,
+    }
     metrics |= {"protocol": protocol, "ranked_by": name_of}
     values = {"train.glr": 0.001, "train.flip": False, "model.z_limit": None, "code": "abc"} | dict(changes)
     return Run(name, seed, values, metrics, data, history, png.getvalue(), **ending)
