@@ -138,6 +138,10 @@ GRIDS: dict[str, tuple[tuple[str, ...], list[tuple[Any, ...]]]] = {
         ("model.architecture", "fetch.source", "preprocess.crop_size", "train.epochs"),
         [("celeba64", "celeba", 160, 20), ("dcgan", "celeba", 160, 20)],
     ),
+    "beyond-against-dcgan": (
+        ("model.architecture", "train.glr", "train.drift_weight", "train.steps", "evaluate.extractor"),
+        [("resize", 0.001, 1.0, 1300, "lite2"), ("dcgan", 0.0004, 0.0, 2812, "lite2")],
+    ),
 }
 
 

@@ -195,6 +195,7 @@ def test_the_bank_is_cached_and_mirrored(root: Path, drifting: Params) -> None:
 def test_the_weight_falls_and_the_choice_repeats(root: Path, drifting: Params) -> None:
     """The loss would stay when D should finish the detail, or a resumed step would differ."""
     drift, weights = Drift(plan_of(root, drifting), torch.device("cpu")), []
+    addresses = drift.chosen.data_ptr(), drift.weight.data_ptr()  # where a recorded step reads
     for i in range(1, 6):
         drift.draw(0, i)
         weights.append(drift.weight.item())
@@ -204,3 +205,4 @@ def test_the_weight_falls_and_the_choice_repeats(root: Path, drifting: Params) -
     assert not torch.equal(drift.chosen, last) and drift.chosen.max() < 60
     drift.draw(0, 5)
     assert torch.equal(drift.chosen, last)
+    assert addresses == (drift.chosen.data_ptr(), drift.weight.data_ptr())
