@@ -14,7 +14,7 @@ import importlib, sys
 for name in sys.argv[1:]:
     importlib.import_module(name)
 if "ganpipe.models" in sys.modules:
-    from ganpipe.models import celeba64, dcgan, residual, upsample  # which build_generator imports
+    from ganpipe.models import celeba64, dcgan, residual, resize, upsample  # which build_generator imports
 for name, module in sys.modules.items():
     if name.split(".")[0] == "ganpipe" and getattr(module, "__file__", None):
         print(module.__file__)
