@@ -79,9 +79,9 @@ def unpack(root: Path, revision: str, folder: Path) -> tuple[Params, str | None]
     paths = {"params.yaml", "dvc.lock", "ganpipe"} & set(listed.splitlines())
     if "params.yaml" not in paths:
         raise UserError(f"{revision[:7]}: holds no experiment of ganpipe")
-    archive = folder / "revision.tar"
+    archive = folder / "revision.zip"
     git(root, "archive", f"--output={archive}", revision, *paths)
-    shutil.unpack_archive(archive, folder, filter="data")
+    shutil.unpack_archive(archive, folder)
     last = last_valid(folder) if "dvc.lock" in paths else None
     return params.load(folder / params.PARAMS_FILE), last
 

@@ -312,7 +312,10 @@ TARS: dict[str, tuple[bytes, Expected]] = {
     "name below zero": (header("n", kind=b"L", raw_size=MINUS) + b"a" * 1000, "header of -"),
     "pax of a gigabyte": (header("n", 10**9, b"x") + b"9" * 1000, "header of 1,000,000,"),
     "pax of digits": (entry("n", b"9" * 65_000, b"x") + entry("a.png") + END, "header of digits"),
-    "pax of nonsense": (entry("n", b"not = a\0 header" * 9, b"x") + entry("a.png") + END, names("a.png")),
+    "pax of nonsense": (
+        entry("n", b"not = a\0 header" * 9, b"x") + entry("a.png") + END,
+        names("a.png") if sys.version_info >= (3, 11, 4) else "damaged",  # as Python's tarfile has it
+    ),
     "wrong sum": (entry("a.png") + entry("b.png").replace(b"b.png", b"c.png", 1) + END, "damaged"),
     "cut": (cut(entry("a.png", bytes(99_999)), 0.5), "damaged"),
     # Packed.
