@@ -51,11 +51,11 @@ class Run:
     def rank(self) -> float:
         """The metric that runs are ranked by; lower is better, NaN if there is none or training saw it."""
         value = self.metrics[self.metrics["ranked_by"]]
-        return math.nan if value is None or self.partial else float(value)
+        return math.nan if value is None or self.saw_judge else float(value)
 
     @property
-    def partial(self) -> bool:
-        """Whether the metric is of the network whose features the drifting loss used."""
+    def saw_judge(self) -> bool:
+        """Whether the metric is of the network in whose features the drifting loss trained."""
         weight = float(self.values.get("train.drift_weight", 0))
         return weight > 0 and str(self.metrics["ranked_by"]).endswith("lite0")
 
@@ -65,7 +65,7 @@ class Run:
         times = "once" if self.interventions == 1 else f"{self.interventions} times"
         parts = [self.ended] * (self.ended != "finished") + [f"rescued {times}"] * (self.interventions > 0)
         parts += [f"images {flaw}"] if (flaw := self.metrics.get("degenerate")) else []
-        parts += ["not ranked: trained in Lite0; evaluate with evaluate.extractor=lite2"] * self.partial
+        parts += ["not ranked: trained in Lite0; evaluate with evaluate.extractor=lite2"] * self.saw_judge
         return f"seed {self.seed} {', '.join(parts)}" if parts else ""
 
 

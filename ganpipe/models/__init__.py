@@ -7,13 +7,8 @@ if TYPE_CHECKING:
 
     from ganpipe.models.layers import NetworkSpec
 
-ARCHITECTURES = (
-    "dcgan",
-    "celeba64",
-    "upsample",
-    "residual",
-    "resize",
-)  # of model.architecture, each a file here
+# The values of model.architecture, each a file here.
+ARCHITECTURES = ("dcgan", "celeba64", "upsample", "residual", "resize")
 
 
 def build_generator(spec: "NetworkSpec") -> "nn.Module":

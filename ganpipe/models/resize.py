@@ -59,5 +59,4 @@ class Generator(nn.Module):
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
         """Turn latent vectors N×nz into images N×channels×resolution×resolution in [-1, 1]."""
-        images: torch.Tensor = self.layers(z[:, :, None, None])
-        return images
+        return self.layers(z[:, :, None, None])

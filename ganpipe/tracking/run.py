@@ -99,9 +99,11 @@ class TrackedRun:
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Set those tags that the run lacks or has with other values."""
-        for name, value in tags.items():
-            if self.data.tags.get(name) != value:
-                self.client.set_tag(self.id, name, value)
+        from mlflow.entities import RunTag
+
+        new = [RunTag(name, value) for name, value in tags.items() if self.data.tags.get(name) != value]
+        if new:
+            self.client.log_batch(self.id, tags=new)
 
     def send_table(self, path: Path, metrics: Mapping[str, str]) -> None:
         """Send the new rows of a growing CSV file, each at the step of its column nimg.

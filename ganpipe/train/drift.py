@@ -131,19 +131,21 @@ class Drift:
             return torch.cat(parts).numpy()
 
         root = plan.folder.parents[2]  # the main checkout, whose cache all experiments share
-        key = f"{rows.tolist()} {params.flip} {seen} {STAGES} {PIXELS} {PLACES} {device.type}"
+        # Other threads or devices round differently: a training must not depend on who filled the cache.
+        kernels = f"{device.type} {torch.get_num_threads()}"
+        key = f"{rows.tolist()} {params.flip} {seen} {STAGES} {PIXELS} {PLACES} {kernels}"
         with torch.no_grad():
             bank = cached(root, ("drift", Lite0.sha256, plan.data.digest, key), compute)
         self.bank = torch.from_numpy(bank).to(device)
         # Of one step; tensors, because a recorded step reads them at the same address.
         self.chosen = torch.zeros(params.drift_positives, dtype=torch.int64, device=device)
-        self.weight = torch.zeros((), device=device)
+        self.weight = torch.full((), params.drift_weight, device=device)
 
     def draw(self, seed: int, step: int) -> None:
         """Choose a step's real images and weight: full up to drift_fade_from of the training, then to 0."""
         source, start = seeds.generator(seed, "drift", step), self.params.drift_fade_from
         chosen = torch.randint(len(self.bank), (len(self.chosen),), generator=source)
-        self.chosen.copy_(to_device(chosen, self.chosen.device), non_blocking=True)
+        self.chosen.copy_(to_device(chosen, self.chosen.device))
         done = step / self.steps
         fade = 1.0 if done <= start else (1 - done) / (1 - start)
         self.weight.fill_(self.params.drift_weight * fade)

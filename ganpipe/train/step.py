@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -67,11 +67,11 @@ def settings_of(plan: Plan, ranks: Ranks, device: torch.device) -> StepSettings:
     """Return the settings of a training's steps on a device; UserError: ranks cannot split the batches."""
     params, B = plan.train, plan.batch_size
     labels, size = (params.real_label, params.fake_label), params.micro_batch_size
+    settings = StepSettings(*labels, B, size, ranks, params.g_label)
+    settings.check(params.sync_batch_norm)  # before the drift computes the features of its bank
     drift = Drift(plan, device) if params.drift_weight else None
     augment = Augment(params.augment, B, ranks.part(B), device) if params.augment else None
-    settings = StepSettings(*labels, B, size, ranks, params.g_label, drift, augment)
-    settings.check(params.sync_batch_norm)
-    return settings
+    return replace(settings, drift=drift, augment=augment)
 
 
 def generate(G: nn.Module, z: torch.Tensor, settings: StepSettings) -> torch.Tensor | None:
