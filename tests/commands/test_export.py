@@ -1,8 +1,10 @@
 """`ganpipe export`: the same images from each file, in any number at a time, and without ganpipe."""
 
+import io
 import json
 import subprocess
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import numpy as np
@@ -19,57 +21,76 @@ from ganpipe.common.errors import UserError
 from ganpipe.models.generator import load_generator
 from ganpipe.params import Params
 
-SIDES = {"dcgan": 32, "celeba64": 32, "upsample": 28, "residual": 32}
-# Run before the printed lines, to hide ganpipe from them, and after them, to save what they computed.
-WITHOUT_GANPIPE = 'import sys; sys.modules["ganpipe"] = None\n'
-SEEDED = "import numpy; numpy.random.seed(0)\n"  # scipy draws from numpy's global generator too
-SAVE = "\nimport numpy; numpy.savez('out.npz', z=z, images=images)"
+# Architecture, side, channels, distribution and limit of z.
+NETWORKS: list[tuple[str, int, int, str, float | None]] = [
+    ("dcgan", 32, 1, "normal", None),
+    ("celeba64", 32, 3, "uniform", 1.0),
+    ("upsample", 28, 1, "normal", 1.5),
+    ("residual", 32, 3, "normal", None),
+    ("resize", 28, 1, "normal", None),
+]
+# Runs each folder's printed lines, from which ganpipe is hidden, and saves what they computed.
+PROGRAM = """
+import os, sys
+sys.modules["ganpipe"] = None
+import numpy
+for folder in sys.argv[1:]:
+    os.chdir(folder)
+    numpy.random.seed(0)  # scipy draws from numpy's global generator too
+    names = {}
+    exec(open("printed.py").read(), names)
+    numpy.savez("out.npz", z=names["z"], images=names["images"])
+"""
 
 
-@pytest.mark.parametrize("form", WRITERS)
-@pytest.mark.parametrize(
-    ("architecture", "channels", "distribution", "limit"),
-    [
-        ("dcgan", 1, "normal", None),
-        ("celeba64", 3, "uniform", 1.0),
-        ("upsample", 1, "normal", 1.5),
-        ("residual", 3, "normal", None),
-    ],
-)
+@pytest.fixture(scope="module", params=WRITERS)
+def exported(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, default_params: Params
+) -> tuple[str, dict[str, tuple[Path, str]]]:
+    """A form, and by architecture the folder of an export in this form and what it printed.
+
+    What the printed lines of a form without ganpipe compute is in out.npz, from one process for all networks.
+    """
+    form, folders = request.param, {}
+    for architecture, side, channels, distribution, limit in NETWORKS:
+        folder = tmp_path_factory.mktemp(f"{form}-{architecture}")
+        model = {"architecture": architecture, "nz": 20, "ngf": 8, "z_distribution": distribution}
+        save_generator(folder / "stages/train", default_params, side, channels, **model, z_limit=limit)
+        with redirect_stdout(io.StringIO()) as printed:
+            export(None, form, folder / f"g.{form}", folder)
+        lines = [line.strip() for line in printed.getvalue().splitlines() if line.startswith("    ")]
+        (folder / "printed.py").write_text("\n".join(lines))
+        folders[architecture] = folder, printed.getvalue()
+    if form != "safetensors":
+        subprocess.run(
+            [sys.executable, "-c", PROGRAM, *(folder for folder, _ in folders.values())], check=True
+        )
+    return form, folders
+
+
+@pytest.mark.parametrize(("architecture", "limit"), [(network[0], network[4]) for network in NETWORKS])
 def test_the_printed_lines_compute_the_networks_images(
-    tmp_path: Path,
-    default_params: Params,
-    capsys: pytest.CaptureFixture[str],
+    exported: tuple[str, dict[str, tuple[Path, str]]],
     monkeypatch: pytest.MonkeyPatch,
-    form: str,
     architecture: str,
-    channels: int,
-    distribution: str,
     limit: float | None,
 ) -> None:
     """A failure means that others get other images than we do, or need our code to get any."""
-    model = {"architecture": architecture, "nz": 20, "ngf": 8, "z_distribution": distribution}
-    save_generator(
-        tmp_path / "stages/train", default_params, SIDES[architecture], channels, **model, z_limit=limit
-    )
-    export(None, form, tmp_path / f"g.{form}", tmp_path)
-    printed = capsys.readouterr().out
+    form, folders = exported
+    folder, printed = folders[architecture]
     difference = float(printed.partition("64 seeds: ")[2].partition(",")[0])
     assert difference <= (1e-4 if form == "onnx" else 1e-6)
-    network = find_generator(None, tmp_path).network
-    monkeypatch.chdir(tmp_path)
-    script = "\n".join(line.strip() for line in printed.splitlines() if line.startswith("    "))
+    network = find_generator(None, folder).network
     computed: dict[str, np.ndarray] = {}
     if form == "safetensors":  # ganpipe itself builds this network, as the last words printed say
+        monkeypatch.chdir(folder)
         np.random.seed(0)
-        exec(script, computed)
+        exec((folder / "printed.py").read_text(), computed)
         assert printed.split()[-2] == 'ganpipe.models.generator.load_generator(Path("g.safetensors")).network'
-        exported = load_generator(tmp_path / "g.safetensors").network
-        computed["images"] = exported(torch.from_numpy(computed["z"])).numpy()
+        loaded = load_generator(folder / "g.safetensors").network
+        computed["images"] = loaded(torch.from_numpy(computed["z"])).numpy()
     else:
-        command = [sys.executable, "-c", WITHOUT_GANPIPE + SEEDED + script + SAVE]
-        subprocess.run(command, check=True)
-        computed = np.load(tmp_path / "out.npz")
+        computed = np.load(folder / "out.npz")
     z, images = computed["z"], computed["images"]
     expected = network(torch.from_numpy(z)).numpy()
     assert expected.std(axis=0).mean() > 1e-3, "images that are all alike prove nothing"
