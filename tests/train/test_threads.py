@@ -19,9 +19,9 @@ def run(program: str, **settings: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="torch loads another OpenMP library than GNU's")
-@pytest.mark.parametrize(("settings", "spins"), [({}, "0"), ({"GOMP_SPINCOUNT": "7"}, "7")])
-def test_idle_threads_do_not_spin(settings: dict[str, str], spins: str) -> None:
-    """Beside two busy processes, a training whose idle threads spin falls to a tenth of its speed."""
+@pytest.mark.parametrize(("settings", "spins"), [({}, "30000"), ({"GOMP_SPINCOUNT": "7"}, "7")])
+def test_idle_threads_spin_for_a_short_time(settings: dict[str, str], spins: str) -> None:
+    """Threads that spin for long starve beside other processes; those that never spin are slow."""
     report = run("import ganpipe, torch", OMP_DISPLAY_ENV="VERBOSE", **settings).stderr
     # Each loaded copy of the library reports its own.
     counts = re.findall(r"GOMP_SPINCOUNT = '(\d+)'", report)
