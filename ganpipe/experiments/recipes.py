@@ -6,6 +6,7 @@ A value is YAML 1.2, as in params.yaml; a list is in brackets. The comment on `g
 import functools
 import itertools
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -136,7 +137,8 @@ def _split(setting: str) -> tuple[str, str]:
     key, separator, text = setting.partition("=")
     if not (key and separator):
         raise UserError(f"{setting}: expected key=value, such as train.glr=0.00128")
-    return key, text
+    # DVC, which reads the path before any command of ours, knows no home folder.
+    return key, os.path.expanduser(text) if key == "fetch.path" else text
 
 
 @functools.cache

@@ -282,6 +282,13 @@ def test_texts_reach_params_yaml_unchanged(default_params: Params, tmp_path: Pat
         assert params.load(tmp_path / "params.yaml").fetch.path == applied.fetch.path == text.strip("'")
 
 
+def test_a_home_folder_is_written_out(default_params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A failure means that DVC looks for a folder named ~ in the checkout."""
+    monkeypatch.setenv("HOME", "/home/me")
+    assert recipes.hydra_overrides(["fetch.path=~/cats"]) == ['fetch.path="/home/me/cats"']
+    assert recipes.apply_settings(default_params, ["fetch.path=~/cats"], "test").fetch.path == "/home/me/cats"
+
+
 def test_later_settings_win_and_recipes_build_on_recipes(default_params: Params) -> None:
     """A failure means that a recipe overrides the settings after it, or not those before it."""
     values = default_params.model_copy(
