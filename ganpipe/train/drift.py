@@ -5,13 +5,11 @@ loss alone. Here it is added to the loss of the GAN, whose discriminator finishe
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 from torch.nn.functional import adaptive_avg_pool1d, interpolate
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ganpipe.common import seeds
 from ganpipe.metrics.feature_cache import cached
@@ -64,8 +62,7 @@ class FrozenFeatures(nn.Module):
 
     def __init__(self, side: int, seen: int) -> None:
         super().__init__()
-        network = fold_batch_norm(Lite0(seen).network)
-        self.network: Any = network.to(memory_format=torch.channels_last)
+        self.network = Lite0(seen).network
         # Matrices in place of interpolate and of adaptive_avg_pool2d, whose gradients do not repeat on a GPU.
         resize = interpolate(torch.eye(side)[None, None], (seen, side), mode="bilinear", antialias=True)
         self.resize = nn.Buffer(resize[0, 0])
@@ -86,21 +83,6 @@ class FrozenFeatures(nn.Module):
             moments = torch.cat([pixels.mean(1), deviations], 1)
             features += [cell_means(maps, PLACES), moments[:, None]]
         return features
-
-
-def fold_batch_norm(network: nn.Module) -> nn.Module:
-    """Move each batch norm of timm's EfficientNet in eval mode into the convolution before it."""
-    for module in network.modules():
-        convolution = None
-        for name, child in module.named_children():
-            if isinstance(child, nn.Conv2d):
-                convolution = child
-            elif isinstance(child, nn.BatchNorm2d) and convolution is not None:
-                fused = fuse_conv_bn_eval(convolution, child)
-                convolution.weight, convolution.bias = fused.weight, fused.bias
-                setattr(module, name, child.act)
-                convolution = None
-    return network
 
 
 def cell_means(maps: torch.Tensor, most: int) -> torch.Tensor:
