@@ -123,7 +123,7 @@ def score(
     real: Annotated[Path, Option(help="Folder, zip, tar or .npy of the reference images.")],
     fake: Annotated[Path, Option(help="The images to score, in the same forms.")],
     held_out: Annotated[Path | None, Option(help="Real images not trained on, for floors.")] = None,
-    extractor: Annotated[str, Option(help="lite0, lite2, inception, dinov2_vits14, pixels.")] = "lite0",
+    extractor: Annotated[str, Option(help="lite0, lite2, inception, dinov2_vits14, pixels.")] = "lite2",
     weights: Annotated[str | None, Option(help="Its weights, a file or folder.")] = None,
     feature_resolution: Annotated[
         int | None, Option(min=32, max=1024, help="Pixels a side of its input; else 128 (DINOv2 224).")

@@ -63,12 +63,15 @@ def small_params(default_params: params.Params) -> params.Params:
     return updated(
         default_params,
         preprocess__resolution=16,
+        model__architecture="dcgan",
         model__nz=8,
         model__ngf=4,
         model__ndf=4,
         train__epochs=3,
         train__batch_size=16,
+        train__dlr=2e-4,
         train__glr=2e-4,
+        train__drift_weight=0.0,
         train__real_label=1.0,
         train__snapshot_epochs=[1, 2],
         train__ema_halflife_kimg=0.05,
@@ -76,6 +79,7 @@ def small_params(default_params: params.Params) -> params.Params:
         train__keep="last",
         train__on_nonfinite="stop",
         sample__count=20,
+        evaluate__extractor="lite0",
     )
 
 

@@ -24,7 +24,11 @@ from mlflow.entities import Run
 from ganpipe.tracking.sync import sync
 
 TINY = {
-    "resolution: 32": "resolution: 16",
+    "  resolution: 28": "  resolution: 16",
+    "architecture: resize": "architecture: dcgan",
+    "  batch_size: 32": "  batch_size: 64",
+    "drift_weight: 1.0": "drift_weight: 0.0",
+    "extractor: lite2": "extractor: lite0",
     "ngf: 32": "ngf: 4",
     "ndf: 32": "ndf: 4",
     "max_images: null": "max_images: 1000",
@@ -35,7 +39,7 @@ TINY = {
 TRAIN_IMAGES, BATCH_SIZE, STEPS = 1000, 64, 32  # of two epochs
 # A run by what its experiment changes: train.glr and sample.seed, as MLflow has them.
 Key = tuple[str, str]
-FIRST, IN_PLACE, QUEUED = ("0.0004", "0"), ("0.0004", "7"), ("2e-05", "0")
+FIRST, IN_PLACE, QUEUED = ("0.001", "0"), ("0.001", "7"), ("2e-05", "0")
 
 
 def environment() -> dict[str, str]:

@@ -22,7 +22,7 @@ from ganpipe.preprocess.decode import FORMATS, decoded
 # The section `evaluate` of params.yaml, repeated because there may be no such file where this runs; a test
 # compares them.
 PROTOCOL = Evaluate(
-    extractor="lite0",
+    extractor="lite2",
     weights=None,
     feature_resolution=128,
     seeds=3,

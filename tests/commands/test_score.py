@@ -55,7 +55,9 @@ def test_numbers_are_those_of_the_pipeline(
     array(tmp_path / "stages/sample/samples.npy", FAKE)
     array(tmp_path / "stages/sample/intervals.npy", np.empty((0, *FAKE.shape), np.uint8))
     (tmp_path / "stages/sample/intervals.json").write_text("[]")
-    values = updated(default_params, evaluate__feature_resolution=32, evaluate__seeds=2)
+    values = updated(
+        default_params, evaluate__extractor="lite0", evaluate__feature_resolution=32, evaluate__seeds=2
+    )
     theirs = evaluate(values.evaluate, values.sample, tmp_path, "cpu")
     paths = [
         array(tmp_path / f"{i}.npy", images) for i, images in enumerate((np.sort(REAL, 0), FAKE, HELD_OUT))
@@ -172,7 +174,7 @@ def test_json_stands_alone_on_stdout(tmp_path: Path) -> None:
     ended = ganpipe(*words, "--feature-resolution", "32", "--json", cwd=tmp_path)
     assert ended.returncode == 0, ended.stderr
     numbers = json.loads(ended.stdout)
-    assert numbers["n"] == 10 and numbers["kid_lite0_sd"] > 0 and numbers["fd_lite0_floor"] is None
+    assert numbers["n"] == 10 and numbers["kid_lite2_sd"] > 0 and numbers["fd_lite2_floor"] is None
     assert {path.name for path in tmp_path.iterdir()} == {"a", "b", "ganpipe"}, "wrote something"
 
 

@@ -36,7 +36,8 @@ def root(tmp_path: Path, default_params: Params) -> Path:
         "files": 5000,
     }
     (tmp_path / "stages/fetch/source.json").write_text(json.dumps(source))
-    model = default_params.model.model_dump() | {"train": default_params.train.model_dump(), "nimg": 178048}
+    model = default_params.model.model_dump() | {"nimg": 178048}
+    model |= {"train": default_params.train.model_dump() | {"drift_weight": 0.0}}
     model |= {"resolution": 32, "channels": 1, "train_images": 4451, "batch_size": 64, "weights": "ema"}
     model |= {"data_digest": "d" * 64, "ended": "finished", "interventions": 1, "device": "cuda"}
     (tmp_path / "stages/train/model.json").write_text(json.dumps(model))
@@ -51,10 +52,10 @@ def test_the_card_contains_what_a_recipient_must_know(root: Path) -> None:
     for words in (
         "# A generator of 32 px images, trained on mnist5k",
         "- licence: CC BY-SA 3.0\n- cite: LeCun 1998\n- files: 5000",
-        "- network: dcgan (Radford",
+        "- network: resize (ganpipe, after Deng",
         "- ngf: 32\n- ndf: 32\n",
         "- training images: 4,451, digest dddddddddddddddd",
-        "- glr: 0.0004",
+        "- glr: 0.001",
         "- ended: finished\n- interventions: 1",
         "| kid_lite0 | 0.162 | 0.01 | -0.0012 | kernel distance to the real images, 0 is perfect |",
         "| authenticity | 0.91 | – | 0.9 |",

@@ -54,7 +54,7 @@ def table(default_params: Params) -> dict[str, Metrics]:
         return lite0.extract(extractor, part, extractors.batch_size(extractor), "cpu")
 
     real, beyond = extract(train), extract(held_out)
-    params = updated(default_params, evaluate__feature_resolution=32).evaluate
+    params = updated(default_params, evaluate__extractor="lite0", evaluate__feature_resolution=32).evaluate
     return {
         name: score_features(Features(real, [extract(part)], beyond), params) for name, part in rows.items()
     }
@@ -104,7 +104,7 @@ def test_the_layout_is_seen(default_params: Params) -> None:
     images = digits()[np.random.default_rng(0).permutation(5000)[:90]]
     real, held_out, new = np.split(np.pad(images, ((0, 0), (0, 28), (0, 28), (0, 0))), 3)
     extractor = extractors.build("lite0", 128, None)
-    params = updated(default_params, evaluate__kid_subsets=9).evaluate
+    params = updated(default_params, evaluate__extractor="lite0", evaluate__kid_subsets=9).evaluate
 
     def features(fake: np.ndarray) -> Features:
         both = [
@@ -155,4 +155,4 @@ def test_a_collapsed_generator_is_scored(default_params: Params) -> None:
     assert (scores["diversity"], scores["recall"]) == (0, 0) and scores["c2st_auc"] == pytest.approx(
         1, abs=0.1
     )
-    assert scores["fd_lite0_floor"] is None and str(scores["memorisation"]).startswith("unknown: 0 held-out")
+    assert scores["fd_lite2_floor"] is None and str(scores["memorisation"]).startswith("unknown: 0 held-out")

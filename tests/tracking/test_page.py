@@ -90,11 +90,11 @@ def test_the_note_has_scores_beside_their_floors(tmp_path: Path, default_params:
         "&emsp;", ""
     )
     for words in (
-        "4,451 images, 40 epochs, batch size 64, seed 0; ended: complete; interventions: 2",
-        "`mnist5k`, 32 px, digest `dddddddddddddddd`",
+        "4,451 images, 10 epochs, batch size 64, seed 0; ended: complete; interventions: 2",
+        "`mnist5k`, 28 px, digest `dddddddddddddddd`",
         "none found",
         "n=500",
-        "dcgan (Radford",
+        "resize (ganpipe",
     ):
         assert words in text
     assert not re.search("None|nan", text)

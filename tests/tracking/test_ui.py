@@ -103,14 +103,14 @@ def made(root: Path, values: Params, write_packed: Callable[..., Path], glr: flo
     scores = [f"{epoch},{epoch * IMAGES},{noise / epoch},9" for epoch in EPOCHS]
     stage_file(root, "snapshots.csv").write_text("\n".join(["epoch,nimg,kid,fd", *scores]) + "\n")
     numbers = {
-        "kid_lite0": noise / 100,
-        "kid_lite0_sd": 0.01,
-        "fd_lite0": noise,
-        "fd_lite0_floor": 9.0,
+        "kid_lite2": noise / 100,
+        "kid_lite2_sd": 0.01,
+        "fd_lite2": noise,
+        "fd_lite2_floor": 9.0,
         "recall": 0.5,
     }
     (root / "stages/evaluate/metrics.json").write_text(
-        json.dumps(numbers | {"authenticity": 0.8, "n": 60, "protocol": "lite0"})
+        json.dumps(numbers | {"authenticity": 0.8, "n": 60, "protocol": "lite2"})
     )
     return root
 
@@ -131,7 +131,7 @@ def test_the_view_holds_what_is_looked_at_first(home: Path) -> None:
     tag = json.loads(client.get_experiment(number).tags[TAG])
     state = json.loads(zlib.decompress(base64.b64decode(tag["state"].removeprefix("deflate;"))))
     assert state["selectedColumns"][:3] == [
-        f"metrics.`eval/{name}`" for name in ("kid_lite0", "fd_lite0", "fd_lite0_floor")
+        f"metrics.`eval/{name}`" for name in ("kid_lite2", "fd_lite2", "fd_lite2_floor")
     ]
     assert "params.`train.glr`" in state["selectedColumns"]
     assert state["compareRunCharts"][0]["step"] > 0
@@ -218,7 +218,7 @@ def test_grids_stand_side_by_side_at_the_last_step_in_three_colours(
     colour = f"{above} return getComputedStyle(e.querySelector('label')).backgroundColor"
     colours = {browser.execute_script(colour, card) for card in cards}
     assert len(colours) == min(len(runs), len(COLOURS))
-    for title in (*SECTIONS, "eval/fd_lite0 vs eval/fd_lite0_floor"):
+    for title in (*SECTIONS, "eval/fd_lite2 vs eval/fd_lite2_floor"):
         wait(partial(_contains, browser, title), title)
     keep(browser, "mlflow-view.png")
 
@@ -229,11 +229,11 @@ def test_a_runs_page_says_what_it_is(home: Path, address: str, browser: Any) -> 
     from selenium.webdriver.common.by import By
 
     client, number = client_of(home)
-    run = client.search_runs([number], order_by=["metrics.`eval/kid_lite0` ASC"])[0]
+    run = client.search_runs([number], order_by=["metrics.`eval/kid_lite2` ASC"])[0]
     base = address.partition("/#/")[0]
     browser.get(f"{base}/#/experiments/{number}/runs/{run.info.run_id}?workflowType=machine_learning")
     close_panels(browser, "Close")
-    wait(partial(_contains, browser, "kid_lite0"), "the note")
+    wait(partial(_contains, browser, "kid_lite2"), "the note")
     for button in browser.find_elements(By.XPATH, "//button[contains(., 'Show more')]"):
         button.click()  # a long note is folded
     repeat = ["Repeat this run"] if "Repeat this" in run.data.tags[NOTE] else []  # a commit is known

@@ -116,9 +116,9 @@ def values_for(images: np.ndarray, width: int, **changes: Any) -> params.Params:
     values = params.load(ROOT / "params.yaml").model_dump()
     _, side, _, channels = images.shape
     values["preprocess"] |= {"resolution": side, "channels": channels}
-    values["model"] |= {"ngf": width, "ndf": width}
-    values["train"] |= {"ema_halflife_kimg": None, "eval_every_kimg": None, "keep": "last", "glr": 2e-4}
-    values["train"] |= {"snapshot_epochs": [], "real_label": 1.0}
+    values["model"] |= {"architecture": "dcgan", "ngf": width, "ndf": width}
+    values["train"] |= {"ema_halflife_kimg": None, "eval_every_kimg": None, "keep": "last", "drift_weight": 0}
+    values["train"] |= {"snapshot_epochs": [], "real_label": 1.0, "dlr": 2e-4, "glr": 2e-4}
     for name, value in changes.items():
         section, _, key = name.partition("__")
         values[section][key] = value
