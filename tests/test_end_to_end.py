@@ -1,6 +1,7 @@
 """The real `dvc repro` and `dvc exp run` in a checkout of their own, with MLflow afterwards."""
 
 import json
+import math
 import os
 import re
 import shutil
@@ -21,6 +22,7 @@ from conftest import ROOT
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
+from ganpipe.common.processes import start_of
 from ganpipe.tracking.sync import sync
 
 TINY = {
@@ -262,7 +264,7 @@ def test_a_signal_keeps_everything_and_the_next_start_goes_on(
     until(lambda: bool([*folder.rglob(f"{history(checkout)[-1]:09d}.checkpoint")]))
     assert time.monotonic() - began < 30
     assert process.wait() != 0 if command.startswith("dvc") else process.wait() == 128 + signum
-    until(lambda: not trainer.is_running() or trainer.status() == psutil.STATUS_ZOMBIE)
+    until(lambda: start_of(trainer.pid) == math.inf)
     done = history(checkout)
     assert done == list(range(1, len(done) + 1))
     # Told by its mirror, a moment later.

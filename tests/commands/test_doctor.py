@@ -98,7 +98,9 @@ def until(done: Callable[[], bool], process: subprocess.Popen[bytes] | None = No
 
 def ended(process: psutil.Process) -> bool:
     """Return whether a process has exited."""
-    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    with suppress(psutil.NoSuchProcess):  # it may exit between two questions
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    return True
 
 
 def kill(process: subprocess.Popen[bytes]) -> None:
