@@ -22,6 +22,7 @@ from conftest import ROOT
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
+from ganpipe import params
 from ganpipe.common.processes import start_of
 from ganpipe.tracking.sync import sync
 
@@ -246,7 +247,7 @@ def test_a_signal_keeps_everything_and_the_next_start_goes_on(
 ) -> None:
     """A cluster's stop, Ctrl-C, or the end of dvc would cost a night, or count as a finished training."""
     rate = f"0.000{signum}{len(command)}{epochs}1"  # one of its own, and so a run of its own
-    key = (rate, IN_PLACE[1])
+    key = (rate, str(params.load(checkout / "params.yaml").sample.seed))
     text = (checkout / "params.yaml").read_text()
     for name, value in {"glr": rate, "epochs": epochs}.items():
         text = re.sub(rf"\n  {name}: \S+", f"\n  {name}: {value}", text)

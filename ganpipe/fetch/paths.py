@@ -1,6 +1,5 @@
 """fetch.path: its placeholder, whether a source can read it, and whether queued experiments have it."""
 
-import os
 import shlex
 from pathlib import Path
 
@@ -12,14 +11,9 @@ from ganpipe.params import Fetch
 PLACEHOLDER = "stages/fetch/packaged.txt"
 
 
-def resolved(path: str, root: Path) -> Path:
-    """Return where a fetch.path is: relative to the checkout, or in a home folder if it starts with ~."""
-    return root / os.path.expanduser(path)  # Path.expanduser raises for an unknown user
-
-
 def path_problem(params: Fetch, root: Path, queued: bool = False) -> str:
     """Return why the source, in a queued experiment or here, cannot read fetch.path; empty if it can."""
-    source, path = SOURCES[params.source], resolved(params.path, root)
+    source, path = SOURCES[params.source], root / params.path
     if params.path == PLACEHOLDER:
         return f"fetch.source={source.name}: {source.by_hand}" if source.by_hand else ""
     if source.package or source.name == "url":
@@ -30,9 +24,11 @@ def path_problem(params: Fetch, root: Path, queued: bool = False) -> str:
         )
     advice = copy_advice(params.path, root)
     if not path.exists():
-        tracked = not advice and not Path(os.path.expanduser(params.path)).is_absolute()
+        tracked = not advice and not Path(params.path).is_absolute()
         pull = "run `dvc pull`; with --temp or --queue name no stage, or give an absolute path"
         remedy = advice or (pull if tracked else "check the path")
+        if params.path.startswith("~"):  # `ganpipe run` and `grid` have written out what was meant
+            remedy = "write out the home folder, because DVC knows no ~"
         return f"fetch.path: {params.path} does not exist; {remedy}"
     if not path.is_dir() and not path.is_file():  # opening a pipe would never return
         return f"fetch.path: {params.path} is neither a folder nor a file; name a folder, zip or tar"
@@ -43,12 +39,8 @@ def path_problem(params: Fetch, root: Path, queued: bool = False) -> str:
 
 def copy_advice(path: str, root: Path) -> str:
     """Return what to do if copies of the checkout lack a fetch.path; empty if they have it."""
-    where = resolved(path, root)
-    if (
-        path == PLACEHOLDER
-        or Path(os.path.expanduser(path)).is_absolute()
-        or _is_tracked(where.resolve(), root.resolve())
-    ):
+    where = root / path
+    if path == PLACEHOLDER or Path(path).is_absolute() or _is_tracked(where.resolve(), root.resolve()):
         return ""
     return (
         "a queued or --temp experiment runs in a copy of the checkout that has only tracked files: "

@@ -24,7 +24,7 @@ from ganpipe.fetch.archives import BLOCK, NamedFiles
 from ganpipe.fetch.catalogue import SOURCES, Source
 from ganpipe.fetch.download import Remote, cached
 from ganpipe.fetch.landmarks import Points
-from ganpipe.fetch.paths import PLACEHOLDER, copy_advice, path_problem, resolved
+from ganpipe.fetch.paths import PLACEHOLDER, copy_advice, path_problem
 from ganpipe.params import Fetch
 
 MANIFEST_COLUMNS = ["name", "bytes", "sha256", "width", "height", "mode"]
@@ -133,7 +133,7 @@ def _header(stream: IO[bytes]) -> tuple[int | None, int | None, str]:
 def _source_paths(params: Fetch, source: Source, root: Path, offline: bool) -> tuple[Path, ...]:
     """Return the folders and files to read, downloaded if necessary; empty if a package has the pictures."""
     if params.path != PLACEHOLDER:
-        return (resolved(params.path, root),)
+        return (root / params.path,)
     remotes = source.remotes
     if params.url is not None:
         # A name that is unique to the address, with room for a suffix.

@@ -46,7 +46,7 @@ def main(
         return clock() - start
 
     real, fake = _digits(images, side, 0), _digits(images, side, 1)
-    extractor = extractors.build("lite0", PROTOCOL.feature_resolution, None)
+    extractor = extractors.build(PROTOCOL.extractor, PROTOCOL.feature_resolution, None)
     import sklearn.linear_model, sklearn.model_selection  # noqa: E401, F401, I001  (metrics import them late)
 
     # The first pass of a network selects its kernels.

@@ -13,7 +13,7 @@ from ganpipe.params import Fetch
     ("path", "problem"),
     [
         ("/nowhere", "does not exist; check the path"),
-        ("~nobody-here/pictures", "does not exist; "),
+        ("~nobody-here/pictures", "does not exist; write out the home folder"),
         ("pictures", "does not exist; run `dvc pull`"),
         ("pipe", "is neither a folder nor a file; name a folder, zip or tar"),
     ],

@@ -86,7 +86,7 @@ def settings(i: int) -> dict[str, Any]:
             "real_label": real_label, "fake_label": fake_label,
             "ema_halflife_kimg": [None, 0.1, 5.0][draw(3)], "eval_every_kimg": 0.8, "seed": i,
             "extra_update_every": [None, None, 50][draw(3)], "flip": bool(channels == 3 and draw(2)),
-            "on_nonfinite": "stop", "on_collapse": "warn",
+            "on_nonfinite": "stop", "on_collapse": "warn", "drift_weight": 0.0,
         },
     }  # fmt: skip
 
