@@ -14,6 +14,7 @@ Positive = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Rate = Annotated[float, Field(gt=0, lt=10, allow_inf_nan=False)]
+Tau = Annotated[float, Field(gt=0, le=10, allow_inf_nan=False)]
 Decay = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 
 Architecture = Literal["dcgan", "celeba64", "upsample", "residual", "resize"]
@@ -22,20 +23,20 @@ BASES = {"dcgan": (4, 5, 6, 7), "celeba64": (4, 5, 6, 7), "upsample": (5, 6, 7, 
 RESIDUAL_STEP = 32
 
 
-def base_and_doublings(architecture: str, side: int) -> tuple[int, int] | None:
-    """Return (base, doublings ≥ 1), side = base · 2^doublings px; None: the side cannot be reached."""
+def base_and_doublings(architecture: str, side: int, last_stride: int = 2) -> tuple[int, int] | None:
+    """Return (base, doublings ≥ 1), side = base · 2^(doublings - 1) · last_stride px; None: impossible."""
     for base in BASES[architecture]:
-        factor, rest = divmod(side, base)
+        factor, rest = divmod(2 * side, base * last_stride)
         if rest == 0 and factor >= 2 and factor & (factor - 1) == 0:
             return base, factor.bit_length() - 1
     return None
 
 
-def reaches(architecture: str, side: int) -> bool:
+def reaches(architecture: str, side: int, last_stride: int = 2) -> bool:
     """Tell whether an architecture can be built for a side in pixels."""
     if architecture == "residual":
         return side % RESIDUAL_STEP == 0
-    return base_and_doublings(architecture, side) is not None
+    return base_and_doublings(architecture, side, last_stride) is not None
 
 
 class Section(BaseModel):
@@ -105,11 +106,17 @@ class Model(Section):
     first_channels: Positive | None
     d_first_channels: Positive | None
     discriminator_norm: Literal["batch", "none"]
+    last_stride: Literal[2, 3]
+    trunk_halvings: Annotated[int, Field(ge=1, le=5)]
 
     @model_validator(mode="after")
-    def _uniform_has_a_limit(self) -> Self:
+    def _values_belong_together(self) -> Self:
         if self.z_distribution == "uniform" and self.z_limit is None:
             raise ValueError("z_limit must be a number when z_distribution is uniform; 1.0 for [-1, 1]")
+        if self.last_stride == 3 and self.architecture not in ("dcgan", "celeba64"):
+            raise ValueError("last_stride must be 2 unless architecture is dcgan or celeba64")
+        if self.trunk_halvings != 5 and self.architecture != "residual":
+            raise ValueError("trunk_halvings must be 5 unless architecture is residual")
         return self
 
 
@@ -133,14 +140,13 @@ class Train(Section):
     augment: list[Literal["colour", "translation", "cutout"]]
     drift_weight: Annotated[float, Field(ge=0, le=1000, allow_inf_nan=False)]
     drift_fade_from: Share
-    drift_taus: Annotated[
-        list[Annotated[float, Field(gt=0, le=10, allow_inf_nan=False)]], Field(min_length=1)
-    ]
+    drift_taus: Annotated[list[Tau], Field(min_length=1)]
     drift_resolution: Annotated[int, Field(ge=32, le=1024)] | None
     drift_positives: Annotated[int, Field(ge=2)]
     drift_bank: Annotated[int, Field(ge=2)]
     extra_update_every: Positive | None
     extra_update_players: Literal["turns", "both"]
+    d_batches: Literal["separate", "mixed"]
     micro_batch_size: Positive | None
     snapshot_epochs: list[Positive]
     eval_every_kimg: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None
@@ -229,12 +235,12 @@ class Params(Section):
 
     @model_validator(mode="after")
     def _side_can_be_built(self) -> Self:
-        side, architecture = self.preprocess.resolution, self.model.architecture
-        if not reaches(architecture, side):
+        side, architecture, k = self.preprocess.resolution, self.model.architecture, self.model.last_stride
+        if not reaches(architecture, side, k):
             bases = ", ".join(map(str, BASES.get(architecture, ())))
-            rule = f"{bases} doubled at least once" if bases else f"multiples of {RESIDUAL_STEP}"
+            rule = f"{bases} times {k}, {2 * k}, {4 * k} …" if bases else f"multiples of {RESIDUAL_STEP}"
             spans = (range(side, 7, -1), range(side, 8193))
-            near = [next((str(s) for s in span if reaches(architecture, s)), None) for span in spans]
+            near = [next((str(s) for s in span if reaches(architecture, s, k)), None) for span in spans]
             raise ValueError(
                 f"preprocess.resolution: {side} px is not reached by architecture {architecture} ({rule}); "
                 f"the nearest possible sides are {' and '.join(filter(None, near))}"

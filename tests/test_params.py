@@ -77,6 +77,9 @@ def test_numbers_as_dvc_writes_them(tmp_path: Path) -> None:
         (r"  max_images: .*", "  max_images: 0", "preprocess.max_images: found 0"),
         (r"  epochs: .*", "  epochs: true", "train.epochs: found True, but input should be a valid integer"),
         (r"resolution: 28", "resolution: 33", "preprocess.resolution: 33 px .* 32 and 40"),
+        (r"  last_stride: .*", "  last_stride: 3", "model: last_stride must be 2 unless .* is dcgan"),
+        (r"  trunk_halvings: .*", "  trunk_halvings: 2", "model: trunk_halvings must be 5 unless"),
+        (r"  trunk_halvings: .*", "  trunk_halvings: 6", "model.trunk_halvings: found 6"),
         (r"crop: square", "crop: centre", "preprocess: crop_size must be a number"),
         (
             r"  url: null",

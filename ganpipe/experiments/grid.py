@@ -18,7 +18,7 @@ from ganpipe import params
 from ganpipe.common.errors import UserError
 from ganpipe.experiments import recipes, revisions
 from ganpipe.experiments.run import dvc_environment
-from ganpipe.fetch.paths import path_problem
+from ganpipe.fetch.paths import experiment_problem
 from ganpipe.params import Params
 
 POLL = 1.0  # seconds between looks at the queue
@@ -78,7 +78,7 @@ def planned(values: Params, root: Path, name: str, seeds: int, settings: Iterabl
         twin = names.setdefault(str(flat), cell.name)
         if twin != cell.name or f"{cell.name}-s0" in plan:
             problems.append(f"{cell.name}: the cell {twin} has the same params, or the same name")
-        if problem := path_problem(applied.fetch, root, queued=True):
+        if problem := experiment_problem(applied.fetch, root, queued=True):
             problems.append(f"{cell.name}: {problem}")
         for seed in range(seeds):
             seeded = [*cell.settings, f"{recipes.SEED}={seed}"]

@@ -10,7 +10,7 @@ from typing import NoReturn
 from ganpipe import params
 from ganpipe.common.errors import UserError, without_secrets
 from ganpipe.experiments.recipes import apply_settings, hydra_overrides, recipe_settings
-from ganpipe.fetch.paths import path_problem
+from ganpipe.fetch.paths import experiment_problem
 
 
 def run(
@@ -26,7 +26,7 @@ def run(
     values = params.load(root / params.PARAMS_FILE)
     expanded = recipe_settings(values, recipe, settings)
     applied = apply_settings(values, expanded, recipe)
-    if queue and (problem := path_problem(applied.fetch, root, queued=True)):
+    if problem := experiment_problem(applied.fetch, root, queue):
         raise UserError(f"{recipe}: {problem}")
     command = ["dvc", "exp", "run"] + ["--queue"] * queue + (["--name", name] if name else [])
     for override in hydra_overrides(expanded):

@@ -1,5 +1,7 @@
 """fetch.path: its placeholder, whether a source can read it, and whether queued experiments have it."""
 
+import functools
+import os
 import shlex
 from pathlib import Path
 
@@ -11,8 +13,8 @@ from ganpipe.params import Fetch
 PLACEHOLDER = "stages/fetch/packaged.txt"
 
 
-def path_problem(params: Fetch, root: Path, queued: bool = False) -> str:
-    """Return why the source, in a queued experiment or here, cannot read fetch.path; empty if it can."""
+def path_problem(params: Fetch, root: Path) -> str:
+    """Return why the source cannot read fetch.path; empty if it can."""
     source, path = SOURCES[params.source], root / params.path
     if params.path == PLACEHOLDER:
         return f"fetch.source={source.name}: {source.by_hand}" if source.by_hand else ""
@@ -34,7 +36,36 @@ def path_problem(params: Fetch, root: Path, queued: bool = False) -> str:
         return f"fetch.path: {params.path} is neither a folder nor a file; name a folder, zip or tar"
     if source.name == "archive" and path.is_dir():
         return f"fetch.path: {params.path} is a folder; set fetch.source=folder or name an archive"
-    return f"fetch.path: {params.path}: {advice}" if queued and advice else ""
+    return ""
+
+
+def experiment_problem(params: Fetch, root: Path, queued: bool) -> str:
+    """Return why an experiment, here or queued, cannot read fetch.path; empty if it can."""
+    if problem := path_problem(params, root):
+        return problem
+    if queued and (advice := copy_advice(params.path, root)):
+        return f"fetch.path: {params.path}: {advice}"
+    return _unhashable(root / params.path)
+
+
+@functools.cache  # the cells of a grid read the same folder
+def _unhashable(folder: Path) -> str:
+    """Return at which file DVC, which hashes the folder before any stage runs, stops or hangs; or empty."""
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            file = Path(parent, name)
+            if name == ".dvcignore" or str(file).encode(errors="replace") != os.fsencode(file):
+                reason = "its name"
+            elif not file.is_file():  # it would wait for a pipe
+                reason = "a broken link, pipe or device"
+            elif not os.access(file, os.R_OK):
+                reason = "not readable"
+            else:
+                continue
+            remedy = "remove it, or name a zip or tar of the folder, in which such files are left out"
+            shown = os.fsencode(file).decode(errors="replace")
+            return f"fetch.path: DVC cannot hash {shown} ({reason}); {remedy}"
+    return ""
 
 
 def copy_advice(path: str, root: Path) -> str:

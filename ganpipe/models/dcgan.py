@@ -13,6 +13,8 @@ For a side b·2^k, b from 4 to 7 (section 3 of the paper has b = 4, k = 4):
 All 4×4 layers have stride 2 and padding 1. Batch norm after every layer but the generator's last and the
 discriminator's first and last; ReLU in the generator, leaky ReLU of slope 0.2 in the discriminator.
 No biases. Weights start as N(0, 0.02) (section 4), batch norm scales as N(1, 0.02).
+With `model.last_stride: 3` the layer next to the images is 5×5 with stride 3 in both networks, for sides
+3b·2^(k-1): much public code for anime faces goes from 4×4 to 96 px in five layers that way.
 
 `model.first_channels` replaces the width n·2^(k-1) at b×b in both networks. It is 1024 for Marchesi 2017,
 "Megapixel Size Image Creation using Generative Adversarial Networks", whose generator for 1024 px goes from
@@ -40,7 +42,8 @@ class Generator(nn.Module):
         layers = block(nn.ConvTranspose2d(spec.params.nz, widths[0], base, bias=False), True, slope)
         for wider, width in pairwise(widths):
             layers += block(nn.ConvTranspose2d(wider, width, 4, 2, padding=1, bias=False), True, slope)
-        last = nn.ConvTranspose2d(widths[-1], spec.channels, 4, stride=2, padding=1, bias=False)
+        stride = spec.params.last_stride
+        last = nn.ConvTranspose2d(widths[-1], spec.channels, stride + 2, stride, padding=1, bias=False)
         self.layers = nn.Sequential(*layers, last, nn.Tanh())
         self.apply(initialize)
 
@@ -57,6 +60,7 @@ class Discriminator(SequentialDiscriminator):
         norm = spec.params.discriminator_norm == "batch"
         layers: list[nn.Module] = []
         for narrower, width in pairwise([spec.channels, *reversed(widths)]):
-            convolution = nn.Conv2d(narrower, width, 4, stride=2, padding=1, bias=not norm)
+            stride = 2 if layers else spec.params.last_stride
+            convolution = nn.Conv2d(narrower, width, stride + 2, stride, padding=1, bias=not norm)
             layers += block(convolution, norm and len(layers) > 0, 0.2)
         super().__init__(*layers, nn.Conv2d(widths[0], 1, base, bias=not norm))

@@ -29,8 +29,9 @@ MAX_IMAGES = 10_000_000
 MAX_Z_SCALE = 100.0
 SEEDS = 2**63
 HEADER = "ganpipe"  # key of the safetensors metadata whose value is the specification as JSON
-# Not in the header, so that a generator's bytes do not depend on it.
-D_ONLY: dict[str, Any] = {"d_first_channels": None}
+# Params that the header has only with other values, and never those of D: so that a generator's bytes do not
+# depend on D, and those of weights from before these params stay.
+UNSTATED: dict[str, Any] = {"d_first_channels": None, "last_stride": 2, "trunk_halvings": 5}
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,8 @@ def save_generator(G: nn.Module, spec: NetworkSpec, path: Path) -> None:
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in G.state_dict().items()}
     sizes = {"resolution": spec.resolution, "channels": spec.channels}
-    description = spec.params.model_dump(exclude=set(D_ONLY)) | sizes
+    values = spec.params.model_dump(exclude={"d_first_channels"})
+    description = {k: v for k, v in values.items() if k not in UNSTATED or v != UNSTATED[k]} | sizes
     header = {HEADER: json.dumps(description, separators=(",", ":"))}
     with files.whole(path) as temporary:
         safetensors.torch.save_file(tensors, temporary, header)
@@ -68,8 +70,8 @@ def load_generator(path: Path) -> TrainedGenerator:
         raise UserError(f"{path}: the header lacks the key {HEADER!r}; give a file that ganpipe wrote")
     try:
         description = json.loads(header)
-        known = {name: description[name] for name in Model.model_fields if name not in D_ONLY}
-        params = Model(**known, **D_ONLY)
+        stated = UNSTATED | description
+        params = Model(**{name: stated[name] for name in Model.model_fields})
         spec = NetworkSpec(params, int(description["resolution"]), int(description["channels"]))
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path}: the header's description is not readable ({error}); train again") from None

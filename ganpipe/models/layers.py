@@ -29,12 +29,12 @@ def pyramid(spec: NetworkSpec, player: Literal["G", "D"]) -> tuple[int, list[int
     Raises UserError: the architecture cannot reach the resolution, or first_channels halves to less than one.
     """
     params, resolution = spec.params, spec.resolution
-    factors = base_and_doublings(params.architecture, resolution)
+    factors = base_and_doublings(params.architecture, resolution, params.last_stride)
     if factors is None:
-        first, *_, last = BASES[params.architecture]
+        (first, *_, last), k = BASES[params.architecture], params.last_stride
         raise UserError(
             f"preprocess.resolution: architecture {params.architecture} cannot produce {resolution} px; give "
-            f"{first} to {last} px doubled at least once, such as {2 * first} or {4 * last}"
+            f"{first} to {last} px times {k}, {2 * k}, {4 * k} …, such as {k * first} or {2 * k * last}"
         )
     base, doublings = factors
     name = "d_first_channels" if player == "D" and params.d_first_channels else "first_channels"

@@ -29,6 +29,10 @@ activation, and, to get from 8n maps to one number, a 1×1 convolution whose map
 Layers without batch norm after them have biases. Initial weights are as in dcgan.py. Widths come from ngf and
 ndf alone: `model.first_channels` and `d_first_channels` must be null. At 32 px the residual layers have 1×1
 pixels and see padding around them: `warning` says so.
+
+`model.trunk_halvings` h, 5 above, lets only the first h layers down and the last h layers up change the side;
+the others are 3×3 with stride 1. The residual layers then have s/2^h pixels a side: 24×24 for 96 px and
+h = 2, which the paper may mean, because it fell back to batches of 24 for lack of memory.
 """
 
 from itertools import pairwise
@@ -50,16 +54,18 @@ class Generator(nn.Module):
         super().__init__()
         _check(spec)
         side, widths = spec.resolution, [spec.params.ngf * factor for factor in (1, 2, 4, 8, 8)]
+        strides = [2 if i < spec.params.trunk_halvings else 1 for i in range(len(widths))]
         self.start = (1, side, side)
         self.dense = nn.Linear(spec.params.nz, side**2)
         down: list[nn.Module] = []
-        for before, after in pairwise([1, *widths]):
-            down += block(nn.Conv2d(before, after, 4, stride=2, padding=1, bias=False), True, 0.0)
+        for before, after, stride in zip([1, *widths], widths, strides, strict=False):
+            down += block(nn.Conv2d(before, after, stride + 2, stride, padding=1, bias=False), True, 0.0)
         self.down = nn.Sequential(*down)
         self.residual = nn.ModuleList(_residual_layer(widths[-1]) for _ in range(RESIDUAL_LAYERS))
         up: list[nn.Module] = []
-        for before, after in pairwise(reversed(widths)):
-            up += block(nn.ConvTranspose2d(before, after, 4, stride=2, padding=1, bias=False), True, 0.0)
+        for (before, after), stride in zip(pairwise(reversed(widths)), reversed(strides), strict=False):
+            convolution = nn.ConvTranspose2d(before, after, stride + 2, stride, padding=1, bias=False)
+            up += block(convolution, True, 0.0)
         last = nn.ConvTranspose2d(widths[0], spec.channels, 4, stride=2, padding=1)
         self.up = nn.Sequential(*up, last, nn.Tanh())
         self.apply(initialize)
@@ -94,7 +100,7 @@ class Discriminator(SequentialDiscriminator):
 
 def warning(spec: NetworkSpec) -> str | None:
     """Warn of a side at which these networks are hardly the paper's; None for all others."""
-    if spec.resolution >= 2 * RESIDUAL_STEP:
+    if spec.resolution >> spec.params.trunk_halvings > 1:
         return None
     return (
         f"preprocess.resolution: at {spec.resolution} px the residual layers work on 1×1 pixels, not on 3×3 "

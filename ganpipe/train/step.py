@@ -33,6 +33,7 @@ class StepSettings:
     g_label: float = 1.0
     drift: Drift | None = None  # added to G's loss
     augment: Augment | None = None  # of all images that D sees
+    mixed: bool = False  # D's update sees real and generated images in one batch
 
     def micro_batches(self, count: int) -> Iterator[tuple[slice, float]]:
         """Yield each micro-batch of this rank's `count` images, and its weight in the global batch's mean."""
@@ -71,7 +72,7 @@ def settings_of(plan: Plan, ranks: Ranks, device: torch.device) -> StepSettings:
     settings.check(params.sync_batch_norm)  # before the drift computes the features of its bank
     drift = Drift(plan, device) if params.drift_weight else None
     augment = Augment(params.augment, B, ranks.part(B), device) if params.augment else None
-    return replace(settings, drift=drift, augment=augment)
+    return replace(settings, drift=drift, augment=augment, mixed=params.d_batches == "mixed")
 
 
 def generate(G: nn.Module, z: torch.Tensor, settings: StepSettings) -> torch.Tensor | None:
@@ -85,7 +86,7 @@ def generate(G: nn.Module, z: torch.Tensor, settings: StepSettings) -> torch.Ten
 def update_d(
     players: Players, real: torch.Tensor, z: torch.Tensor, fake: torch.Tensor | None, settings: StepSettings
 ) -> torch.Tensor:
-    """Update D on real and on generated images, in two passes as in the DCGAN paper's code.
+    """Update D on real and on generated images, in two passes as in the DCGAN paper's code, or mixed in one.
 
     Args:
         players: G and D in train mode.
@@ -102,17 +103,25 @@ def update_d(
     numbers = torch.zeros(3, device=real.device)
     players.D_optimizer.zero_grad()
     for part, weight in settings.micro_batches(len(real)):
-        real_logits = D(settings.seen(real[part], "real", part))
-        loss_real = d_loss_real(real_logits, settings.real_label)
-        (weight * loss_real).backward()
         if fake is None:
             with torch.no_grad(), keep_statistics(G):  # they count each z once, in G's own update
                 fake_part = G(z[part])
         else:
             fake_part = fake[part].detach()
-        fake_logits = D(settings.seen(fake_part, "fake", part))
-        loss_fake = d_loss_fake(fake_logits, settings.fake_label)
-        (weight * loss_fake).backward()
+        seen_real = settings.seen(real[part], "real", part)
+        seen_fake = settings.seen(fake_part, "fake", part)
+        if settings.mixed:
+            real_logits, fake_logits = D(torch.cat([seen_real, seen_fake])).chunk(2)
+            loss_real = d_loss_real(real_logits, settings.real_label)
+            loss_fake = d_loss_fake(fake_logits, settings.fake_label)
+            (weight * (loss_real + loss_fake)).backward()
+        else:
+            real_logits = D(seen_real)
+            loss_real = d_loss_real(real_logits, settings.real_label)
+            (weight * loss_real).backward()
+            fake_logits = D(seen_fake)
+            loss_fake = d_loss_fake(fake_logits, settings.fake_label)
+            (weight * loss_fake).backward()
         with torch.no_grad():
             probabilities = real_logits.sigmoid().mean(), fake_logits.sigmoid().mean()
             numbers += weight * torch.stack([loss_real + loss_fake, *probabilities])

@@ -70,6 +70,8 @@ def networks(
         first_channels=first_channels,
         d_first_channels=None,
         discriminator_norm="batch",
+        last_stride=2,
+        trunk_halvings=5,
     )
     torch.manual_seed(0)
     spec = NetworkSpec(model, side, channels)

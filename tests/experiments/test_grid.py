@@ -183,7 +183,7 @@ def test_a_recipe_is_queued_with_exactly_its_params(checkout: Path, tmp_path: Pa
     assert queued(checkout) == {"mine": expected, "pasted": expected}
 
 
-def test_a_wrong_recipe_is_refused_before_dvc_starts(checkout: Path) -> None:
+def test_a_wrong_recipe_is_refused_before_dvc_starts(checkout: Path, tmp_path: Path) -> None:
     """A failure means that a mistake shows only after dvc has started, or with a traceback."""
     ended = ganpipe("run", "dgcan")
     assert ended.returncode == 2 and "recipes.dgcan: no such recipe" in ended.stderr and not ended.stdout
@@ -194,6 +194,9 @@ def test_a_wrong_recipe_is_refused_before_dvc_starts(checkout: Path) -> None:
     ended = ganpipe("run", "xin2024-5", "--queue", "-S", "fetch.source=folder")
     assert ended.returncode == 2 and "your own pictures; set fetch.path" in ended.stderr and not ended.stdout
     assert not queued(checkout) and git(checkout, "status", "--porcelain") == ""
+    os.mkfifo(pictures := tmp_path / "cat.png")
+    ended = ganpipe("run", "beyond", "-S", f"fetch.path={tmp_path}")
+    assert ended.returncode == 2 and f"DVC cannot hash {pictures}" in ended.stderr and not ended.stdout
 
 
 def test_a_recipe_runs_with_this_python_and_ends_with_dvcs_exit_code(checkout: Path) -> None:

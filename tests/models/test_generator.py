@@ -1,6 +1,7 @@
 """Weights files, latent vectors and generated images."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,6 +25,8 @@ MODEL = Model(
     first_channels=None,
     d_first_channels=None,
     discriminator_norm="batch",
+    last_stride=2,
+    trunk_halvings=5,
 )
 
 SPEC = NetworkSpec(MODEL, 16, 1)
@@ -53,7 +56,19 @@ def test_the_file_knows_nothing_of_the_discriminators_width(G: torch.nn.Module, 
         spec = NetworkSpec(MODEL.model_copy(update={"d_first_channels": wide}), 16, 1)
         save_generator(G, spec, tmp_path / f"{wide}.safetensors")
     assert (tmp_path / "64.safetensors").read_bytes() == (tmp_path / "None.safetensors").read_bytes()
-    assert b"d_first_channels" not in (tmp_path / "64.safetensors").read_bytes()
+    header = (tmp_path / "64.safetensors").read_bytes()[:1000]
+    assert not any(name in header for name in (b"d_first_channels", b"last_stride", b"trunk_halvings"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "side"),
+    [({"last_stride": 3}, 24), ({"architecture": "residual", "trunk_halvings": 2}, 32)],
+)
+def test_the_file_knows_the_readings_of_a_paper(changes: dict[str, Any], side: int, tmp_path: Path) -> None:
+    """A failure means that a generator of another reading than the default cannot be sampled from."""
+    spec = NetworkSpec(MODEL.model_copy(update=changes), side, 1)
+    save_generator(models.build_generator(spec), spec, tmp_path / "g.safetensors")
+    assert load_generator(tmp_path / "g.safetensors").spec == spec
 
 
 def test_sampling_neither_changes_the_network_nor_mixes_images(G: torch.nn.Module) -> None:

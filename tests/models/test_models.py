@@ -36,7 +36,7 @@ def model(architecture: str = "dcgan", **changes: Any) -> Model:
     """Params of an architecture, narrow unless told otherwise."""
     values: dict[str, Any] = {"architecture": architecture, "nz": 10, "z_distribution": "normal"}
     values |= {"z_limit": None, "ngf": 2, "ndf": 2, "first_channels": None, "discriminator_norm": "batch"}
-    values |= {"d_first_channels": None}
+    values |= {"d_first_channels": None, "last_stride": 2, "trunk_halvings": 5}
     return Model(**values | changes)
 
 
@@ -91,6 +91,17 @@ def test_sizes_are_the_papers() -> None:
     assert sizes(xin[1], 3, 96, 96) == [*down[:4], (512, 6), (512, 3), (1, 3)]
 
 
+def test_sizes_of_xins_other_readings() -> None:
+    """A failure means that the base networks do not start from 4×4, or that the trunk is not 24×24."""
+    with torch.device("meta"):
+        base = both(model(nz=100, ngf=64, ndf=64, last_stride=3), 96, 3)
+        G = both(model("residual", nz=100, ngf=64, ndf=64, trunk_halvings=2), 96, 3)[0]
+    assert sizes(base[0], 100) == [(512, 4), (256, 8), (128, 16), (64, 32), (3, 96)]
+    assert sizes(base[1], 3, 96, 96) == [(64, 32), (128, 16), (256, 8), (512, 4), (1, 1)]
+    down, up = [(64, 48), (128, 24), (256, 24)], [(256, 24), (128, 24), (64, 48), (3, 96)]
+    assert sizes(G, 100) == [(96 * 96,), *down, *[(512, 24)] * 20, (512, 24), *up]
+
+
 # Plain implementations: each takes the layers that have weights, in order, and an input.
 Weights = Iterator[nn.Module]
 Slope = float
@@ -112,19 +123,19 @@ def apply(
     return function(x, layer.weight, layer.bias, **options)
 
 
-def dcgan_generator(w: Weights, z: torch.Tensor, slope: Slope = 0.0) -> torch.Tensor:
-    """Compute DCGAN's generator at 64 px."""
+def dcgan_generator(w: Weights, z: torch.Tensor, slope: Slope = 0.0, last: int = 2) -> torch.Tensor:
+    """Compute DCGAN's generator at 64 px, or at 96 px with a last stride of 3."""
     x = apply(w, F.conv_transpose2d, z[:, :, None, None])
-    for _ in range(4):
+    for stride in (2, 2, 2, last):
         x = F.leaky_relu(norm(w, x), slope)
-        x = apply(w, F.conv_transpose2d, x, stride=2, padding=1)
+        x = apply(w, F.conv_transpose2d, x, stride=stride, padding=1)
     return torch.tanh(x)
 
 
-def dcgan_discriminator(w: Weights, x: torch.Tensor, batch_norm: bool = True) -> torch.Tensor:
-    """Compute DCGAN's discriminator at 64 px."""
-    for i in range(4):
-        x = apply(w, F.conv2d, x, stride=2, padding=1)
+def dcgan_discriminator(w: Weights, x: torch.Tensor, batch_norm: bool = True, first: int = 2) -> torch.Tensor:
+    """Compute DCGAN's discriminator at 64 px, or at 96 px with a first stride of 3."""
+    for i, stride in enumerate((first, 2, 2, 2)):
+        x = apply(w, F.conv2d, x, stride=stride, padding=1)
         x = F.leaky_relu(norm(w, x) if batch_norm and i > 0 else x, 0.2)
     return apply(w, F.conv2d, x)[:, 0, 0, 0]
 
@@ -155,7 +166,7 @@ def upsample_discriminator(w: Weights, x: torch.Tensor, batch_norm: bool = True)
     return apply(w, F.linear, x.reshape(len(x), -1))[:, 0]
 
 
-def residual_generator(w: Weights, z: torch.Tensor) -> torch.Tensor:
+def residual_generator(w: Weights, z: torch.Tensor, halvings: int = 5) -> torch.Tensor:
     """Compute Xin's generator at 96 px: y1 = F1(x0), x1 = x0 + y1; yk = Fk(x(k-1)), xk = yk + y1."""
 
     def residual_layer(x: torch.Tensor) -> torch.Tensor:
@@ -163,15 +174,15 @@ def residual_generator(w: Weights, z: torch.Tensor) -> torch.Tensor:
         return norm(w, apply(w, F.conv2d, x, padding=1))
 
     x = apply(w, F.linear, z).reshape(len(z), 1, 96, 96)
-    for _ in range(5):
-        x = F.relu(norm(w, apply(w, F.conv2d, x, stride=2, padding=1)))
+    for i in range(5):
+        x = F.relu(norm(w, apply(w, F.conv2d, x, stride=2 if i < halvings else 1, padding=1)))
     xs, ys = [x], [torch.empty(0)]
     for k in range(1, 10):
         ys.append(residual_layer(xs[k - 1]))
         xs.append(xs[0] + ys[1] if k == 1 else ys[k] + ys[1])
     x = xs[9]
-    for _ in range(4):
-        x = F.relu(norm(w, apply(w, F.conv_transpose2d, x, stride=2, padding=1)))
+    for i in range(4, 0, -1):
+        x = F.relu(norm(w, apply(w, F.conv_transpose2d, x, stride=2 if i < halvings else 1, padding=1)))
     return torch.tanh(apply(w, F.conv_transpose2d, x, stride=2, padding=1))
 
 
@@ -191,17 +202,29 @@ IMPLEMENTATIONS: dict[str, tuple[int, Callable[..., torch.Tensor], Callable[...,
     "upsample": (128, upsample_generator, upsample_discriminator),
     "resize": (64, resize_generator, dcgan_discriminator),
     "residual": (96, residual_generator, residual_discriminator),
+    "dcgan, last stride 3": (
+        96,
+        lambda w, z: dcgan_generator(w, z, last=3),
+        lambda w, x, batch_norm: dcgan_discriminator(w, x, batch_norm, first=3),
+    ),
+    "residual, trunk of 24×24": (
+        96,
+        lambda w, z: residual_generator(w, z, halvings=2),
+        residual_discriminator,
+    ),
 }
+READINGS = {"dcgan, last stride 3": {"last_stride": 3}, "residual, trunk of 24×24": {"trunk_halvings": 2}}
 
 
 @pytest.mark.parametrize("discriminator_norm", ["batch", "none"])
-@pytest.mark.parametrize("architecture", IMPLEMENTATIONS)
-def test_networks_compute_what_the_papers_write(architecture: str, discriminator_norm: str) -> None:
+@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+def test_networks_compute_what_the_papers_write(name: str, discriminator_norm: str) -> None:
     """A failure means a layer order, norm, activation, padding or shortcut that is not the paper's."""
-    side, generator, discriminator = IMPLEMENTATIONS[architecture]
-    first = 128 if architecture == "upsample" else None
+    side, generator, discriminator = IMPLEMENTATIONS[name]
+    architecture = name.partition(",")[0]
+    changes = {"first_channels": 128 if architecture == "upsample" else None} | READINGS.get(name, {})
     torch.manual_seed(0)
-    params = model(architecture, first_channels=first, discriminator_norm=discriminator_norm)
+    params = model(architecture, **changes, discriminator_norm=discriminator_norm)
     networks = both(params, side, 3)
     for network in networks:
         for parameter in network.parameters():
@@ -305,7 +328,8 @@ def test_weights_start_as_the_paper_says(architecture: str) -> None:
 @pytest.mark.parametrize(
     ("params", "side", "message"),
     [
-        (model(), 100, r"dcgan cannot produce 100 px; give 4 to 7 px doubled .* such as 8 or 28"),
+        (model(), 100, r"dcgan cannot produce 100 px; give 4 to 7 px times 2, .* as 8 or 28"),
+        (model(last_stride=3), 64, r"cannot produce 64 px; give 4 to 7 px times 3, .* such as 12 or 42"),
         (model("celeba64"), 9, "preprocess.resolution: architecture celeba64 cannot produce 9 px"),
         (
             model("upsample"),

@@ -22,9 +22,11 @@ def players(norm: bool) -> Players:
     return Players(G, D, torch.optim.SGD(G.parameters(), lr=0.5), torch.optim.SGD(D.parameters(), lr=0.5))
 
 
-def updated(norm: bool, micro_batch: int, shared: bool) -> tuple[torch.Tensor, torch.Tensor, Players]:
+def updated(
+    norm: bool, micro_batch: int, shared: bool, mixed: bool = False
+) -> tuple[torch.Tensor, torch.Tensor, Players]:
     """Update each player once on a fixed batch of 10; return D's numbers, G's numbers and the players."""
-    both, settings = players(norm), StepSettings(0.9, 0.1, 10, micro_batch)
+    both, settings = players(norm), StepSettings(0.9, 0.1, 10, micro_batch, mixed=mixed)
     source = torch.Generator().manual_seed(1)
     real, z = torch.randn(10, 5, generator=source), torch.randn(10, 4, generator=source)
     fake = generate(both.G, z, settings) if shared else None
@@ -50,6 +52,38 @@ def test_generating_twice_equals_sharing() -> None:
     assert torch.equal(shared[0], twice[0]) and torch.equal(shared[1], twice[1])
     for name, tensor in shared[2].G.state_dict().items():
         assert torch.equal(tensor, twice[2].G.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("micro_batch", [10, 5])
+def test_a_mixed_batch(micro_batch: int) -> None:
+    """D would be updated on other images, or batch norm would see real and generated ones apart."""
+    both, settings = players(norm=True), StepSettings(0.9, 0.1, 10, micro_batch, mixed=True)
+    D, rate = copy.deepcopy(both.D), 0.5
+    source = torch.Generator().manual_seed(1)
+    real, z = torch.randn(10, 5, generator=source), torch.randn(10, 4, generator=source)
+    with keep_statistics(both.G), torch.no_grad():
+        fakes = [both.G(part) for part in z.split(micro_batch)]
+    numbers = update_d(both, real, z, generate(both.G, z, settings), settings)
+
+    loss = torch.zeros(())
+    for images, fake in zip(real.split(micro_batch), fakes, strict=True):
+        p = torch.sigmoid(D(torch.cat([images, fake])))
+        p_real, p_fake = p[: len(images)], p[len(images) :]
+        loss = loss - (0.9 * p_real.log() + 0.1 * (1 - p_real).log()).sum() / 10
+        loss = loss - (0.1 * p_fake.log() + 0.9 * (1 - p_fake).log()).sum() / 10
+    loss.backward()
+    torch.testing.assert_close(numbers[0], loss.detach())
+    for ours, theirs in zip(both.D.parameters(), D.parameters(), strict=True):
+        assert theirs.grad is not None
+        torch.testing.assert_close(ours, theirs - rate * theirs.grad)
+
+
+def test_without_batch_norm_a_mixed_batch_changes_nothing() -> None:
+    """The two readings would differ by more than batch norm's statistics."""
+    separate, mixed = updated(norm=False, micro_batch=10, shared=True), updated(False, 10, True, mixed=True)
+    torch.testing.assert_close(mixed[0], separate[0])
+    for ours, theirs in zip(mixed[2].D.parameters(), separate[2].D.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs)
 
 
 def test_micro_batches_share_no_images() -> None:

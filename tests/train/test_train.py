@@ -575,6 +575,7 @@ def test_resume_is_exact_with_every_option(root: Path, small_params: Params) -> 
         train__g_label=0.9,
         train__extra_update_every=2,
         train__extra_update_players="both",
+        train__d_batches="mixed",
         train__micro_batch_size=5,
         train__flip=True,
         train__ema_halflife_kimg=None,
