@@ -1,6 +1,7 @@
 """Typed sections of params.yaml: frozen, without defaults; all wrong values are reported together."""
 
 import difflib
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -17,7 +18,6 @@ Rate = Annotated[float, Field(gt=0, lt=10, allow_inf_nan=False)]
 Tau = Annotated[float, Field(gt=0, le=10, allow_inf_nan=False)]
 Decay = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 
-Architecture = Literal["dcgan", "celeba64", "upsample", "residual", "resize"]
 # Smallest sides in pixels from which an architecture doubles; residual halves its side five times.
 BASES = {"dcgan": (4, 5, 6, 7), "celeba64": (4, 5, 6, 7), "upsample": (5, 6, 7, 8), "resize": (4, 5, 6, 7)}
 RESIDUAL_STEP = 32
@@ -97,7 +97,7 @@ class Preprocess(Section):
 class Model(Section):
     """The two networks and the distribution of z."""
 
-    architecture: Architecture
+    architecture: Literal["dcgan", "celeba64", "upsample", "residual", "resize"]
     nz: Positive
     z_distribution: Literal["normal", "uniform"]
     z_limit: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None
@@ -168,10 +168,8 @@ class Train(Section):
     @field_validator("batch_per_resolution")
     @classmethod
     def _keys_are_sides(cls, table: dict[str, int]) -> dict[str, int]:
-        if bad := [key for key in table if not key.isdecimal() or int(key) == 0]:
-            raise ValueError(
-                f"keys must be quoted sides in pixels such as '64', found {', '.join(map(repr, bad))}"
-            )
+        if bad := ", ".join(repr(key) for key in table if not re.fullmatch("[1-9][0-9]*", key)):
+            raise ValueError(f"keys must be quoted sides in pixels such as '64', found {bad}")
         return table
 
     def batch_size_for(self, resolution: int) -> int:
@@ -183,10 +181,9 @@ class Train(Section):
             return self.batch_size
         sides = sorted(int(key) for key in self.batch_per_resolution if int(key) >= resolution)
         if not sides:
-            raise UserError(
-                f"train.batch_size: null takes it from train.batch_per_resolution, which has no entry at or "
-                f"above {resolution} px; set train.batch_size or add an entry '{resolution}'"
-            )
+            source = f"train.batch_per_resolution, which has no entry at or above {resolution} px"
+            remedy = f"set train.batch_size or add an entry '{resolution}'"
+            raise UserError(f"train.batch_size: null takes it from {source}; {remedy}")
         return self.batch_per_resolution[str(sides[0])]
 
 
@@ -286,8 +283,7 @@ def _explain(detail: dict[str, Any], missing: set[tuple[Any, ...]]) -> str:
         absent = [str(path[-1]) for path in missing if path[:-1] == (*above,)]
         known = list(section.model_fields)
         near = difflib.get_close_matches(str(key), absent) or difflib.get_close_matches(str(key), known)
-        suggestion = ".".join([*above, *near[:1]])
-        hint = f"did you mean {suggestion}?" if near else f"known: {', '.join(known)}"
+        hint = f"did you mean {'.'.join([*above, near[0]])}?" if near else f"known: {', '.join(known)}"
         return f"{name}: unknown key; {hint}"
     if kind == "missing":
         return f"{name}: missing key; the file must set every value"

@@ -91,6 +91,7 @@ def test_numbers_as_dvc_writes_them(tmp_path: Path) -> None:
         (r"  sha256: null", f"  sha256: {'ab' * 32}", "fetch: sha256 may only be set when"),
         (r"  sha256: null", "  sha256: ABC", "fetch.sha256: found 'ABC', but string should match"),
         (r"    '64': 128", "    '6x': 128", "train.batch_per_resolution: keys must be quoted sides"),
+        (r"    '64': 128", "    '064': 128", "train.batch_per_resolution: keys must be quoted sides"),
         (r"^model:", "modle:", "modle: unknown key; did you mean model?"),
         (r"^model:", "model: 3\nx:", "model: found 3"),
         (r"  beta1: 0.5", "  beta1: 0.5\n  beta1: 0.5", "not valid YAML.*duplicate key"),

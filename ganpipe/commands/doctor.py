@@ -173,8 +173,7 @@ def _branch(root: Path, doomed: set[int]) -> Iterator[Finding]:
     if not head or head != started_from or git(root, "symbolic-ref", "-q", "HEAD"):
         return
     branch = git(root, "rev-parse", "--abbrev-ref", "@{-1}")
-    at_head = branch and git(root, "rev-parse", f"refs/heads/{branch}") == head
-    if at_head and not _dvc_runs(root, doomed):
+    if branch and git(root, "rev-parse", f"refs/heads/{branch}") == head and not _dvc_runs(root, doomed):
         yield Finding(
             f"HEAD is detached from {branch}, as a killed `dvc exp run` leaves it",
             f"switch to {branch}; no file changes, so params.yaml keeps the experiment's values",

@@ -73,7 +73,10 @@ def score(
     reference = images["--real"]
     others = images.get("--held-out", reference[:0])
     rows, other_rows = np.arange(len(reference)), np.arange(len(others))
-    known = RealImages(reference, rows, others, other_rows, _digest(reference))
+    digest = hashlib.sha256(repr(reference.shape[1:]).encode())  # of pixels and shape, whatever the file
+    for image in reference:
+        digest.update(image.tobytes())
+    known = RealImages(reference, rows, others, other_rows, digest.hexdigest())
     try:
         scores = score_images(known, images["--fake"], params, device)
     except ParamError as error:
@@ -147,14 +150,6 @@ def _decode(path: Path, openers: dict[str, Opener]) -> np.ndarray:
         file.flush()
         array = np.memmap(file, np.uint8, "r", shape=(len(openers), height, width, 3))
     return array[..., :1] if grey else array
-
-
-def _digest(images: np.ndarray) -> str:
-    """Return the sha256 (hexadecimal) of images' pixels and shape, whatever file they were read from."""
-    digest = hashlib.sha256(repr(images.shape[1:]).encode())
-    for image in images:
-        digest.update(image.tobytes())
-    return digest.hexdigest()
 
 
 def _format(images: np.ndarray) -> str:

@@ -19,18 +19,13 @@ def card(root: Path, metrics: Mapping[str, Any]) -> str:
     Sections without their file (source.json, model.json, perf.csv) are left out: images of another program
     have none.
     """
-    source, model = (_read(stage_file(root, name)) for name in ("source.json", "model.json"))
-    path = stage_file(root, "perf.csv")
-    perf = pd.read_csv(path) if path.exists() else pd.DataFrame()
+    *paths, perf_path = (stage_file(root, name) for name in ("source.json", "model.json", "perf.csv"))
+    source, model = (json.loads(path.read_text(encoding="utf-8")) if path.exists() else {} for path in paths)
+    perf = pd.read_csv(perf_path) if perf_path.exists() else pd.DataFrame()
     text = Path(__file__).with_name("card.md.jinja").read_text(encoding="utf-8")
     known: dict[str, Any] = {"source": source, "model": model, "perf": perf, "metrics": metrics}
     known |= {"sizes": [*Model.model_fields, "channels"], "paper": architecture_paper, "brief": brief}
     return Template(text, trim_blocks=True, lstrip_blocks=True).render(known)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    return content
 
 
 def brief(value: float | None) -> str:

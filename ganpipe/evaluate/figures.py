@@ -89,11 +89,9 @@ def features_picture(features: Features) -> Image.Image:
         label = f"{name} ({len(x)})"
         left.scatter(x, y, s=9, alpha=0.55, color=COLOURS[name], linewidths=0, label=label)
     shares = plane.explained_variance_ratio_
-    left.set(
-        title="Features on the principal components of the training images",
-        xlabel=f"first component ({shares[0]:.0%} of the variance)",
-        ylabel=f"second component ({shares[1]:.0%})",
-    )
+    left.set_title("Features on the principal components of the training images")
+    left.set_xlabel(f"first component ({shares[0]:.0%} of the variance)")
+    left.set_ylabel(f"second component ({shares[1]:.0%})")
     del sets["training"]
     distances = {name: neighbours(rows, features.train, 1).distances[:, 0] for name, rows in sets.items()}
     edges = np.histogram_bin_edges(np.concatenate(list(distances.values())), 40)
@@ -102,11 +100,9 @@ def features_picture(features: Features) -> Image.Image:
         style = {"alpha": 0.5, "color": COLOURS[name], "label": f"{name} ({len(values)})"}
         right.hist(values, edges, weights=weights, **style)
         right.axvline(float(np.median(values)), color=COLOURS[name], linestyle="--", linewidth=1.2)
-    right.set(
-        title="Distance to the nearest training image; 0 is a copy",
-        xlabel="distance between features (dashed: median)",
-        ylabel="% of the images",
-    )
+    right.set_title("Distance to the nearest training image; 0 is a copy")
+    right.set_xlabel("distance between features (dashed: median)")
+    right.set_ylabel("% of the images")
     right.set_xlim(left=0)
     for axes in (left, right):
         axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=3)

@@ -69,11 +69,9 @@ def score_images(
     """
     n = min(len(generated) // params.seeds, len(real.train_rows))
     if n < 2:
-        raise ParamError(
-            "seeds",
-            f"{params.seeds} sets of at least 2 images cannot be cut from {len(generated)} generated and "
-            f"{len(real.train_rows)} training images; use fewer sets or more images",
-        )
+        images = f"{len(generated)} generated and {len(real.train_rows)} training images"
+        problem = f"{params.seeds} sets of at least 2 images cannot be cut from {images}"
+        raise ParamError("seeds", f"{problem}; use fewer sets or more images")
     chosen = real.chosen(params.search_images, n, params.seed)
     extractor = extractors.build(params.extractor, params.feature_resolution, params.weights)
     # The same rows of every source, so that sources differ only in how their images were generated.
@@ -110,10 +108,9 @@ def score_features(features: Features, params: Evaluate, trained_on: int | None 
     """
     real, held_out, names = features.train[: features.n], features.held_out, distance_names(params.extractor)
     if (real == real[0]).all():
-        raise UserError(
-            f"metrics: the features of all {len(real)} real images are equal ({names.kid}); nothing can be "
-            "compared with them; use other real images or another extractor"
-        )
+        problem = f"the features of all {len(real)} real images are equal ({names.kid})"
+        remedy = "nothing can be compared with them; use other real images or another extractor"
+        raise UserError(f"metrics: {problem}; {remedy}")
     enough = len(held_out) >= copies.LEAST_HELD_OUT
     near_held_out = copies.neighbours(held_out, features.train) if enough else None
     reference = manifold.balls(real, params.neighbours)

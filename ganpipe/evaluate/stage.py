@@ -81,12 +81,10 @@ def evaluate(params: Evaluate, sample: Sample, root: Path, device: str) -> Metri
 def _print_summary(scores: Scores, params: Evaluate, intervals: int, held_out: int) -> None:
     n = scores.features.n
     if held_out < n:
-        enough = held_out > params.neighbours
-        fewer = f"set sample.count to at most {held_out * params.seeds} or " if enough else ""
-        print(
-            f"No floor: it needs {n} held-out images and there are {held_out}; "
-            f"{fewer}raise preprocess.held_out."
-        )
+        remedy = "raise preprocess.held_out"
+        if held_out > params.neighbours:
+            remedy = f"set sample.count to at most {held_out * params.seeds} or {remedy}"
+        print(f"No floor: it needs {n} held-out images and there are {held_out}; {remedy}.")
     text = Path(__file__).with_name("next.txt.jinja").read_text(encoding="utf-8")
     print(summary(scores))
     print(Template(text, trim_blocks=True).render(intervals=intervals, snapshots=params.snapshots))

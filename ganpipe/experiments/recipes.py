@@ -84,10 +84,8 @@ def grid_cells(values: Params, grid: str, settings: Iterable[str] = ()) -> list[
     cells = []
     for choice in itertools.product(*axes):
         varying = [point for point, axis in zip(choice, axes, strict=True) if len(axis) > 1]
-        labels = [
-            text if key == RECIPE else f"{key.rpartition('.')[2]}={text}"
-            for key, text in map(_split, itertools.chain(*varying))
-        ]
+        pairs = map(_split, itertools.chain(*varying))
+        labels = [text if key == RECIPE else f"{key.rpartition('.')[2]}={text}" for key, text in pairs]
         name = re.sub(r"[^\w.=,+-]", "_", "-".join([grid, *labels]))
         expanded = _expanded(values, [*itertools.chain(*choice), *settings])
         cells.append(Cell(name, tuple(expanded.values())))

@@ -238,11 +238,9 @@ def refuse_damage(path: object) -> Iterator[None]:
     except DAMAGE as error:
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             raise
-        raise UserError(
-            f"{path}: damaged, or not a folder, zip or tar "
-            f"({type(error).__name__}: {textwrap.shorten(str(error), 200)}); "
-            "get a new copy, or name a folder of pictures"
-        ) from None
+        reason = f"{type(error).__name__}: {textwrap.shorten(str(error), 200)}"
+        problem = f"damaged, or not a folder, zip or tar ({reason})"
+        raise UserError(f"{path}: {problem}; get a new copy, or name a folder of pictures") from None
 
 
 def open_file(path: Path) -> IO[bytes]:

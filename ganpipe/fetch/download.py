@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import requests
 from filelock import AcquireReturnProxy, FileLock, Timeout
@@ -194,15 +194,14 @@ class _Transfer(NamedTuple):
                 start = 0
                 self._discard()  # before the note, so that it never describes bytes of another version
                 self.note.write_text(f"{self.address}\n{_version_of(answer)}", encoding="utf-8")
-            with open(self.part, "ab") as file:
-                self._copy(answer.raw, file, start, self.remote.size or total)
+            self._append(answer.raw, start, self.remote.size or total)
         return start > 0
 
-    def _copy(self, stream: Any, file: IO[bytes], done: int, total: int | None) -> None:
-        """Append a stream to the file, of whose `total` bytes `done` are there, and put it on the disk."""
+    def _append(self, stream: Any, done: int, total: int | None) -> None:
+        """Append a stream to the part, which has `done` of `total` bytes, and put it on the disk."""
         limit = MAX_BYTES if total is None else total
         bar = Progress(self.title, total // MB, done // MB, "MB") if total and total > MB else nullcontext()
-        with bar as progress:
+        with open(self.part, "ab") as file, bar as progress:
             # read1 returns what has arrived, so that no byte is lost if the connection breaks.
             while block := stream.read1(BLOCK, decode_content=False):
                 if done + len(block) > limit:
@@ -214,8 +213,7 @@ class _Transfer(NamedTuple):
                 done += len(block)
         if total is not None and done < total:
             raise BrokenError(f"the connection ended after {done:,} of {total:,} bytes")
-        file.flush()
-        os.fsync(file.fileno())
+        files.sync(self.part)
 
     def _discard(self) -> None:
         self.part.unlink(missing_ok=True)

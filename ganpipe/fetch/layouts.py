@@ -106,16 +106,13 @@ class NamedPictures:
             if not re.fullmatch(self.pattern, file):
                 continue
             if file in names:
-                raise UserError(
-                    f"{where} contains {file} twice, as {names[file]} and {name}; set fetch.path to a folder "
-                    f"that contains {self.set_name} once"
-                )
+                remedy = f"set fetch.path to a folder that contains {self.set_name} once"
+                raise UserError(f"{where} contains {file} twice, as {names[file]} and {name}; {remedy}")
             names[file], openers[file] = name, opener
         if not openers:
-            raise UserError(
-                f"{where} contains no picture with a name such as {self.example}, which {self.set_name} has; "
-                "set fetch.source=folder to use pictures with any name"
-            )
+            problem = f"no picture with a name such as {self.example}, which {self.set_name} has"
+            remedy = "set fetch.source=folder to use pictures with any name"
+            raise UserError(f"{where} contains {problem}; {remedy}")
         return openers
 
 
@@ -150,10 +147,8 @@ def idx_digits(paths: tuple[Path, ...]) -> Iterator[Contents]:
                 folders.setdefault(folder, {})[kind[1][:6]] = name, opener
         pairs = [pair for pair in folders.values() if len(pair) == 2]
         if len(pairs) != 1:
-            raise UserError(
-                f"{where} contains {len(pairs) or 'no'} pairs of {IDX_FILES}; set fetch.path to a folder, "
-                "zip or tar that contains one pair"
-            )
+            remedy = "set fetch.path to a folder, zip or tar that contains one pair"
+            raise UserError(f"{where} contains {len(pairs) or 'no'} pairs of {IDX_FILES}; {remedy}")
         with refuse_damage(where):
             pixels = _read_idx(*pairs[0]["images"], 3)
             digits = _read_idx(*pairs[0]["labels"], 1)

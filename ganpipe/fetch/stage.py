@@ -58,10 +58,8 @@ def fetch(params: Fetch, root: Path, offline: bool = False) -> None:
             print(f"fetch: {source.name}: {counts} published pictures", file=sys.stderr)
         with files.whole(stage_file(root, "images.zip")) as temporary:
             manifest = _pack(sorted(pictures, key=lambda pair: pair[0]), temporary)
-    texts = {
-        "manifest.csv": manifest.to_csv(index=False),
-        "landmarks.csv": _landmarks(points, manifest["name"]).to_csv(index=False),
-    }
+    tables = {"manifest.csv": manifest, "landmarks.csv": _landmarks(points, manifest["name"])}
+    texts = {name: table.to_csv(index=False) for name, table in tables.items()}
     name = paths[0].name if paths else source.package
     sha256 = hashlib.sha256(texts["manifest.csv"].encode()).hexdigest()
     whole = {"name": name, "bytes": int(manifest["bytes"].sum()), "sha256": sha256}

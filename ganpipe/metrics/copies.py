@@ -98,11 +98,9 @@ def verdict(numbers: Mapping[str, float | None], held_out: int, searched: int, t
     names = "authenticity", "authenticity_floor", "near_copies", "near_copies_floor"
     shares = [share for name in names if (share := numbers[name]) is not None]
     if len(shares) < len(names):  # too few held-out images
-        return (
-            f"unknown: {held_out} held-out images, but at least {LEAST_HELD_OUT} are needed to know how "
-            "close new images come to the training images; hold out more (preprocess.held_out; --held-out "
-            "of ganpipe score)"
-        )
+        needed = f"{LEAST_HELD_OUT} are needed to know how close new images come to the training images"
+        remedy = "hold out more (preprocess.held_out; --held-out of ganpipe score)"
+        return f"unknown: {held_out} held-out images, but at least {needed}; {remedy}"
     ratio = numbers["nn_ratio"]
     if ratio is None:
         return "unknown: half of the held-out images are copies of training images; remove the duplicates"
@@ -117,8 +115,7 @@ def verdict(numbers: Mapping[str, float | None], held_out: int, searched: int, t
     if signs:
         return f"suspicious: {', '.join(signs)}"
     if searched < trained_on:
-        return (
-            f"unknown: only {searched:,} of {trained_on:,} training images ({searched / trained_on:.0%}) "
-            "were searched; search all (evaluate.search_images: null; no --search-images of ganpipe score)"
-        )
+        images = f"{searched:,} of {trained_on:,} training images ({searched / trained_on:.0%})"
+        remedy = "search all (evaluate.search_images: null; no --search-images of ganpipe score)"
+        return f"unknown: only {images} were searched; {remedy}"
     return "no sign of copies"

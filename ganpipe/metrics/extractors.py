@@ -52,9 +52,8 @@ class Inception(torch.nn.Module):
         try:
             from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
         except ImportError:
-            raise ParamError(
-                "extractor", "inception needs another package; install it with: pip install 'ganpipe[fid]'"
-            ) from None
+            problem = "inception needs another package; install it with: pip install 'ganpipe[fid]'"
+            raise ParamError("extractor", problem) from None
         tensors = _published_weights(self.name, weights)
         # The package unpickles a file without weights_only, so it gets a copy of the tensors read safely.
         buffer = io.BytesIO()
@@ -94,11 +93,9 @@ class DinoV2(torch.nn.Module):
         super().__init__()
         if resolution % PATCH_SIDE:
             below = resolution // PATCH_SIDE * PATCH_SIDE
-            raise ParamError(
-                "feature_resolution",
-                f"found {resolution}, but dinov2_vits14 needs a multiple of its patches of {PATCH_SIDE} px; "
-                f"the nearest are {below} and {below + PATCH_SIDE}, and 224 is usual",
-            )
+            needed = f"dinov2_vits14 needs a multiple of its patches of {PATCH_SIDE} px"
+            nearest = f"the nearest are {below} and {below + PATCH_SIDE}, and 224 is usual"
+            raise ParamError("feature_resolution", f"found {resolution}, but {needed}; {nearest}")
         self.resolution = resolution
         network: Any = timm.create_model("vit_small_patch14_dinov2", img_size=resolution, num_classes=0)
         tensors = _published_weights(self.name, weights)
@@ -225,7 +222,5 @@ def _published_weights(name: str, weights: str | None) -> dict[str, torch.Tensor
 
 
 def _misfit(package: str, name: str) -> UserError:
-    return UserError(
-        f"{package}: its network does not fit the weights of {name}; install a version of it that "
-        "pyproject.toml allows"
-    )
+    problem = f"{package}: its network does not fit the weights of {name}"
+    return UserError(f"{problem}; install a version of it that pyproject.toml allows")

@@ -33,8 +33,7 @@ def cached(root: Path | None, key: tuple[str, ...], compute: Callable[[], np.nda
             content = path.read_bytes()
             digest, npy = content[:DIGEST_LENGTH], content[DIGEST_LENGTH:]
             if hashlib.sha256(npy).hexdigest().encode() == digest:
-                features: np.ndarray = np.load(io.BytesIO(npy), allow_pickle=False)
-                return features
+                return np.load(io.BytesIO(npy), allow_pickle=False)
             print(f"{path}: damaged, computed again", file=sys.stderr)
         array = compute()
         buffer = io.BytesIO()

@@ -25,11 +25,10 @@ def kid(real: np.ndarray, fake: np.ndarray, subsets: int, subset_size: int, seed
     Raises UserError: `subset_size` does not fit the sets, or they cannot be compared.
     """
     check_features(real, fake)
-    if not 2 <= subset_size <= min(len(real), len(fake)):
-        raise UserError(
-            f"kid_subset_size: found {subset_size}, expected 2 to {min(len(real), len(fake))}, the images of "
-            "the smaller set"
-        )
+    most = min(len(real), len(fake))
+    if not 2 <= subset_size <= most:
+        expected = f"2 to {most}, the images of the smaller set"
+        raise UserError(f"kid_subset_size: found {subset_size}, expected {expected}")
     values = []
     for i in range(subsets):
         x = real[_draw(len(real), subset_size, seed, "kid/real", i)]
@@ -45,19 +44,15 @@ def check_features(real: np.ndarray, fake: np.ndarray) -> None:
     """
     for side, rows in (("real", real), ("generated", fake)):
         if rows.ndim != 2 or len(rows) < 2:
-            raise UserError(
-                f"metrics: found features of shape {rows.shape}, expected those of at least 2 {side} images"
-            )
+            expected = f"those of at least 2 {side} images"
+            raise UserError(f"metrics: found features of shape {rows.shape}, expected {expected}")
         if bad := len(rows) - int(np.isfinite([rows.min(1), rows.max(1)]).all(0).sum()):
-            raise UserError(
-                f"metrics: the features of {bad} of {len(rows)} {side} images are not finite; "
-                "compute them again, on the CPU if they come from another device"
-            )
+            problem = f"the features of {bad} of {len(rows)} {side} images are not finite"
+            remedy = "compute them again, on the CPU if they come from another device"
+            raise UserError(f"metrics: {problem}; {remedy}")
     if real.shape[1] != fake.shape[1]:
-        raise UserError(
-            f"metrics: found {real.shape[1]} features a real image and {fake.shape[1]} a generated one; "
-            "compute both with the same extractor"
-        )
+        found = f"{real.shape[1]} features a real image and {fake.shape[1]} a generated one"
+        raise UserError(f"metrics: found {found}; compute both with the same extractor")
 
 
 def _draw(count: int, size: int, seed: int, purpose: str, step: int) -> np.ndarray:

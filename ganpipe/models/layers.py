@@ -32,20 +32,18 @@ def pyramid(spec: NetworkSpec, player: Literal["G", "D"]) -> tuple[int, list[int
     factors = base_and_doublings(params.architecture, resolution, params.last_stride)
     if factors is None:
         (first, *_, last), k = BASES[params.architecture], params.last_stride
-        raise UserError(
-            f"preprocess.resolution: architecture {params.architecture} cannot produce {resolution} px; give "
-            f"{first} to {last} px times {k}, {2 * k}, {4 * k} …, such as {k * first} or {2 * k * last}"
-        )
+        found = f"architecture {params.architecture} cannot produce {resolution} px"
+        sides = f"{first} to {last} px times {k}, {2 * k}, {4 * k} …, such as {k * first} or {2 * k * last}"
+        raise UserError(f"preprocess.resolution: {found}; give {sides}")
     base, doublings = factors
     name = "d_first_channels" if player == "D" and params.d_first_channels else "first_channels"
     narrowest = params.ngf if player == "G" else params.ndf
     widest = getattr(params, name) or narrowest * 2 ** (doublings - 1)
     widths = [widest >> i for i in range(doublings)]
     if widths[-1] < 1:
-        raise UserError(
-            f"model.{name}: found {widest}, but halving it from {base} px to {resolution} px leaves "
-            f"less than one feature map; give {2 ** (doublings - 1)} or more, or null"
-        )
+        reason = f"halving it from {base} px to {resolution} px leaves less than one feature map"
+        remedy = f"give {2 ** (doublings - 1)} or more, or null"
+        raise UserError(f"model.{name}: found {widest}, but {reason}; {remedy}")
     return base, widths
 
 

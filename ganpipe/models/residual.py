@@ -110,16 +110,13 @@ def warning(spec: NetworkSpec) -> str | None:
 
 def _check(spec: NetworkSpec) -> None:
     if not reaches("residual", spec.resolution):
-        raise UserError(
-            f"preprocess.resolution: architecture residual cannot produce {spec.resolution} px, because it "
-            f"halves the side five times; give a multiple of {RESIDUAL_STEP}"
-        )
+        found = f"architecture residual cannot produce {spec.resolution} px"
+        reason = f"it halves the side five times; give a multiple of {RESIDUAL_STEP}"
+        raise UserError(f"preprocess.resolution: {found}, because {reason}")
     for name in ("first_channels", "d_first_channels"):
         if (value := getattr(spec.params, name)) is not None:
-            raise UserError(
-                f"model.{name}: found {value}, but architecture residual takes its widths from model.ngf and "
-                f"model.ndf; give null"
-            )
+            rule = "architecture residual takes its widths from model.ngf and model.ndf"
+            raise UserError(f"model.{name}: found {value}, but {rule}; give null")
 
 
 def _residual_layer(width: int) -> nn.Sequential:

@@ -35,8 +35,7 @@ class Double(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         row = torch.tensor([1.0, 3.0, 3.0, 1.0]) / 4
-        kernel = row.outer(row).expand(channels, 1, 4, 4).contiguous()
-        self.kernel = nn.Buffer(kernel, persistent=False)
+        self.kernel = nn.Buffer(row.outer(row).expand(channels, 1, 4, 4).contiguous(), persistent=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return float N×channels×2H×2W."""

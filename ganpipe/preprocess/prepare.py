@@ -21,6 +21,8 @@ from ganpipe.preprocess.workers import lift_time_limit
 MAX_BYTES = 1 << 28
 # Facts about an image: size of its source, crop and scale, as in Prepared, and its difference hash.
 FACTS = ("width", "height", "left", "top", "right", "bottom", "angle", "scale", "hash")
+# The descriptor of a path for these flags, opened once in each worker.
+_opened = cache(os.open)
 
 
 class Member(NamedTuple):
@@ -103,8 +105,3 @@ def difference_hash(image: Image.Image) -> int:
     # Of a reduced copy, at least the 9×8 pixels that are compared: in half the time.
     small = image.reduce((max(1, image.width // 9), max(1, image.height // 8)))
     return int.from_bytes(np.packbits(imagehash.dhash(small).hash).tobytes())
-
-
-@cache
-def _opened(path: Path, flags: int) -> int:
-    return os.open(path, flags)

@@ -52,9 +52,10 @@ def preprocess(
     fetched = read_fetched(root, params.crop == "landmarks")
     shape = (len(fetched.members), params.resolution, params.resolution, params.channels)
     _check_room(shape, fetched.archive.parent, max_disk, max_memory)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with files.whole(out / IMAGES) as temporary:
         temporary.unlink(missing_ok=True)  # a worker of a killed run may still have it open
-        index, rejected = _pack(temporary, shape, fetched, params, workers or _cores())
+        index, rejected = _pack(temporary, shape, fetched, params, workers or cores)
         # Copies are dropped before images are chosen, so that the held-out images never depend on the number.
         drop = params.duplicates == "drop"
         if drop:
@@ -89,10 +90,6 @@ def split_of(sha256: str, held_out: float) -> str:
     return "held_out" if int(sha256[:16], 16) / 2**64 < held_out else "train"
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _check_room(
     shape: tuple[int, ...], folder: Path, max_disk: float | None, max_memory: float | None
 ) -> None:
@@ -101,11 +98,9 @@ def _check_room(
     disk = shutil.disk_usage(folder).free / 1e9 if max_disk is None else max_disk
     memory = psutil.virtual_memory().total / 1e9 if max_memory is None else max_memory
     images = f"{shape[0]:,} images of {'×'.join(map(str, shape[1:]))}"
-    print(
-        f"preprocess: {images} take up to {need:,.3g} GB on disk ({disk:,.3g} free); training is "
-        f"fastest with as much memory ({memory:,.3g} GB installed)",
-        file=sys.stderr,
-    )
+    on_disk = f"take up to {need:,.3g} GB on disk ({disk:,.3g} free)"
+    in_memory = f"training is fastest with as much memory ({memory:,.3g} GB installed)"
+    print(f"preprocess: {images} {on_disk}; {in_memory}", file=sys.stderr)
     for room, kind, flag in ((disk, "disk", "GANPIPE_MAX_DISK"), (memory, "memory", "GANPIPE_MAX_MEMORY")):
         if need > room:
             raise UserError(

@@ -41,11 +41,7 @@ class Limits(NamedTuple):
 
 
 def in_order(
-    function: Callable[[Task], Result],
-    tasks: Iterable[Task],
-    workers: int,
-    limits: Limits,
-    chunk: int = 64,
+    function: Callable[[Task], Result], tasks: Iterable[Task], workers: int, limits: Limits, chunk: int = 64
 ) -> Iterator[Result | Lost]:
     """Yield the result of function(task), or Lost, for each task, in their order, from `workers` processes.
 

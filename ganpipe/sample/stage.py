@@ -1,6 +1,7 @@
 """The sample stage: images of a trained generator, and pictures of what training and z do to them."""
 
 import json
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -53,12 +54,10 @@ def sample(params: Sample, root: Path = Path(), device: str = "cpu") -> None:
     seeds = range(params.seed, params.seed + params.count)
     with Progress("sample", _image_count(params, model.nz)) as progress:
         generate = generate_with(G, progress)
-        samples, *intervals = (
-            images_of_seeds(generate, model, seeds, factor) for factor in (params.z_scale, *params.intervals)
-        )
-        write_images(stage_file(root, "samples.npy"), shape, samples)
-        all_intervals = chain.from_iterable(intervals)
-        write_images(stage_file(root, "intervals.npy"), (len(intervals), *shape), all_intervals)
+        images = partial(images_of_seeds, generate, model, seeds)
+        write_images(stage_file(root, "samples.npy"), shape, images(params.z_scale))
+        intervals = chain.from_iterable(map(images, params.intervals))
+        write_images(stage_file(root, "intervals.npy"), (len(params.intervals), *shape), intervals)
         z = z_of_seeds(model, params.seed, STOPS, params.z_scale)
         pictures["traversal.png"] = _traversal(generate, model, z[:POINTS], elements)
         pictures["interpolation.png"], frames = _interpolation(generate, model, params, z)
@@ -118,8 +117,7 @@ def _interpolation(
         frames += [sheet(image[None], 1) for image in cells(images, ANIMATION_COLUMNS, ANIMATION_SIDE)]
     # Each row ends with the image that the next row begins with.
     rows = [np.concatenate([path, paths[(i + 1) % len(paths)][:1]]) for i, path in enumerate(paths)]
-    seeds = [params.seed + i for i in range(len(z))]
-    labels = [f"seed {start} to {end}" for start, end in zip(seeds, seeds[1:] + seeds[:1], strict=True)]
+    labels = [f"seed {params.seed + i} to {params.seed + (i + 1) % len(z)}" for i in range(len(z))]
     caption = "Each row interpolates between the z of two seeds along a great circle"
     return labelled(np.concatenate(rows), columns, labels, caption), frames
 

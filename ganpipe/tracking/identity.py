@@ -50,17 +50,12 @@ class Experiment:
         current = flat(self.values) | {"the data's digest": self.data_digest}
         for name, value in trained.items():
             if current.get(name) != value:
-                raise UserError(
-                    f"the trained model belongs to other params: {name} was {value} and is now "
-                    f"{current.get(name)}; run `dvc repro`"
-                )
+                change = f"{name} was {value} and is now {current.get(name)}"
+                raise UserError(f"the trained model belongs to other params: {change}; run `dvc repro`")
 
 
 def identify(
-    root: Path,
-    name: str | None = None,
-    data_digest: str | None = None,
-    origin: Mapping[str, str] | None = None,
+    root: Path, name: str | None = None, digest: str | None = None, origin: Mapping[str, str] | None = None
 ) -> Experiment:
     """Read from a checkout which experiment it holds.
 
@@ -72,19 +67,13 @@ def identify(
     loaded = params.load(root / params.PARAMS_FILE)
     values = experiment_values(loaded)
     code = code_digest_of(root, TRACKED)
-    data = data_digest or dataset.load(stage_folder(root, "preprocess")).digest
+    data = digest or dataset.load(stage_folder(root, "preprocess")).digest
     if origin is None:
         name = name or os.environ.get("DVC_EXP_NAME")
         origin = git_tags(root) | {BASELINE: os.environ.get("DVC_EXP_BASELINE_REV", "")}
     tags = {**origin, **recipe_and_grid_tags(loaded, name), "dvc.exp_name": name or ""}
     tags |= {"ganpipe.data_digest": data, "ganpipe.code_digest": code}
     return Experiment(values, data, code, {key: value for key, value in tags.items() if value}, name)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Return the content of a stage's JSON file."""
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return content
 
 
 def git_tags(root: Path) -> dict[str, str]:

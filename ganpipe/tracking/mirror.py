@@ -3,16 +3,17 @@
 MLflow is never the truth. Every update reads what the run holds and sends only what is missing.
 """
 
+import json
 import os
 import select
 import socket
-import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
+from subprocess import DEVNULL, PIPE, Popen, TimeoutExpired
 from typing import Any, cast
 
 import psutil
@@ -21,7 +22,7 @@ from ganpipe.common import processes
 from ganpipe.common.errors import Interrupted, UserError
 from ganpipe.common.files import main_checkout
 from ganpipe.common.stages import OUTPUTS, stage_folder
-from ganpipe.tracking.identity import TRACKED, Experiment, Folders, Stage, identify, read_json
+from ganpipe.tracking.identity import TRACKED, Experiment, Folders, Stage, identify
 from ganpipe.tracking.model import WEIGHTS, send_generator
 from ganpipe.tracking.run import ATTEMPT, TABLES, Status, TrackedRun, attempt_start
 from ganpipe.tracking.store import connect, database, failure, update_lock
@@ -59,7 +60,7 @@ def update(
         Exception: as `connect`; a store of artifacts raises its own.
     """
     train = folders.get("train")
-    model = read_json(train / "model.json") if train else {}
+    model = json.loads((train / "model.json").read_text(encoding="utf-8")) if train else {}
     if model:
         experiment.check(model)
     with update_lock(home):  # two updates of the same run at a time would send the same points
@@ -72,7 +73,7 @@ def update(
             run.send_grids(train / "grids", model["train_images"])
             scores: dict[str, Any] = {}
             if evaluate := folders.get("evaluate"):
-                scores = read_json(evaluate / "metrics.json")
+                scores = json.loads((evaluate / "metrics.json").read_text(encoding="utf-8"))
                 numbers = {f"eval/{k}": v for k, v in scores.items() if type(v) in (int, float)}
                 run.send_numbers(numbers, model["nimg"])
                 run.send_snapshots(evaluate / "snapshots.csv")
@@ -101,10 +102,9 @@ def recording(
     A shorter stage that succeeds is left to the process of the last stage, evaluate: loading MLflow takes
     seconds.
     """
-    start = psutil.Process().create_time()
-    attempt = f"{start:.2f} {socket.gethostname()} {os.getpid()}"
+    attempt = f"{psutil.Process().create_time():.2f} {socket.gethostname()} {os.getpid()}"
     arguments = [*map(str, (root, stage, interval, attempt, train_folder or ""))]
-    mirrors: list[subprocess.Popen[str]] = []
+    mirrors: list[Popen[str]] = []
     resumes = train_folder is not None and (train_folder / "model.json").exists()
     timer = threading.Timer(0 if resumes else 2 * interval, lambda: mirrors.append(_start(arguments)))
     timer.daemon = True
@@ -125,24 +125,18 @@ def recording(
                 print(f"MLflow is not up to date: {problem}", file=sys.stderr)
 
 
-def _start(arguments: Sequence[str]) -> "subprocess.Popen[str]":
+def _start(arguments: Sequence[str]) -> Popen[str]:
     """Start a stage's mirror, in a session of its own, which keeps Ctrl-C away from it."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "ganpipe.tracking.mirror", *arguments],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        encoding="utf-8",
-        start_new_session=True,
-    )
+    command = [sys.executable, "-m", "ganpipe.tracking.mirror", *arguments]
+    return Popen(command, stdin=PIPE, stdout=PIPE, stderr=DEVNULL, encoding="utf-8", start_new_session=True)
 
 
-def _finish(mirror: "subprocess.Popen[str]", status: Status) -> str:
+def _finish(mirror: Popen[str], status: Status) -> str:
     """Tell a mirror through its pipe how the stage ended, and return why its last update failed, or ""."""
     remedy = "`ganpipe sync` completes the run"
     try:
         problem = mirror.communicate(status, timeout=FINAL_UPDATE)[0].strip()
-    except subprocess.TimeoutExpired:
+    except TimeoutExpired:
         return f"not done within {FINAL_UPDATE:.0f} s; {remedy}"
     unexplained = f"its process ended with code {mirror.returncode}; {remedy}"
     return problem or (unexplained if mirror.returncode else "")

@@ -54,16 +54,15 @@ def write_model(folder: Path, path: Path, model_id: str | None = None) -> None:
         for file in (*import_closure("ganpipe.tracking.served", ROOT), "ganpipe/params.py"):
             (Path(temporary) / file).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / file, Path(temporary) / file)
+        outputs = Schema([ColSpec("long", "seed"), ColSpec("string", "png")])
+        params = ParamSchema([ParamSpec(name, types[name], DEFAULTS[name]) for name in types])
         pyfunc.save_model(
             path,
             mlflow_model=Model(model_id=model_id),
             python_model=str(ROOT / "ganpipe/tracking/served.py"),
             artifacts={ARTIFACT: str(folder / WEIGHTS)},
             code_paths=[f"{temporary}/ganpipe"],
-            signature=ModelSignature(
-                outputs=Schema([ColSpec("long", "seed"), ColSpec("string", "png")]),
-                params=ParamSchema([ParamSpec(name, types[name], DEFAULTS[name]) for name in types]),
-            ),
+            signature=ModelSignature(outputs=outputs, params=params),
             input_example=(["images"], DEFAULTS | {"n": 4}),
             pip_requirements=[f"{name}=={version(name)}" for name in PACKAGES],
         )

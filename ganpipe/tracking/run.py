@@ -37,8 +37,7 @@ TABLES = {
 FIXED_Z = "samples/fixed_z"
 PICTURES = {
     name: f"sheets/{Path(name).stem}"
-    for stage in ("sample", "evaluate")
-    for name in OUTPUTS[stage]
+    for name in OUTPUTS["sample"] + OUTPUTS["evaluate"]
     if name.endswith(".png")
 } | {"grid.png": "samples/final", "real_fake.png": "samples/real_fake"}
 KEY = "ganpipe.key"
@@ -66,12 +65,10 @@ class TrackedRun:
         """Return an experiment's run, renamed if necessary; create it with the attempt if there is none."""
         key, name = experiment.key, experiment.name
         query = f"tags.`{KEY}` = '{key}'"
+        tags = {KEY: key} | ({ATTEMPT: attempt} if attempt else {})
+        first_name = name or f"repro-{key[:6]}"
         runs = client.search_runs([experiment_id], query, order_by=["start_time ASC"], max_results=1)
-        if runs:
-            run = runs[0]
-        else:
-            tags = {KEY: key} | ({ATTEMPT: attempt} if attempt else {})
-            run = client.create_run(experiment_id, tags=tags, run_name=name or f"repro-{key[:6]}")
+        run = runs[0] if runs else client.create_run(experiment_id, tags=tags, run_name=first_name)
         if name and name != run.info.run_name:
             client.update_run(run.info.run_id, name=name)
             run = client.get_run(run.info.run_id)

@@ -82,11 +82,10 @@ def connect(home: Path) -> "tuple[MlflowClient, str]":
     from mlflow.store.db.db_types import DATABASE_ENGINES
     from sqlalchemy import NullPool, create_engine, inspect
 
-    file = database(home)
-    if file and not file.exists():
+    if (file := database(home)) and not file.exists():
         with update_lock(home):
             if not file.exists():
-                _create_database(uri, artifacts)
+                _create_database(uri, file, artifacts)
     if uri.partition("://")[0].partition("+")[0] in DATABASE_ENGINES:
         inspect(create_engine(uri, poolclass=NullPool)).has_table("runs")  # MLflow would retry for minutes
     client = MlflowClient(tracking_uri=uri)
@@ -108,18 +107,16 @@ def update_lock(home: Path) -> FileLock:
     return FileLock(path, is_singleton=True)
 
 
-def _create_database(uri: str, artifacts: Path) -> None:
+def _create_database(uri: str, path: Path, artifacts: Path) -> None:
     """Create MLflow's database under a temporary name: interrupted migrations could not be repaired."""
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
     from sqlalchemy.engine import make_url
 
-    url = make_url(uri)
-    path = Path(url.database or "")
     for suffix in ("-wal", "-shm"):  # SQLite would replay those of a deleted database into the new one
         path.with_name(f"{path.name}{suffix}").unlink(missing_ok=True)
     with files.whole(path) as temporary:
         temporary.touch()  # fails at once where MLflow would retry for minutes
-        engine = SqlAlchemyStore(str(url.set(database=str(temporary))), artifacts.as_uri()).engine
+        engine = SqlAlchemyStore(str(make_url(uri).set(database=str(temporary))), artifacts.as_uri()).engine
         with engine.connect() as connection:
             # Write-ahead logging, so that readers and a writer do not block each other; the file keeps it.
             connection.exec_driver_sql("PRAGMA journal_mode=WAL")

@@ -1,5 +1,6 @@
 """Complete the runs of the workspace and of all DVC experiments in MLflow."""
 
+import json
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -8,7 +9,7 @@ from typing import Any
 from ganpipe.common.errors import UserError
 from ganpipe.common.stages import STAGES, stage_file
 from ganpipe.experiments.revisions import UNREADABLE, Experiment, finished, open_repo, read_outputs, unpack
-from ganpipe.tracking.identity import BASELINE, COMMIT, DIRTY, TRACKED, identify, read_json
+from ganpipe.tracking.identity import BASELINE, COMMIT, DIRTY, TRACKED, identify
 from ganpipe.tracking.mirror import ARTIFACTS, TRAIN_FILES, stage_folders, update
 from ganpipe.tracking.model import WEIGHTS
 from ganpipe.tracking.run import Status
@@ -47,10 +48,9 @@ def _sync_workspace(home: Path, repo: Any) -> str:
     # Without evaluate the run keeps its status: the stage after `last` may have failed.
     status: Status | None = "FINISHED" if last == "evaluate" else None
     try:
-        run = update(home, identify(home), stage_folders(home, last), status)
+        return f"workspace: up to {last}, {update(home, identify(home), stage_folders(home, last), status)}"
     except (UserError, FileNotFoundError) as error:
         return f"workspace: skipped: {first_line(error)}"
-    return f"workspace: up to {last}, {run}"
 
 
 def _sync_experiment(home: Path, name: str, experiment: Experiment, names: dict[str, str]) -> str:
@@ -73,7 +73,7 @@ def _sync_experiment(home: Path, name: str, experiment: Experiment, names: dict[
                 path = stage_file(copy, output) / rest
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(content)
-            identity = identify(copy, name, read_json(stage_file(copy, "model.json"))["data_digest"], origin)
+            identity = identify(copy, name, json.loads(outputs["model.json"])["data_digest"], origin)
             twin = names.setdefault(identity.key, name)
             if twin != name:
                 return f"same params, data and code as {twin}, whose run it shares"

@@ -3,13 +3,13 @@
 import os
 import signal
 import socket
-import subprocess
 import sys
 import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from subprocess import PIPE, Popen
 from tempfile import TemporaryFile
 from typing import IO
 
@@ -43,7 +43,7 @@ def ui(root: Path = Path(), port: int | None = None) -> None:
 
 
 @contextmanager
-def served(root: Path, port: int | None = None) -> "Iterator[tuple[str, subprocess.Popen[bytes] | None]]":
+def served(root: Path, port: int | None = None) -> Iterator[tuple[str, Popen[bytes] | None]]:
     """Give the view's address while a server runs, which is started unless MLFLOW_TRACKING_URI names one."""
     for line in sync(root):
         print(line, file=sys.stderr)
@@ -71,22 +71,17 @@ def _free_port(port: int | None) -> int:
 
 
 @contextmanager
-def _server(root: Path, store: str, port: int) -> "Iterator[subprocess.Popen[bytes]]":
+def _server(root: Path, store: str, port: int) -> Iterator[Popen[bytes]]:
     """Run MLflow's server under a guard, so that it ends with this process, however that ends."""
     # One worker, and no processes for jobs: half the memory. In the environment, `ps` shows no password.
     settings = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_BACKEND_STORE_URI": store}
-    command = ["mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    with TemporaryFile() as output:
-        server = subprocess.Popen(
-            [sys.executable, "-m", "ganpipe.tracking.guard", sys.executable, "-m", *command],
-            env=os.environ | settings | {SERVED: str(root.resolve())},
-            stdin=subprocess.PIPE,
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
-        )
+    environment = os.environ | settings | {SERVED: str(root.resolve())}
+    guard = [sys.executable, "-m", "ganpipe.tracking.guard", sys.executable, "-m"]
+    command = [*guard, "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    with TemporaryFile() as log:
+        server = Popen(command, env=environment, stdin=PIPE, stdout=log, stderr=log, start_new_session=True)
         try:
-            _wait(server, port, output)
+            _wait(server, port, log)
             yield server
         finally:
             with suppress(OSError):  # of a guard that was killed; then its session goes on without it
@@ -106,7 +101,7 @@ def left_servers(root: Path) -> dict[int, list[int]]:
     return {session: pids for session, pids in left.items() if not psutil.pid_exists(session)}
 
 
-def _wait(server: "subprocess.Popen[bytes]", port: int, output: IO[bytes]) -> None:
+def _wait(server: Popen[bytes], port: int, output: IO[bytes]) -> None:
     deadline = time.monotonic() + MAX_START
     while time.monotonic() < deadline:
         if server.poll() is not None:

@@ -134,12 +134,9 @@ class Drift:
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         """Return the weighted sum of the losses of generated images float32 N×C×H×W in [-1, 1], a scalar."""
-        fakes, real = self.network(images), self.bank[self.chosen]
-        parts = real.split([fake[0].numel() for fake in fakes], 1)
-        losses = [
-            drifting_loss(
-                fake.transpose(0, 1), part.view(-1, *fake.shape[1:]).transpose(0, 1), self.params.drift_taus
-            )
-            for fake, part in zip(fakes, parts, strict=True)
-        ]
+        fakes, losses = self.network(images), []
+        reals = self.bank[self.chosen].split([fake[0].numel() for fake in fakes], 1)
+        for fake, flat in zip(fakes, reals, strict=True):
+            real = flat.view(-1, *fake.shape[1:])
+            losses.append(drifting_loss(fake.transpose(0, 1), real.transpose(0, 1), self.params.drift_taus))
         return self.weight * torch.stack(losses).sum()

@@ -48,6 +48,5 @@ def _processor() -> str:
     """Return the processor's model: oneDNN chooses its blocks by more than the instruction set."""
     model = None
     with suppress(OSError):
-        text = Path("/proc/cpuinfo").read_text(errors="replace")
-        model = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+        model = re.search(r"(?m)^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(errors="replace"))
     return model[1].strip() if model else platform.processor() or platform.machine()

@@ -37,8 +37,7 @@ class Plan:
     @property
     def spec(self) -> NetworkSpec:
         """The specification of both networks."""
-        _, _, resolution, channels = self.data.images.shape
-        return NetworkSpec(self.model, resolution, channels)
+        return NetworkSpec(self.model, *self.data.images.shape[2:])
 
     @property
     def anchors(self) -> Collection[int]:

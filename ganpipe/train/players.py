@@ -68,11 +68,9 @@ def state_of(players: Players) -> State:
 
     An Adam has no state before its first step; the zeros that it would start from are listed instead.
     """
-    state = {
-        f"{name}/{key}": tensor
-        for name, network in players.networks.items()
-        for key, tensor in network.state_dict().items()
-    }
+    state: State = {}
+    for name, network in players.networks.items():
+        state |= {f"{name}/{key}": tensor for key, tensor in network.state_dict().items()}
     for name, optimizer in players.optimizers.items():
         for i, parameter in enumerate(optimizer.param_groups[0]["params"]):
             values = optimizer.state.get(parameter) or {

@@ -27,7 +27,7 @@ class Probe:
         order = torch.randperm(len(rows), generator=seeds.generator(seed, "probe/rows"))
         self.z = draw_z(model, count, seeds.generator(seed, "probe/z"))
         self.network, self.device = Lite0(RESOLUTION), device
-        self.real = self._features(images[np.sort(rows[order[:count].numpy()])])
+        self.real = extract(self.network, images[np.sort(rows[order[:count].numpy()])], BATCH, device)
         self.real_spread = spread(self.real)
 
     def __call__(self, G: nn.Module) -> tuple[float, float]:
@@ -35,11 +35,8 @@ class Probe:
 
         The spread falls towards 0 as a generator collapses.
         """
-        fake = self._features(images_of(G, self.z))
+        fake = extract(self.network, images_of(G, self.z), BATCH, self.device)
         return kid(self.real, fake, 1, len(fake), 0)[0], spread(fake)
-
-    def _features(self, images: np.ndarray) -> np.ndarray:
-        return extract(self.network, images, BATCH, self.device)
 
 
 def spread(features: np.ndarray) -> float:

@@ -58,10 +58,9 @@ class StepSettings:
         if 0 in parts:
             raise UserError(f"train.batch_size: found {B} for {count} ranks; use fewer ranks or more images")
         if sync_batch_norm and len({math.ceil(part / size) for part in parts}) > 1:
-            raise UserError(
-                f"train.micro_batch_size: {B} images over {count} ranks in micro-batches of {size} give some "
-                "ranks more of them than others, which train.sync_batch_norm forbids; change one of the four"
-            )
+            found = f"{B} images over {count} ranks in micro-batches of {size}"
+            reason = "give some ranks more of them than others, which train.sync_batch_norm forbids"
+            raise UserError(f"train.micro_batch_size: {found} {reason}; change one of the four")
 
 
 def settings_of(plan: Plan, ranks: Ranks, device: torch.device) -> StepSettings:

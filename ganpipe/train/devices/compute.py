@@ -52,8 +52,7 @@ class Bfloat16(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Compute what the network computes, float32 → float32."""
         with torch.autocast(self.device_type, torch.bfloat16):
-            output: torch.Tensor = self.network_forward(x)
-        return output.float()
+            return self.network_forward(x).float()
 
 
 # A segment begins at each of these; the layers after it may change its output in place.

@@ -41,6 +41,7 @@ def record_step(
         fake = generate(players.G, z, settings)
         numbers[:] = [update_d(players, real, z, fake, settings), update_g(players, z, fake, settings)]
 
+    @_players_unchanged(players)
     def numbers_of_two(run: Callable[[], None]) -> torch.Tensor:
         run()
         first = torch.cat(numbers)
@@ -54,13 +55,11 @@ def record_step(
         return [number.clone() for number in numbers]  # the next replay writes to the same memory
 
     try:
-        with _players_unchanged(players):
-            plain = numbers_of_two(step)
+        plain = numbers_of_two(step)
         with _players_unchanged(players):
             replay = capture_graph(step)
-        with _players_unchanged(players):
-            tolerance = TOLERANCE[precision]
-            torch.testing.assert_close(numbers_of_two(replay), plain, rtol=tolerance, atol=tolerance)
+        tolerance = TOLERANCE[precision]
+        torch.testing.assert_close(numbers_of_two(replay), plain, rtol=tolerance, atol=tolerance)
     except (RuntimeError, NotImplementedError, AssertionError) as error:
         text = str(error).partition("\n")[0].partition(". ")[0]
         reason = "other numbers" if isinstance(error, AssertionError) else text

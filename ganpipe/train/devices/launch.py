@@ -13,6 +13,7 @@ from ganpipe.common.errors import UserError
 
 GRACE = 30.0  # seconds that the other ranks get to end after one has failed
 PARENT = "GANPIPE_LAUNCHER"  # set where stdin is a pipe from the launcher
+RESUME = "run the command again to resume from the last checkpoint"  # the remedy where a rank has died
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
@@ -88,8 +89,6 @@ def _wait(ranks: list[subprocess.Popen[bytes]]) -> int:
     for rank in ended:
         if rank.returncode < 0:
             name = signal.Signals(-rank.returncode).name
-            raise UserError(
-                f"rank {ranks.index(rank)} of {len(ranks)} was killed by {name} and the others ended; run "
-                "the command again to resume from the last checkpoint"
-            )
+            killed = f"rank {ranks.index(rank)} of {len(ranks)} was killed by {name}"
+            raise UserError(f"{killed} and the others ended; {RESUME}")
     return next((rank.returncode for rank in ended if rank.returncode), 0)

@@ -11,6 +11,7 @@ import torch
 from torch import distributed, nn
 
 from ganpipe.common.errors import UserError
+from ganpipe.train.devices.launch import RESUME
 
 # For a rank that hangs; a dead one closes its connection. Rank 0 may evaluate G while the others wait.
 TIMEOUT = datetime.timedelta(minutes=10)
@@ -92,10 +93,7 @@ def join_ranks(device: str) -> Iterator[Ranks]:
     except RuntimeError as error:
         if not isinstance(error, distributed.DistError) and "onnection" not in str(error):
             raise
-        raise UserError(
-            f"rank {rank} of {count} stops because another rank died; run the command again to resume from "
-            "the last checkpoint"
-        ) from None
+        raise UserError(f"rank {rank} of {count} stops because another rank died; {RESUME}") from None
     finally:
         # No barrier: another rank may already be dead.
         distributed.destroy_process_group()
