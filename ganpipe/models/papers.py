@@ -8,6 +8,7 @@ PAPERS = {
     "stiff2018": "Stiff, von Keyserlingk & Stuart 2018",
     "xin2024": "Xin 2024",
     "beyond": "ganpipe, after Deng et al. 2026",
+    "photographs": "ganpipe, with a DCGAN",
 }
 # An architecture of model.architecture, and the family whose paper describes it.
 FAMILIES = {"dcgan": "dcgan", "celeba64": "celeba64", "upsample": "stiff2018"}

@@ -87,6 +87,9 @@ PAPERS: dict[str, dict[str, Any]] = {
     "xin2024-8": XIN | TWO_RATES | MODIFIED | {"train.real_label": 0.9, "train.fake_label": 0.1},
     # Not a paper's: the settings that docs/beyond.md measures.
     "beyond": NORMAL | BEYOND,
+    "photographs": NORMAL
+    | BEYOND
+    | {"model.architecture": "dcgan", "train.glr": 0.0004, "train.drift_weight": 0.0, "train.steps": 2812},
 }
 SEARCH = (0.000208, 0.000406, 0.000604, 0.000802, 0.001, 0.0028, 0.0046, 0.0064, 0.0082, 0.01)
 EXTRA = [(side, every) for side in (192, 256, 512, 1024) for every in (50, None)]
