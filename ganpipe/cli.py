@@ -163,13 +163,27 @@ def generate(
     seed: Annotated[int, Option(help="The first image's seed; the others follow.")] = 0,
     z_scale: Annotated[float, Option(help="Factor on z; below 1: fewer artifacts, less variety.")] = 1.0,
     batch: Annotated[int, Option(min=1, max=4096, help="Images made at a time; affects no image.")] = 64,
+    picks: Annotated[Path | None, Option(help="picks.json of `ganpipe explore`: repeat its images.")] = None,
     out: Annotated[Path, Option(help="A new folder of PNG files, a .zip or an .npy.")] = Path("generated"),
     device: Device = "auto",
 ) -> None:
     """Generate images with a trained generator; a seed always gives the same image."""
     from ganpipe.commands.generate import GenerateOptions, generate
 
-    generate(source, out, GenerateOptions(n, seed, z_scale, batch, resolve(device)), ROOT)
+    generate(source, out, GenerateOptions(n, seed, z_scale, batch, resolve(device), picks), ROOT)
+
+
+@app.command(rich_help_panel=PEOPLE)
+def explore(
+    source: Source = None,
+    port: Annotated[int | None, Option(min=1, max=65535, help="7860, else the next free one.")] = None,
+    no_browser: Annotated[bool, Option("--no-browser", help="Print the address, open nothing.")] = False,
+    device: Device = "auto",
+) -> None:
+    """Look for good images on a local page: seeds, directions, snapshots, nearest training images."""
+    from ganpipe.commands.explore_page import explore
+
+    explore(source, ROOT, resolve(device), port, not no_browser)
 
 
 @app.command(rich_help_panel=PEOPLE)

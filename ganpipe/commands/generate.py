@@ -3,18 +3,20 @@
 import math
 import shutil
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
 import numpy as np
+import torch
 
-from ganpipe.commands.trained import find_generator
+from ganpipe.commands.picks import file_names, read_picks
+from ganpipe.commands.trained import weights_file
 from ganpipe.common.errors import UserError
 from ganpipe.common.files import whole
 from ganpipe.common.progress import Progress
-from ganpipe.models.generator import check_request, png_bytes
+from ganpipe.models.generator import check_request, load_generator, png_bytes
 from ganpipe.sample.images import generate_with, images_of_seeds, write_images
 
 REFUSED_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".npz", ".tar", ".gz")  # no names for a folder
@@ -29,6 +31,7 @@ class GenerateOptions:
     z_scale: float = 1.0
     batch: int = 64  # images generated before they are written, which bounds the memory
     device: str = "cpu"
+    picks: Path | None = None  # picks.json of `ganpipe explore`, in place of n, seed and z_scale
 
 
 def generate(source: str | None, out: Path, options: GenerateOptions, root: Path = Path()) -> None:
@@ -37,23 +40,38 @@ def generate(source: str | None, out: Path, options: GenerateOptions, root: Path
     `out` is a .zip of PNG files, an .npy of uint8 n×H×W×C in [0, 255], or else a new folder of PNG files.
 
     Raises:
-        UserError: an option is out of its range, the generator is not found, or `out` exists or is too small.
+        UserError: an option is out of its range, the generator is not found, the picks are not its own, or
+            `out` exists or is too small.
     """
     check_request(options.n, options.seed, options.z_scale)
+    given, usual = ((o.n, o.seed, o.z_scale) for o in (options, GenerateOptions()))
+    if options.picks and given != usual:
+        raise UserError("--picks: the file says which images; leave out -n, --seed and --z-scale")
     _check_destination(out)
-    generator = find_generator(source, root)
+    with weights_file(source, root) as path:
+        generator = load_generator(path)
+        picks = read_picks(options.picks, path, generator.spec.params.nz) if options.picks else None
     spec, G = generator.spec, generator.network.to(options.device)
-    shape = (options.n, spec.resolution, spec.resolution, spec.channels)
+    n = len(picks) if picks else options.n
+    shape = (n, spec.resolution, spec.resolution, spec.channels)
     _check_space(out, math.prod(shape))
-    seeds = range(options.seed, options.seed + options.n)
-    with Progress("generate", options.n) as progress:
+    seeds = range(options.seed, options.seed + n)
+    with Progress("generate", n) as progress:
         generate = generate_with(G, progress)
-        batches = images_of_seeds(generate, spec.params, seeds, options.z_scale, options.batch)
+        batches: Iterator[np.ndarray]
+        if picks:
+            parts = torch.stack([pick.z for pick in picks]).split(options.batch)
+            batches = map(generate, parts)
+        else:
+            batches = images_of_seeds(generate, spec.params, seeds, options.z_scale, options.batch)
         if out.suffix.lower() == ".npy":
             write_images(out, shape, batches)
         else:
-            _write_pngs(out, seeds, batches)
-    print(f"{options.n:,} images of {spec.resolution} px, seeds {seeds[0]} to {seeds[-1]}: {out}")
+            width = len(str(seeds[-1]))
+            names = file_names(picks) if picks else (f"{seed:0{width}}.png" for seed in seeds)
+            _write_pngs(out, names, batches)
+    origin = f"of {options.picks}" if picks else f"seeds {seeds[0]} to {seeds[-1]}"
+    print(f"{n:,} images of {spec.resolution} px, {origin}: {out}")
 
 
 def _check_destination(out: Path) -> None:
@@ -75,11 +93,10 @@ def _check_space(out: Path, size: int) -> None:
         raise UserError(f"--out: {out} needs {needed}, but {folder} has {available} free")
 
 
-def _write_pngs(out: Path, seeds: range, batches: Iterator[np.ndarray]) -> None:
-    """Write images as PNG files named by their seeds: a zip is complete or absent, a folder grows."""
-    width = len(str(seeds[-1]))
-    images = zip(seeds, chain.from_iterable(batches), strict=True)
-    pngs = ((f"{seed:0{width}}.png", png_bytes(image)) for seed, image in images)
+def _write_pngs(out: Path, names: Iterable[str], batches: Iterator[np.ndarray]) -> None:
+    """Write images as PNG files: a zip is complete or absent, a folder grows."""
+    images = zip(names, chain.from_iterable(batches), strict=True)
+    pngs = ((name, png_bytes(image)) for name, image in images)
     if out.suffix.lower() == ".zip":
         with whole(out) as path, zipfile.ZipFile(path, "w") as archive:
             for name, content in pngs:
