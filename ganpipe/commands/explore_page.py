@@ -30,7 +30,7 @@ CLICK = """element.addEventListener('click', e => {
   if (image) trigger('select', {index: images.indexOf(image)})
 })"""
 CSS = """
-.gradio-container {max-width: 1180px !important; margin: auto; padding: 0 12px !important}
+.gradio-container {max-width: 1180px !important; width: 100%; margin: auto; padding: 0 12px !important}
 .gradio-container {overflow: visible !important}
 .gradio-container img {image-rendering: pixelated; border-radius: 5px; margin: 0; display: block}
 .images {display: grid; grid-template-columns: repeat(auto-fill, 72px); gap: 5px}
@@ -40,9 +40,10 @@ CSS = """
 #picture img {width: min(100%, 320px); aspect-ratio: 1; margin: auto}
 #picture p {text-align: center; margin: 6px 0 0}
 #side {background: var(--body-background-fill); z-index: 100; gap: 8px}
-#sliders {gap: 8px} #sliders .block {padding: 4px 10px} #sliders .tabitem {padding: 0}
-#sliders .form {display: grid; grid-template-columns: 1fr 1fr}
-#sliders input[type=number] {width: 56px}
+#sliders {gap: 8px} #sliders .block {padding: 4px 10px; overflow: hidden !important}
+#sliders .form {display: grid; grid-template-columns: 1fr 1fr} #sliders .tabitem {padding: 0}
+#sliders input[type=number] {width: 56px} #sliders input[type=range] {min-width: 0; width: 100%}
+#sliders .form, #sliders .form > * {min-width: 0 !important}
 #near img:first-child {outline: 3px solid var(--color-accent)}
 h4 {margin: 4px 0 !important}
 @media (max-width: 640px) {
