@@ -3,7 +3,9 @@
 import functools
 import io
 import os
+import shutil
 import tarfile
+import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -41,6 +43,31 @@ def updated(values: params.Params, **changes: Any) -> params.Params:
         section, _, key = name.partition("__")
         plain[section][key] = value
     return params.parse(plain, "test")
+
+
+def chromium(width: int, height: int) -> Any:
+    """Start Chromium without a window, of this size in pixels; skip the test where it is not installed."""
+    programs = shutil.which("chromium"), shutil.which("chromedriver")
+    if not all(programs):
+        pytest.skip("needs Debian's chromium and chromium-driver")
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = str(programs[0])
+    for word in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage"):
+        options.add_argument(word)
+    options.add_argument(f"--window-size={width},{height}")
+    return webdriver.Chrome(options, webdriver.ChromeService(str(programs[1])))
+
+
+def wait(condition: Callable[[], Any], what: str, seconds: float = 60) -> Any:
+    """Return a condition's value once it is true."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if value := condition():
+            return value
+        time.sleep(0.1)
+    pytest.fail(f"{what} did not appear")
 
 
 @pytest.fixture(scope="session", autouse=True)

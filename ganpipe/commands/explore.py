@@ -20,7 +20,7 @@ from ganpipe.common import dataset, files
 from ganpipe.common.errors import UserError
 from ganpipe.common.progress import Progress
 from ganpipe.common.stages import stage_folder
-from ganpipe.evaluate.extraction import RealImages
+from ganpipe.evaluate.extraction import RealImages, feature_key
 from ganpipe.metrics import copies, extractors, lite0
 from ganpipe.metrics.feature_cache import cached
 from ganpipe.models.generator import images_of, load_generator, png_bytes, z_of_seeds
@@ -127,14 +127,6 @@ class Explorer:
         paths = [slerp(a.z, b.z, t, limit) for a, b in pairwise(picks)]
         return images_of(weights.G, torch.cat([*paths, picks[-1].z[None]]))
 
-    def write_zip(self, path: Path, picks: Sequence[Pick], weights: Weights) -> None:
-        """Write picks as PNG files and the picks.json that repeats them."""
-        with zipfile.ZipFile(path, "w") as archive:
-            for name, image in zip(file_names(picks), self.images(picks, weights), strict=True):
-                archive.writestr(zipfile.ZipInfo(name), png_bytes(image))
-            text = picks_json(picks, weights.sha256, weights.epoch)
-            archive.writestr(zipfile.ZipInfo("picks.json"), text)
-
     @cached_property
     def references(self) -> References:
         """The features that `evaluate` compares with, from its cache or computed now, which can take minutes.
@@ -156,7 +148,7 @@ class Explorer:
         with Progress("training images", len(rows) + len(held_out)) as progress:
 
             def features(part: np.ndarray) -> np.ndarray:
-                key = extractor.protocol, data.digest, self.device, str(part.tolist())
+                key = (*feature_key(extractor, data.digest, self.device), str(part.tolist()))
                 extract = partial(lite0.extract, extractor, data.images, size, self.device, progress, part)
                 end, array = progress.done + len(part), cached(self.root, key, extract)
                 progress.advance(end - progress.done)  # those from the cache
@@ -166,13 +158,13 @@ class Explorer:
             near = copies.neighbours(features(held_out), train) if len(held_out) else None
         return References(extractor, rows, train, near)
 
-    def nearest(self, pick: Pick, weights: Weights) -> tuple[np.ndarray, str]:
-        """Return a pick's three nearest training images, uint8 3×H×W×C, and what their distance says.
+    def nearest(self, image: np.ndarray) -> tuple[np.ndarray, str]:
+        """Return the three training images nearest to one of `images`, uint8 1×H×W×C, and what that says.
 
         Raises UserError: as `references`.
         """
         assert self.data is not None
-        known, image = self.references, self.images([pick], weights)
+        known = self.references
         features = lite0.extract(known.extractor, image, 1, self.device)
         near = copies.neighbours(features.repeat(2, axis=0), known.train)  # it wants two images or more
         relative, text = float(near.relative_distance[0]), ""
@@ -189,6 +181,14 @@ class Explorer:
         if len(known.rows) < (count := len(self.data.train_rows)):
             text += f" Only {len(known.rows):,} of {count:,} training images were searched."
         return self.data.images[known.rows[near.indices[0]]], text
+
+
+def write_zip(path: Path, picks: Sequence[Pick], images: np.ndarray, weights: Weights) -> None:
+    """Write the images of picks, uint8 N×H×W×C, as PNG files, and the picks.json that repeats them."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, image in zip(file_names(picks), images, strict=True):
+            archive.writestr(zipfile.ZipInfo(name), png_bytes(image))
+        archive.writestr(zipfile.ZipInfo("picks.json"), picks_json(picks, weights.sha256, weights.epoch))
 
 
 def _data_digest(folder: Path) -> str | None:

@@ -16,12 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from ganpipe.commands.explore import Explorer
+from ganpipe.commands.explore import Explorer, write_zip
 from ganpipe.commands.picks import Pick, file_names
 from ganpipe.common.errors import UserError
 from ganpipe.models.generator import check_request, png_bytes
+from ganpipe.tracking.store import exempt_loopback
 
-SEEDS, MAX_PICKS = 24, 24  # images of the grid; picks
+GRID_IMAGES, MAX_PICKS = 24, 24
 HINT = "<p>None yet. Choose an image, move the sliders, and press Pick.</p>"
 REACH = 6  # of a direction's slider to either side, in standard deviations
 # Tells which of the images in an element was clicked.
@@ -72,7 +73,7 @@ def explore(source: str | None, root: Path, device: str, port: int | None, brows
         title = f"{source or 'stages/train'}: {spec.params.architecture}, {spec.resolution} px"
         page = build(explorer, Path(folder), title)
         theme = gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])
-        os.environ["no_proxy"] = "127.0.0.1"  # Gradio would ask a proxy for its own page
+        exempt_loopback()  # Gradio would ask a proxy for its own page
         options: dict[str, Any] = {"server_name": "127.0.0.1", "server_port": port, "share": False}
         options |= {"theme": theme, "css": CSS, "footer_links": [], "ssr_mode": False, "run_history": False}
         try:
@@ -114,13 +115,15 @@ class View:
         import gradio as gr
 
         try:
-            seed = max(0, int(first) + step * SEEDS) if step else int(first)
-            check_request(SEEDS, seed, truncation)
+            seed = max(0, int(first) + step * GRID_IMAGES) if step else int(first)
+            check_request(GRID_IMAGES, seed, truncation)
         except ValueError:
             raise gr.Error(f"found {first[:30]!r}, expected a whole number", print_exception=False) from None
         except UserError as error:
             raise gr.Error(str(error), print_exception=False) from None
-        return str(seed), seed, self._buttons([(seed + i, truncation) for i in range(SEEDS)], number)
+        picks = [self.explorer.pick(seed + i, truncation, ()) for i in range(GRID_IMAGES)]
+        images = self.explorer.images(picks, self.explorer.weights[int(number) - 1])
+        return str(seed), seed, _buttons(images, picks)
 
     def picked(self, picks: list[Any], chosen: int, number: int) -> list[Any]:
         """Show the picks and a film strip of the way between them, and write the files to download."""
@@ -129,13 +132,14 @@ class View:
         if not picks:
             return [HINT, "", *[gr.update(value=None, interactive=False)] * 2]
         made, weights = self._made(picks), self.explorer.weights[int(number) - 1]
+        images = self.explorer.images(made, weights)
         film = _images(map(_img, self.explorer.film(made, weights))) if len(made) > 1 else ""
         folder = Path(mkdtemp(dir=self.folder))
         png, archive = folder / file_names(made)[chosen], folder / "picks.zip"
-        png.write_bytes(png_bytes(self.explorer.images([made[chosen]], weights)[0]))
-        self.explorer.write_zip(archive, made, weights)
+        png.write_bytes(png_bytes(images[chosen]))
+        write_zip(archive, made, images, weights)
         downloads = [gr.update(value=str(path), interactive=True) for path in (png, archive)]
-        return [self._buttons(picks, number), film, *downloads]
+        return [_buttons(images, made), film, *downloads]
 
     def nearest(self, picks: list[Any], chosen: int, number: int) -> Iterator[str]:
         """Show the nearest training images of the chosen pick."""
@@ -144,21 +148,17 @@ class View:
             return
         yield "<p>Comparing with the training images; the first time takes a while …</p>"
         pick, weights = self._made(picks)[chosen], self.explorer.weights[int(number) - 1]
+        images = self.explorer.images([pick], weights)
         try:
-            images, text = self.explorer.nearest(pick, weights)
+            nearest, text = self.explorer.nearest(images)
         except UserError as error:
             yield f"<p>{html.escape(str(error))}</p>"
             return
-        row = _images(map(_img, [self.explorer.images([pick], weights)[0], *images]))
+        row = _images(map(_img, [*images, *nearest]))
         yield f"<h4>Pick {chosen + 1} and its nearest training images</h4>{row}<p>{text}</p>"
 
     def _made(self, picks: list[Any]) -> list[Pick]:
         return [self.explorer.pick(seed, truncation, offsets) for seed, truncation, *offsets in picks]
-
-    def _buttons(self, picks: list[Any], number: int) -> str:
-        images = self.explorer.images(self._made(picks), self.explorer.weights[int(number) - 1])
-        pairs = zip(images, picks, strict=True)
-        return _images(f"<button title='seed {pick[0]}'>{_img(image)}</button>" for image, pick in pairs)
 
 
 def _img(image: np.ndarray) -> str:
@@ -168,6 +168,11 @@ def _img(image: np.ndarray) -> str:
 
 def _images(elements: Iterable[str]) -> str:
     return f"<div class='images'>{''.join(elements)}</div>"
+
+
+def _buttons(images: np.ndarray, picks: Iterable[Pick]) -> str:
+    pairs = zip(images, picks, strict=True)
+    return _images(f"<button title='seed {pick.seed}'>{_img(image)}</button>" for image, pick in pairs)
 
 
 def layout(explorer: Explorer, title: str) -> SimpleNamespace:

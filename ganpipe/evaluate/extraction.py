@@ -61,6 +61,11 @@ class Features:
         return len(self.fakes[0])
 
 
+def feature_key(extractor: extractors.Extractor, digest: str, device: str) -> tuple[str, ...]:
+    """Return the key under which features are cached, without the images' rows, which are added to it."""
+    return extractor.protocol, digest, device
+
+
 def extract_features(
     extractor: extractors.Extractor,
     real: RealImages,
@@ -95,7 +100,7 @@ def extract_features(
             progress.advance(end - progress.done)  # those that were read from the cache
             return features, details
 
-        key = extractor.protocol, real.digest, device
+        key = feature_key(extractor, real.digest, device)
         train, reference = extract_both(real.images, real.train_rows, *key)
         held_out = train[:0], reference[:0]
         if len(real.held_out_rows):

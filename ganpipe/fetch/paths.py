@@ -1,4 +1,4 @@
-"""fetch.path: its placeholder, whether a source can read it, and whether queued experiments have it."""
+"""fetch.path: its placeholder, and whether a source, DVC and queued experiments can read it."""
 
 import functools
 import os

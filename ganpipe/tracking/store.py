@@ -39,13 +39,18 @@ def address(home: Path) -> str:
     """
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
-    exempt = os.environ.get("no_proxy") or os.environ.get("NO_PROXY", "")
-    if exempt != "*" and LOOPBACK not in exempt:
-        os.environ["no_proxy"] = f"{exempt},{LOOPBACK}".lstrip(",")
+    exempt_loopback()
     for logger in ("alembic", "urllib3.connectionpool"):
         logging.getLogger(logger).setLevel(logging.ERROR)
     uri = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
     return _sqlite_url(uri, home) if uri.startswith("sqlite") else uri
+
+
+def exempt_loopback() -> None:
+    """Let no proxy stand between this process and servers on this machine; other exemptions stay."""
+    exempt = os.environ.get("no_proxy") or os.environ.get("NO_PROXY", "")
+    if exempt != "*" and LOOPBACK not in exempt:
+        os.environ["no_proxy"] = f"{exempt},{LOOPBACK}".lstrip(",")
 
 
 def _sqlite_url(uri: str, home: Path) -> str:

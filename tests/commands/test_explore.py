@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, digits, save_generator, updated
+from conftest import ROOT, chromium, digits, save_generator, updated, wait
 from PIL import Image
 from ruamel.yaml import YAML
 from torch import nn
 
 from ganpipe.commands import explore_page
-from ganpipe.commands.explore import Explorer, directions_of
+from ganpipe.commands.explore import Explorer, directions_of, write_zip
 from ganpipe.commands.generate import GenerateOptions, generate
 from ganpipe.commands.picks import Pick, file_names, picks_json
 from ganpipe.common import dataset, files
@@ -135,7 +135,7 @@ def test_picks_are_repeated_byte_for_byte(root: Path, tmp_path: Path) -> None:
     picks = [explorer.pick(seed, 0.7, [0.3 * seed] * 12) for seed in range(19)]
     sources = (str(root / "stages/train/snapshots/2.safetensors"), None)
     for weights, source in zip(explorer.weights, sources, strict=True):
-        explorer.write_zip(tmp_path / "picks.zip", picks, weights)
+        write_zip(tmp_path / "picks.zip", picks, explorer.images(picks, weights), weights)
         with zipfile.ZipFile(tmp_path / "picks.zip") as archive:
             archive.extractall(tmp_path / "picks")
         options = GenerateOptions(picks=tmp_path / "picks/picks.json", batch=7)
@@ -205,7 +205,8 @@ def test_a_copy_is_called_one_and_a_new_image_is_not(root: Path, tmp_path: Path)
     """A failure means that the page calls copies new, or new images copies."""
     explorer = Explorer(None, root, "cpu")
     for seed, verdict in ((7, "<b>Near copy.</b> 0% of 120"), (8, "<b>No near copy.</b>")):
-        images, text = explorer.nearest(explorer.pick(seed, 1.0, ()), explorer.weights[-1])
+        pick = explorer.pick(seed, 1.0, ())
+        images, text = explorer.nearest(explorer.images([pick], explorer.weights[-1]))
         assert text.startswith(verdict) and images.shape == (3, 16, 16, 1), text
         if seed == 7:
             assert np.array_equal(images[0], np.load(root / "stages/preprocess/images.npy")[299])
@@ -271,29 +272,11 @@ def address(root: Path) -> Iterator[str]:
 @pytest.fixture
 def browser(tmp_path: Path) -> Iterator[Any]:
     """Chromium without a window, as wide as a laptop, which downloads into `tmp_path`."""
-    if not (shutil.which("chromium") and shutil.which("chromedriver")):
-        pytest.skip("needs Debian's chromium and chromium-driver")
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = str(shutil.which("chromium"))
-    for word in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1280,1000"):
-        options.add_argument(word)
-    driver = webdriver.Chrome(options, webdriver.ChromeService(str(shutil.which("chromedriver"))))
+    driver = chromium(1280, 1000)
     behaviour = {"behavior": "allow", "downloadPath": str(tmp_path)}
     driver.execute_cdp_cmd("Browser.setDownloadBehavior", behaviour)
     yield driver
     driver.quit()
-
-
-def wait(condition: Callable[[], Any], what: str, seconds: float = 60) -> Any:
-    """Return a condition's value once it is true."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if value := condition():
-            return value
-        time.sleep(0.1)
-    pytest.fail(f"{what} did not appear")
 
 
 FIRST = "#first textarea, #first input"

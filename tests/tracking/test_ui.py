@@ -17,7 +17,7 @@ from urllib.parse import unquote
 
 import numpy as np
 import pytest
-from conftest import digits, save_later_outputs, updated
+from conftest import chromium, digits, save_later_outputs, updated, wait
 from mlflow import MlflowClient
 from PIL import Image
 from ruamel.yaml import YAML
@@ -151,27 +151,9 @@ def address(home: Path) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     """Chromium without a window."""
-    if not (shutil.which("chromium") and shutil.which("chromedriver")):
-        pytest.skip("needs Debian's chromium and chromium-driver")
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = str(shutil.which("chromium"))
-    for word in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1640,1200"):
-        options.add_argument(word)
-    driver = webdriver.Chrome(options, webdriver.ChromeService(str(shutil.which("chromedriver"))))
+    driver = chromium(1640, 1200)
     yield driver
     driver.quit()
-
-
-def wait(condition: Callable[[], Any], what: str, seconds: float = 60) -> Any:
-    """Return a condition's value once it is true."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if value := condition():
-            return value
-        time.sleep(0.5)
-    pytest.fail(f"{what} did not appear")
 
 
 def keep(browser: Any, name: str) -> None:
