@@ -201,6 +201,7 @@ class Evaluate(Section):
     """The protocol of the metrics."""
 
     extractor: Literal["lite0", "lite2", "inception", "dinov2_vits14", "pixels"]
+    second_extractor: Literal["lite0", "lite2"] | None
     weights: str | None
     feature_resolution: Annotated[int, Field(ge=32, le=1024)]
     seeds: Positive

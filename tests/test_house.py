@@ -38,8 +38,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cli": set(PARTS),
 }
 MAX_FILE_LINES, MAX_FOLDER_LINES, MAX_LINES = 300, 1800, 11_000
-# Not counted in the whole, which had no room for them; the bounds of files, folders and functions hold.
-EXPLORER = {"explore.py", "explore_page.py", "picks.py"}
+# Features that came when the whole had no room for them are counted apart, so that the rest cannot grow in
+# their name; the bounds of files, folders and functions hold for them too.
+LATER = {
+    "the explorer": ("commands/explore.py", "commands/explore_page.py", "commands/picks.py"),
+    "further judges": ("evaluate/judges.py", "metrics/swd.py"),
+}
+MAX_LATER_LINES = 750
 MAX_FUNCTION_LINES, MAX_PARAMETERS = 60, 6
 
 
@@ -83,6 +88,6 @@ def test_the_package_and_its_folders_stay_small() -> None:
     """The whole package must be readable in a day, a stage in an hour."""
     for folder in {path.parent for path in FILES}:
         assert sum(map(lines_of, folder.glob("*.py"))) <= MAX_FOLDER_LINES, folder
-    explorer = [PACKAGE / "commands" / name for name in EXPLORER]
-    assert set(explorer) <= set(FILES)
-    assert sum(map(lines_of, set(FILES) - set(explorer))) <= MAX_LINES
+    later = {PACKAGE / name for names in LATER.values() for name in names}
+    assert sum(map(lines_of, later)) <= MAX_LATER_LINES
+    assert sum(map(lines_of, set(FILES) - later)) <= MAX_LINES

@@ -23,6 +23,7 @@ from ganpipe.preprocess.decode import FORMATS, decoded
 # compares them.
 PROTOCOL = Evaluate(
     extractor="lite2",
+    second_extractor=None,
     weights=None,
     feature_resolution=128,
     seeds=3,

@@ -10,15 +10,14 @@ from jinja2 import Template
 
 from ganpipe.common.errors import ParamError, UserError
 from ganpipe.evaluate.extraction import Features, RealImages, extract_features
+from ganpipe.evaluate.judges import Numbers, further_numbers, kid_quotient, subset_kid
 from ganpipe.metrics import copies, extractors, manifold
 from ganpipe.metrics.classifier import c2st_auc
 from ganpipe.metrics.fd import fd
-from ganpipe.metrics.kid import kid
 from ganpipe.metrics.manifold import Balls
 from ganpipe.params import Evaluate
 
 Metrics = dict[str, float | int | str | None]
-Numbers = dict[str, float | None]
 # Contrast and diversity, relative to the real images', below which a set is one colour, or all alike: faces
 # that are blurred until none is left keep 0.34 and 0.30; grey or one face with some noise have 0.05 and 0.13.
 LEAST_CONTRAST, LEAST_DIVERSITY = 0.1, 0.2
@@ -85,24 +84,29 @@ def score_images(
         f"kid {params.kid_subsets} subsets of {min(n, params.kid_subset_size)}, k={params.neighbours}, "
         f"copies among {len(features.train)}"
     )
-    metrics = score_features(features, params, len(real.train_rows))
+    more = further_numbers(chosen, sets[0], params, device, root)
+    metrics = score_features(features, params, len(real.train_rows), more)
+    metrics |= kid_quotient(metrics, params)
     metrics |= {"n": n, "protocol": protocol, "reference": real.digest[:8]}
     numbers = _score_others(features, further, params) if further else []
     return Scores(metrics, distance_names(params.extractor), features, chosen.train_rows, numbers)
 
 
-def score_features(features: Features, params: Evaluate, trained_on: int | None = None) -> Metrics:
+def score_features(
+    features: Features, params: Evaluate, trained_on: int | None = None, more: Sequence[Numbers] = ()
+) -> Metrics:
     """Compare sets of generated images with the reference, as many training images.
 
-    `trained_on` is the number of all training images; None: copies were searched among all.
+    `trained_on` is the number of all training images; None: copies were searched among all. `more`: further
+    numbers of each set and, if there are as many, of N held-out images.
 
     Returns:
         kid_… and fd_… (fid), with fd_…_ratio to its floor; precision, recall, density, coverage; c2st_auc;
-        diversity; layout_kid_…, contrast; nn_ratio, authenticity, near_copies: means over the sets, six
-        digits each. With _sd: standard deviation over the sets, None for one set. With _floor: the number of
-        N held-out images in place of the generated ones, None if there are fewer. `memorisation`: a line that
-        interprets the last three. `ranked_by`: the number by which sets are ranked. `degenerate`: why no
-        number of these sets means anything, None if they vary.
+        diversity; layout_kid_…, contrast; swd…; kid_… and layout_kid_… of a second extractor; nn_ratio,
+        authenticity, near_copies: means over the sets, six digits each. With _sd: standard deviation over the
+        sets, None for one set. With _floor: the number of N held-out images in place of the generated ones,
+        None if there are fewer. `memorisation`: a line that interprets the last three. `ranked_by`: the
+        number by which sets are ranked. `degenerate`: why no number of these sets means anything, None if they vary.
 
     Raises UserError: there are too few images, their features are not finite, or the real ones are all equal.
     """
@@ -123,10 +127,12 @@ def score_features(features: Features, params: Evaluate, trained_on: int | None 
         numbers |= _compare_details(details.train, details.fakes[i], params) if details else {}
         few, expected = copies.near_copies(near, near_held_out) if near_held_out else (None, None)
         authenticity = float(near.authentic.mean())
-        sets.append({**numbers, "nn_ratio": ratio, "authenticity": authenticity, "near_copies": few})
+        numbers |= {"nn_ratio": ratio, "authenticity": authenticity, "near_copies": few}
+        sets.append(numbers | more[i] if more else numbers)
     floor = _compare(reference, held_out, params, classify=True) if len(held_out) == len(real) else {}
     if floor and details:
         floor |= _compare_details(details.train, details.held_out, params)
+    floor |= more[-1] if floor and more else {}
     if near_held_out:
         floor |= {"authenticity": float(near_held_out.authentic.mean()), "near_copies": expected}
     result: Numbers = {}
@@ -164,10 +170,9 @@ def _score_others(
 def _compare(reference: Balls, fake: np.ndarray, params: Evaluate, classify: bool = False) -> Numbers:
     """Compare one set of images N×d with the reference N×d, with a classifier too if `classify`."""
     real, names = reference.points, distance_names(params.extractor)
-    subset_size = min(len(real), params.kid_subset_size)
     balls = manifold.balls(fake, params.neighbours, "generated")
     return {
-        names.kid: kid(real, fake, params.kid_subsets, subset_size, params.seed)[0],
+        names.kid: subset_kid(real, fake, params),
         names.fd: fd(real, fake),
         **manifold.overlap(reference, balls),
         **({"c2st_auc": c2st_auc(real, fake, params.seed)} if classify else {}),
@@ -177,9 +182,7 @@ def _compare(reference: Balls, fake: np.ndarray, params: Evaluate, classify: boo
 
 def _compare_details(real: np.ndarray, fake: np.ndarray, params: Evaluate) -> Numbers:
     """Compare contrast and layout of images, each W×(1 + k); k is 0 where the network keeps no places."""
-    size = min(len(real), len(fake), params.kid_subset_size)
-    places, subsets = (real[:, 1:], fake[:, 1:]), (params.kid_subsets, size, params.seed)
-    layout = kid(*places, *subsets)[0] if places[0].size else None
+    layout = subset_kid(real[:, 1:], fake[:, 1:], params)
     contrast = float(real[:, 0].mean())
     relative = float(fake[:, 0].mean()) / contrast if contrast > 0 else None
     return {distance_names(params.extractor).layout_kid: layout, "contrast": relative}

@@ -19,6 +19,7 @@ METRICS = {
     "authenticity_floor": 0.9,
     "n": 500,
     "memorisation": "no sign of copies",
+    "ranked_by": "kid_lite0",
     "protocol": "lite0; n=500",
 }
 
@@ -76,8 +77,11 @@ def test_the_card_says_whether_the_training_saw_the_judge(root: Path) -> None:
     path.write_text(json.dumps(model))
     assert "in this very network" in card(root, METRICS)
     others = {name.replace("lite0", "lite2"): value for name, value in METRICS.items()}
-    text = card(root, others)
+    # The second network's numbers stand beside the judge's, and only the judge decides.
+    text = card(root, {**METRICS, **others, "ranked_by": "kid_lite2", "kid_quotient": 1.234})
     assert "these scores are of another network" in text and "very network" not in text
+    assert "is 1.23 times that of the second network" in text
+    assert "| kid_lite0 | 0.162 |" in text and "| kid_lite2 | 0.162 |" in text
 
 
 def test_images_of_another_program_have_a_card(tmp_path: Path) -> None:

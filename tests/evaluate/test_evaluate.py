@@ -26,6 +26,7 @@ from ganpipe.params import Evaluate, Params, Sample
 
 PARAMS = Evaluate(
     extractor="lite0",
+    second_extractor=None,
     weights=None,
     feature_resolution=32,
     seeds=1,
@@ -116,6 +117,34 @@ def test_numbers_are_the_metrics_of_the_right_images(checkout: Checkout) -> None
     assert {name: result[name] for name in expected} == pytest.approx(expected, rel=1e-4)
     assert result["n"] == 16
     assert result == numbers(root)
+
+
+def test_the_second_network_scores_the_same_images(checkout: Checkout) -> None:
+    """If it fails, a generator that pleases its training's network has no independent number beside it."""
+    params = PARAMS.model_copy(update={"feature_resolution": 64})
+    fakes = 255 - GENERATED[:12]  # black on white, so that both KIDs are above 0
+    root = checkout(IMAGES, 12, fakes)
+    without = evaluate(params, root, "cpu")
+    result = evaluate(params.model_copy(update={"second_extractor": "lite2"}), root, "cpu")
+    # One subset has all 12 images, in whatever order.
+    images = IMAGES[12:], fakes, IMAGES[:12]
+    features = [lite0.extract(extractors.Seen(lite0.Lite2(64)), part, 12, "cpu") for part in images]
+    for name, columns in (("kid_lite2", slice(0, 1280)), ("layout_kid_lite2", slice(1281, None))):
+        real, fake, held_out = (part[:, columns] for part in features)
+        assert result[name] == pytest.approx(kid(real, fake, 1, 12, 0)[0], rel=1e-4)
+        assert result[f"{name}_floor"] == pytest.approx(kid(real, held_out, 1, 12, 0)[0], rel=1e-3, abs=1e-5)
+    quotient = number(result, "kid_lite0") / number(result, "kid_lite2")
+    assert result["kid_quotient"] == pytest.approx(quotient, rel=1e-3)
+    assert without.items() <= result.items() and "kid_lite2" not in without
+    assert evaluate(params.model_copy(update={"second_extractor": "lite0"}), root, "cpu") == without
+
+
+def test_patches_are_compared_with_the_reference_and_have_a_floor(checkout: Checkout) -> None:
+    """If it fails, the distance of patches is of other images than the numbers beside it."""
+    result = evaluate(PARAMS, checkout(IMAGES, 12, IMAGES[:12]), "cpu")
+    assert result["swd"] == result["swd_28"] == pytest.approx(number(result, "swd_floor"), rel=0.1)
+    copies = evaluate(PARAMS, checkout(IMAGES, 12, IMAGES[12:]), "cpu")
+    assert 0 < number(copies, "swd") < number(result, "swd")  # the same images, but other patches
 
 
 def test_the_floor_is_what_held_out_images_score(checkout: Checkout) -> None:

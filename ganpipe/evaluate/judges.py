@@ -1,0 +1,80 @@
+"""More judges of the same sets of images: a second network, and patches, which no network sees."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ganpipe.evaluate.extraction import RealImages, extract_features
+from ganpipe.metrics import extractors
+from ganpipe.metrics.kid import kid
+from ganpipe.metrics.swd import patches, swd
+from ganpipe.params import Evaluate
+
+Numbers = dict[str, float | None]
+Sets = Sequence[tuple[np.ndarray, np.ndarray]]  # images uint8 M×H×W×C in [0, 255], and a set's N rows of them
+
+
+def further_numbers(
+    real: RealImages, sets: Sets, params: Evaluate, device: str, root: Path | None
+) -> list[Numbers]:
+    """Return these judges' numbers of each set and, if there are N of them, of the held-out images.
+
+    The reference is the first N training images.
+    """
+    numbers = _patch_distances(real, sets, params.seed)
+    if params.second_extractor in (None, params.extractor):
+        return numbers
+    seconds = _second_kids(real, sets, params, device, root)
+    return [of_set | second for of_set, second in zip(numbers, seconds, strict=True)]
+
+
+def kid_quotient(metrics: Mapping[str, Any], params: Evaluate) -> Numbers:
+    """Return `kid_quotient`, the extractor's KID over the second one's, None if one is not above 0."""
+    if params.second_extractor in (None, params.extractor):
+        return {}
+    first, second = (metrics[f"kid_{name}"] for name in (params.extractor, params.second_extractor))
+    return {"kid_quotient": float(f"{first / second:.4g}") if min(first, second) > 0 else None}
+
+
+def _patch_distances(real: RealImages, sets: Sets, seed: int) -> list[Numbers]:
+    """Return swd_… of each level, and swd, their mean."""
+    n = len(sets[0][1])
+    reference = patches(real.images, real.train_rows[:n], seed, "real")
+    held_out = [(real.held_out, real.held_out_rows)] if len(real.held_out_rows) == n else []
+    levels = [swd(reference, patches(*each, seed, "fake"), seed) for each in (*sets, *held_out)]
+    return [
+        {"swd": sum(of_set.values()) / len(of_set) if of_set else None}
+        | {f"swd_{side}": distance for side, distance in of_set.items()}
+        for of_set in levels
+    ]
+
+
+def _second_kids(
+    real: RealImages, sets: Sets, params: Evaluate, device: str, root: Path | None
+) -> list[Numbers]:
+    """Return kid_… and layout_kid_… in `params.second_extractor`."""
+    name, n = params.second_extractor, len(sets[0][1])
+    assert name
+    network = extractors.build(name, params.feature_resolution, None)
+    reference = replace(real, train_rows=real.train_rows[:n])
+    features, _ = extract_features(network, reference, [list(sets)], device, root)
+    details = features.details
+    assert details
+    pairs = [*zip(features.fakes, details.fakes, strict=True)]
+    pairs += [(features.held_out, details.held_out)] if len(features.held_out) == n else []
+    return [
+        {
+            f"kid_{name}": subset_kid(features.train, pooled, params),
+            f"layout_kid_{name}": subset_kid(details.train[:, 1:], detail[:, 1:], params),
+        }
+        for pooled, detail in pairs
+    ]
+
+
+def subset_kid(real: np.ndarray, fake: np.ndarray, params: Evaluate) -> float | None:
+    """Return the KID of features N×d over the params' subsets; None for features without columns."""
+    size = min(len(real), len(fake), params.kid_subset_size)
+    return kid(real, fake, params.kid_subsets, size, params.seed)[0] if real.size else None
