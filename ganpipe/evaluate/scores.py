@@ -106,7 +106,7 @@ def score_features(
         authenticity, near_copies: means over the sets, six digits each. With _sd: standard deviation over the
         sets, None for one set. With _floor: the number of N held-out images in place of the generated ones,
         None if there are fewer. `memorisation`: a line that interprets the last three. `ranked_by`: the
-        number by which sets are ranked. `degenerate`: why no number of these sets means anything, None if they vary.
+        number by which sets are ranked. `degenerate`: why no number of these sets means anything, or None.
 
     Raises UserError: there are too few images, their features are not finite, or the real ones are all equal.
     """
