@@ -125,6 +125,10 @@ GRIDS: dict[str, tuple[tuple[str, ...], list[tuple[Any, ...]]]] = {
             ("residual", 0.0064, 0.00128, 0.9, 128),
         ],
     ),
+    "xin2024-first-epoch": (
+        ("model.architecture", "train.batch_size", "train.steps", "train.glr", "preprocess.resolution"),
+        [("residual", 24, 417, 0.00128, 96), ("dcgan", 128, 79, 0.00128, 96)],
+    ),
     "marchesi2017-resolutions": (
         (
             "preprocess.resolution",
