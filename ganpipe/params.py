@@ -50,7 +50,7 @@ class Fetch(Section):
 
     source: Literal[
         "mnist5k", "mnist", "fashion_mnist", "flowers102", "celeba", "cat", "animeface",
-        "folder", "archive", "url",
+        "folder", "archive", "webdataset", "parquet", "url",
     ]  # fmt: skip
     path: Annotated[str, Field(min_length=1)]
     url: Annotated[str, Field(pattern=r"^https?://\S+$")] | None

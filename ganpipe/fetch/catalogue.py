@@ -10,6 +10,7 @@ from ruamel.yaml import YAML
 
 from ganpipe.fetch.download import Remote, state
 from ganpipe.fetch.layouts import LAYOUTS, Layout, NamedPictures
+from ganpipe.fetch.shards import SHARDED
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -43,7 +44,9 @@ def parse(entries: dict[str, dict[str, Any]]) -> dict[str, Source]:
 
 
 def _source(name: str, layout: Any, mirrors: Any = (), remotes: Any = (), **facts: Any) -> Source:
-    function = LAYOUTS[layout] if isinstance(layout, str) else NamedPictures(set_name=name, **layout)
+    function = (
+        (LAYOUTS | SHARDED)[layout] if isinstance(layout, str) else NamedPictures(set_name=name, **layout)
+    )
     complete = (Remote(**r, addresses=tuple(mirror + r["name"] for mirror in mirrors)) for r in remotes)
     return Source(name=name, layout=function, remotes=tuple(complete), **facts)
 

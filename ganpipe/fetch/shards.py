@@ -1,0 +1,114 @@
+"""Layouts of sets in shards: the tars of WebDataset, and Parquet tables with a column of pictures.
+
+A picture's name begins with its shard's, so that the order of the pictures is that of the shards and each
+shard is read from beginning to end.
+"""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import lru_cache, partial
+from io import BytesIO
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
+
+from ganpipe.common.errors import UserError
+from ganpipe.fetch.archives import MAX_FILES, NamedFiles, listing, refuse_damage
+from ganpipe.fetch.layouts import Contents, Layout
+
+TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+PICTURES = {"jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm", "avif", "heic"}
+# Bytes of a row group's pictures, which are in memory at once.
+MAX_GROUP = 4 * 10**9
+
+
+@contextmanager
+def webdataset(paths: tuple[Path, ...]) -> Iterator[Contents]:
+    """List the pictures "<key>.<suffix>" in the tars at the paths, which are tars or folders of them.
+
+    As in WebDataset, a file's key ends at the first dot of its name; others, as <key>.json, are left out.
+    """
+    pictures: NamedFiles = []
+    with ExitStack() as stack:
+        for shard, name in _shards(paths, TARS):
+            for file, opener in stack.enter_context(listing(shard)):
+                if PurePosixPath(file).name.partition(".")[2].lower() in PICTURES:
+                    pictures.append((f"{name}/{file}", opener))
+        yield Contents(pictures, {})
+
+
+@contextmanager
+def parquet(paths: tuple[Path, ...]) -> Iterator[Contents]:
+    """List the pictures in Parquet files, "<file>/<row>", as Hugging Face's data sets hold them.
+
+    The first column of bytes, or of records with a field `bytes`, has the pictures' files. A row without one
+    is an empty file, which preprocess rejects.
+    """
+    from pyarrow import parquet as tables
+
+    pictures: NamedFiles = []
+    for shard, name in _shards(paths, (".parquet",)):
+        with refuse_damage(shard), tables.ParquetFile(shard) as table:
+            column = _column(shard, table.schema_arrow)
+            row, groups = 0, table.metadata
+            if groups.num_rows + len(pictures) > MAX_FILES:
+                raise UserError(f"{shard}: more than {MAX_FILES:,} pictures with those before it")
+            for number in range(groups.num_row_groups):
+                group = groups.row_group(number)
+                if group.total_byte_size > MAX_GROUP:
+                    size = f"row group {number} has {group.total_byte_size:,} bytes"
+                    raise UserError(
+                        f"{shard}: {size}, more than {MAX_GROUP:,}; write it again with smaller ones"
+                    )
+                for i in range(group.num_rows):
+                    pictures.append((f"{name}/{row + i:08}", partial(_open, shard, column, number, i)))
+                row += group.num_rows
+    yield Contents(pictures, {})
+
+
+def _shards(paths: tuple[Path, ...], suffixes: tuple[str, ...]) -> list[tuple[Path, str]]:
+    """Return the shards at the paths, in order, each with its name without the suffix."""
+    shards = []
+    for path in paths:
+        files = [f for f in sorted(path.rglob("*")) if f.is_file()] if path.is_dir() else [path]
+        for file in files:
+            suffix = next((s for s in suffixes if file.name.lower().endswith(s)), None)
+            if suffix and not file.name.startswith("."):
+                folder = file.relative_to(path).parent if path.is_dir() else Path()
+                shards.append((file, (folder / file.name[: -len(suffix)]).as_posix()))
+    if not shards:
+        where, known = " and ".join(map(str, paths)), ", ".join(suffixes)
+        raise UserError(f"{where}: found no file that ends in {known}; name one, or a folder that has some")
+    return shards
+
+
+def _column(shard: Path, schema: Any) -> str:
+    """Return the path of the column that has the files of the pictures."""
+    from pyarrow import types
+
+    for field in schema:
+        if types.is_binary(field.type) or types.is_large_binary(field.type):
+            return str(field.name)
+        if types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0:
+            return f"{field.name}.bytes"
+    known = ", ".join(f"{field.name} ({field.type})" for field in schema)
+    raise UserError(f"{shard}: no column has the bytes of pictures; found {known}")
+
+
+@lru_cache(1)
+def _group(shard: Path, column: str, number: int) -> list[Any]:
+    """Read the pictures of one row group."""
+    from pyarrow import parquet as tables
+
+    with tables.ParquetFile(shard) as table:
+        read = table.read_row_group(number, [column])
+    return (read.flatten() if "." in column else read).column(0).to_pylist()
+
+
+@contextmanager
+def _open(shard: Path, column: str, number: int, row: int) -> Iterator[IO[bytes]]:
+    with refuse_damage(shard):
+        file = BytesIO(_group(shard, column, number)[row] or b"")
+    yield file
+
+
+SHARDED: dict[str, Layout] = {"webdataset": webdataset, "parquet": parquet}
