@@ -99,7 +99,10 @@ def losses(frame: pd.DataFrame, runs: list[Run]) -> Figure:
             points = steps[["nimg", column]].groupby(steps["nimg"] * POINTS // steps["nimg"].max()).median()
             curves.append(points[column].to_numpy())
             axes.plot(points["nimg"], points[column], color=colour, label=cell, linewidth=1.2)
-        axes.set(ylim=loss_limits(curves, outside=0.05), xlabel="images seen", ylabel=f"{player}'s loss")
+        lowest, highest = loss_limits(curves, outside=0.05)
+        if highest > 30:  # a diverged cell would flatten the others
+            axes.set_yscale("symlog")
+        axes.set(ylim=(lowest, highest), xlabel="images seen", ylabel=f"{player}'s loss")
         axes.spines[["top", "right"]].set_visible(False)
     figure.axes[0].legend(fontsize="small", frameon=False)
     return figure
