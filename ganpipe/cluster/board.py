@@ -1,7 +1,8 @@
 """What the cells of a grid report on storage that all machines see, so that no process has to remember it.
 
 A cell has a folder `cells/<commit>/<name>` in GANPIPE_UNFINISHED, with cell.json (what to run), N.json and
-N.log of each attempt N, the copy of its unfinished training, and the file `end` as a request to end it.
+N.log of each attempt N, `unfinished` (copies of its training), `job` (the engine and its number of it),
+and `end`, a request to end it.
 """
 
 import json
@@ -9,7 +10,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,7 +23,7 @@ from ganpipe.common.errors import UserError
 BEAT = 10.0  # seconds between signs of life
 SILENCE = 120.0  # seconds without a sign of life after which a cell counts as lost
 OVER = ("finished", "failed", "ended", "lost")  # states in which nothing more will happen
-ORDER, END = "cell.json", "end"
+ORDER, JOB, END = "cell.json", "job", "end"
 NODE = socket.gethostname()
 
 
@@ -31,12 +32,12 @@ class Order:
     """What a cell is to run, and where its results go."""
 
     name: str  # of the DVC experiment
+    grid: str  # that the cell belongs to
     commit: str  # that it starts from
     settings: list[str]  # in Hydra's syntax, for `dvc exp run -S`
     hub: str  # address of the git remote
     remote: dict[str, str]  # DVC remote: its name and url
     cache: str | None  # folder of DVC's cache; None: one for all cells of a node, in its scratch folder
-    job: str  # the engine and its job, such as "slurm 17_0"
     environment: dict[str, str] = field(default_factory=dict)  # set for the experiment
 
     @property
@@ -82,7 +83,7 @@ def read_states(folder: Path) -> Iterator[State]:
             yield State(**json.loads(record.read_text()))
 
 
-def current(folder: Path, engine_alive: bool) -> State:
+def current(folder: Path, job_alive: Callable[[str], bool]) -> State:
     """Return the state of a cell; "lost": it gives no sign of life, and no engine will start it again."""
     state = next(read_states(folder), State("waiting"))
     if state.state in OVER:
@@ -92,9 +93,34 @@ def current(folder: Path, engine_alive: bool) -> State:
         with suppress(OSError):
             silent = time.time() - record.stat().st_mtime
     dead = state.node == NODE and not processes.alive(int(state.process[0]), state.process[1])
-    if not engine_alive and (state.state == "waiting" or dead or silent > SILENCE):
-        return State("lost", f"its {state.state} attempt is gone, and so is what started it", state.node)
+    if (state.state == "waiting" or dead or silent > SILENCE) and not job_alive(job_of(folder)):
+        return State("lost", "what ran it is gone; the same command with --run resumes it", state.node)
     return state
+
+
+def job_of(folder: Path) -> str:
+    """Return the engine of a cell and its job, such as "slurm 17_0"; empty if none was submitted."""
+    with suppress(OSError):
+        return (folder / JOB).read_text()
+    return ""
+
+
+def write_job(folder: Path, job: str) -> None:
+    """Write what was submitted to which engine."""
+    with files.whole(folder / JOB) as temporary:
+        temporary.write_text(job)
+
+
+def fail(folder: Path, reason: str) -> None:
+    """Record that a cell failed without a word, such as on nodes that died."""
+    if next(read_states(folder), State("waiting")).state not in OVER:
+        write_state(next(iter(files.records(folder)), None) or files.claim(folder), State("failed", reason))
+
+
+def write_state(record: Path, state: State) -> None:
+    """Write the state of an attempt into its record."""
+    with files.whole(record) as temporary:
+        temporary.write_text(json.dumps(asdict(state)))
 
 
 def last_line(folder: Path) -> str:
@@ -123,9 +149,7 @@ class Attempt:
 
     def note(self, state: str, reason: str = "") -> None:
         """Record how far this attempt has come."""
-        text = json.dumps(asdict(State(state, reason, NODE, self.process, self.revision)))
-        with files.whole(self.record) as temporary:
-            temporary.write_text(text)
+        write_state(self.record, State(state, reason, NODE, self.process, self.revision))
 
     def must_end(self) -> str:
         """Return why this attempt must not go on; empty if it may."""

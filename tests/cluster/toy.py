@@ -16,16 +16,18 @@ code = dict(line.split(": ") for line in Path("params.yaml").read_text().splitli
 folder = Path(os.environ.get("GANPIPE_UNFINISHED", "."))
 folder.mkdir(parents=True, exist_ok=True)
 saved = folder / "step"
+dvc = os.getppid()
 start = int(saved.read_text()) if saved.exists() else 0
 print("from step", start, flush=True)
 if int(code["steps"]) < 0:
     raise SystemExit("ganpipe train: error: train.steps: expected at least 0")
 for step in range(start, int(code["steps"])):
     time.sleep(0.1)
+    if os.getppid() != dvc:  # as ganpipe's training does
+        raise SystemExit("dvc is gone")
     saved.with_name("new").write_text(str(step + 1))
     saved.with_name("new").replace(saved)
     print(f"train: {step + 1}/{code['steps']} images  0:01 left", flush=True)
-    (folder / "places").open("a").write(os.environ.get("TOY_PLACE", "") + " ")
 Path("out.txt").write_text(f"{Path(__file__).parent == Path.cwd()} {code['seed']} {code['steps']}")
 """
 PIPELINE = """
@@ -68,12 +70,12 @@ def toy_project(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return checkout
 
 
-def order(checkout: Path, name: str, *settings: str, job: str = "test") -> Path:
+def order(checkout: Path, name: str, *settings: str) -> Path:
     """Write what a cell is to run into its folder of the board, and return the folder."""
     folder, commit = checkout.parent, git(checkout, "rev-parse", "HEAD")
     cell = board.folder_of(folder / "shared", commit, name)
     remote = {"name": "storage", "url": str(folder / "storage")}
-    Order(name, commit, list(settings), str(folder / "hub.git"), remote, None, job).write(cell)
+    Order(name, "grid", commit, list(settings), str(folder / "hub.git"), remote, None).write(cell)
     return cell
 
 

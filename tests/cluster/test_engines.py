@@ -1,0 +1,88 @@
+"""The engines: cells of a toy project through Ray on two nodes of this machine, and through submitit."""
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import wait
+from toy import git, on_hub, order, toy_project
+
+from ganpipe.cluster import board, on_ray, on_slurm, watch
+from ganpipe.cluster.options import Options
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A checkout of the toy project; this package is found by the engines' processes."""
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path.cwd()), *sys.path]))
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    return toy_project(tmp_path, monkeypatch)
+
+
+def states(folders: list[Path]) -> dict[str, str]:
+    """Return name → state of cells."""
+    return {folder.name: watch.state_of(folder).state for folder in folders}
+
+
+def local_refs(checkout: Path) -> dict[str, str]:
+    """Return name → commit of the checkout's experiments."""
+    lines = git(checkout, "for-each-ref", "--format=%(objectname) %(refname)", "refs/exps/*/*/*").splitlines()
+    return {ref.rpartition("/")[2]: sha for sha, ref in map(str.split, lines)}
+
+
+def test_submitit_runs_cells(checkout: Path, tmp_path: Path) -> None:
+    """A failure means that nothing runs on Slurm, or that a cell that failed looks finished."""
+    pytest.importorskip("submitit")
+    good = order(checkout, "grid-a-s0", "steps=1", "seed=0")
+    bad = order(checkout, "grid-b-s0", "steps=-1", "seed=0")
+    assert states([good, bad]) == {"grid-a-s0": "lost", "grid-b-s0": "lost"}
+    on_slurm.submit([good, bad], Options(on="slurm", gpus=0), tmp_path / "shared/slurm", cluster="local")
+    assert set(states([good, bad]).values()) <= {"waiting", "cloning", "running"}
+    wait(lambda: set(states([good, bad]).values()) <= {"finished", "failed"}, "the end of both cells")
+    assert states([good, bad]) == {"grid-a-s0": "finished", "grid-b-s0": "failed"}
+    assert list(on_hub(checkout)) == ["grid-a-s0"]
+
+
+@pytest.fixture
+def cluster() -> Iterator[Any]:
+    """A Ray cluster of a head without CPUs, which is killed at the end."""
+    pytest.importorskip("ray")
+    from ray.cluster_utils import Cluster
+
+    head = {"num_cpus": 0, "node_ip_address": "127.0.0.9", "include_dashboard": False}
+    started = Cluster(initialize_head=True, head_node_args=head | {"object_store_memory": 100_000_000})
+    yield started
+    started.shutdown()
+
+
+def test_a_killed_node_s_cell_runs_on_another(
+    checkout: Path, tmp_path: Path, cluster: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A failure means that a machine that dies takes its cells with it, or that they train anew or twice."""
+
+    def add(place: str) -> Any:
+        monkeypatch.setenv("GANPIPE_SCRATCH", str(tmp_path / place))  # nodes share no cache
+        node = {"num_cpus": 1, "node_ip_address": f"127.0.0.{place}", "object_store_memory": 100_000_000}
+        return cluster.add_node(**node)
+
+    folders = [
+        order(checkout, f"grid-{x}-s0", f"steps={5 + 55 * i}", f"seed={i}") for i, x in enumerate("ab")
+    ]
+    options = Options(on=f"ray={cluster.address}", gpus=0)
+    doomed = add("21")
+    problems, gpus = on_ray.problems(options, [str(tmp_path / "hub.git")], tmp_path / "shared")
+    assert (problems, gpus) == ([], 0)
+    on_ray.submit(folders[::-1], options, gpus, tmp_path / "ray.log")
+    wait(lambda: (folders[1] / "unfinished/step").exists(), "the first step")
+    cluster.remove_node(doomed, allow_graceful=False)
+    add("22")
+    wait(lambda: set(states(folders).values()) == {"finished"}, "the end of both cells")
+    assert [(folder / "2.log").exists() for folder in folders] == [False, True]
+    text = board.read_tail(folders[1] / "2.log")
+    assert "from step 0" not in text and "train: 60/60" in text
+    assert "train: 60/60" not in board.read_tail(folders[1] / "1.log")
+    watch.finish(checkout, "grid", {folder: watch.state_of(folder) for folder in folders})
+    assert local_refs(checkout) == on_hub(checkout) and len(on_hub(checkout)) == 2
