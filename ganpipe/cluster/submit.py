@@ -31,7 +31,12 @@ def grid(root: Path, name: str, seeds: int, settings: Iterable[str], options: Op
         raise UserError(f"--on {options.on}: expected ray, ray=HOST:PORT, slurm or slurm=PARTITION")
     if not options.run:
         raise UserError("--on needs --run: cells are submitted at once")
-    folders = _submit(root, name, queue.planned(params.load(root), root, name, seeds, settings), options)
+    folders = _submit(
+        root,
+        name,
+        queue.planned(params.load(root / params.PARAMS_FILE), root, name, seeds, settings),
+        options,
+    )
     watch.follow(root, name, folders, options)
 
 
