@@ -51,12 +51,11 @@ def _submit(root: Path, name: str, plan: queue.Plan, options: Options) -> list[P
         problems.append(
             f"{watch.VARIABLE}: set it to a folder that all nodes see; cells report and resume there"
         )
-    elif not problems or one_machine:
-        shared.mkdir(parents=True, exist_ok=True)
+    shared.mkdir(parents=True, exist_ok=True)
     if options.engine == "slurm":
         gpus, more = on_slurm.gpus_of(options), on_slurm.problems(options)
     else:
-        more, gpus = on_ray.problems(options, paths, shared) if shared.exists() else ([], 0)
+        more, gpus = on_ray.problems(options, paths, shared)
     if problems := problems + more:
         raise UserError("\n".join(problems))
 
@@ -108,7 +107,7 @@ def _has_origin(root: Path) -> bool:
 def _checkout_problems(root: Path, remote: dict[str, str]) -> Iterator[str]:
     """Yield why clones would lack something: remotes, the commit, changes of the code or the params."""
     if changed := cell.git(root, "status", "--porcelain", "--", *CODE):
-        names = ", ".join(line[3:] for line in changed.splitlines()[:3])
+        names = ", ".join(line.split(maxsplit=1)[-1] for line in changed.splitlines()[:3])
         yield f"{names}: changed since the commit that nodes clone; commit and push, or undo it"
     if not remote:
         yield "no default DVC remote; `dvc remote add --default storage ADDRESS`, and commit .dvc/config"
