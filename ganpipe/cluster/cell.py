@@ -77,6 +77,9 @@ def _run(order: Order, attempt: Attempt, environment: dict[str, str]) -> None:
     # By commit: a hub whose HEAD names a missing branch clones to an empty tree.
     git(clone, "checkout", "--quiet", "--detach", order.commit)
     _configure(clone, order, order.cache or str(scratch / "cache"))
+    (scratch / "features").mkdir(exist_ok=True)  # of real images, which all cells of a node compare with
+    (clone / ".ganpipe").mkdir()
+    (clone / ".ganpipe" / "features").symlink_to(scratch / "features")
 
     attempt.note("running")
     unfinished = attempt.folder / "unfinished"
