@@ -62,7 +62,7 @@ def _submit(root: Path, name: str, plan: queue.Plan, options: Options) -> list[P
     watch.fetch(root, "refs/exps/*")
     with revisions.open_repo(root) as repo:
         cache = repo.cache.local.path if one_machine else None
-        missing, states = queue.to_run(repo, root, plan)
+        missing, states = queue.to_run(repo, root, plan, "origin")
     commit, hub = cell.git(root, "rev-parse", "HEAD"), _hub(root)
     folders = [board.folder_of(shared, commit, experiment) for experiment in missing]
     waiting = [folder for folder in folders if watch.state_of(folder).state in board.OVER]

@@ -89,9 +89,10 @@ def planned(values: Params, root: Path, name: str, seeds: int, settings: Iterabl
     return plan
 
 
-def to_run(repo: Any, root: Path, plan: Plan) -> tuple[list[str], Counter[str]]:
+def to_run(repo: Any, root: Path, plan: Plan, hub: str = "") -> tuple[list[str], Counter[str]]:
     """Return the names of the experiments to run, and how many others are finished, running or queued.
 
+    With `hub`, a git remote, a finished experiment has to be removed there too, or it would come back.
     A UserError has a line for each name that DVC holds with other params or code, or whose worker died.
     """
     queue, code = repo.experiments.celery_queue, revisions.code_digest_of(root)
@@ -111,7 +112,8 @@ def to_run(repo: Any, root: Path, plan: Plan) -> tuple[list[str], Counter[str]]:
             states[state] += 1
         elif clash:
             remove = "dvc exp remove" if clash.state == "finished" else "dvc queue remove"
-            problems.append(f"{name}: {clash.state} with other params or code; `{remove} {name}`")
+            there = f" and `{remove} -g {hub} {name}`" if hub and clash.state == "finished" else ""
+            problems.append(f"{name}: {clash.state} with other params or code; `{remove} {name}`{there}")
         else:
             missing.append(name)
     if problems:
