@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.live import Live
-from rich.table import Table
+from rich.table import Column, Table
 
 from ganpipe.cluster import board, cell, on_ray, on_slurm
 from ganpipe.cluster.board import State
@@ -57,7 +57,7 @@ def follow(root: Path, name: str, folders: Sequence[Path], options: Options) -> 
                         console.print(f"{folder.name}: {_text(state)}", markup=False)
                     known[folder] = state.state
                 if console.is_terminal:
-                    live.update(table(states), refresh=True)
+                    live.update(table(name, states), refresh=True)
                 if all(state.state in board.OVER for state in states.values()):
                     break
                 time.sleep(POLL)
@@ -89,16 +89,16 @@ def end(folders: Sequence[Path]) -> None:
             (folder / board.END).touch()
 
 
-def table(states: States) -> Table:
-    """Return the table of cells: state, node, how much is done, and the time left."""
-    rows = Table("cell", "state", "node", "done", "left")
+def table(name: str, states: States) -> Table:
+    """Return the table of a grid's cells: state, node, how much is done, and the time left."""
+    rows = Table("cell", *(Column(header, no_wrap=True) for header in ("state", "node", "done", "left")))
     for folder, state in states.items():
         done, left = state.reason, ""
         if state.state == "running":
             line = board.last_line(folder)
             progress = PROGRESS.search(line)
             done, left = progress.groups() if progress else (line[:40], "")
-        rows.add_row(folder.name, state.state, state.node, done, left)
+        rows.add_row(folder.name.removeprefix(f"{name}-"), state.state, state.node, done, left)
     return rows
 
 
@@ -131,7 +131,7 @@ def collect(root: Path, name: str, options: Options) -> None:
     if options.end:
         end(folders)
     states = {folder: state_of(folder) for folder in folders}
-    Console().print(table(states))
+    Console().print(table(name, states))
     finish(root, name, states)
 
 
