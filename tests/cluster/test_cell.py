@@ -148,6 +148,7 @@ def test_a_killed_cell_is_swept_and_resumed_and_an_older_attempt_stops(checkout:
     (folder / board.END).unlink()
     assert cell.run(folder) == "finished"
     assert f"from step {before}" in board.read_tail(folder / "2.log")
+    assert all("stopped with a checkpoint" in board.read_tail(folder / f"{n}.log") for n in (1, 2))
     assert list(on_hub(checkout)) == ["grid-a-s0"] and not clones(checkout)
 
 

@@ -9,13 +9,14 @@ from ganpipe.cluster import board
 from ganpipe.cluster.board import Order
 
 STAGE = """
-import os, time
+import os, signal, time
 from pathlib import Path
 
 code = dict(line.split(": ") for line in Path("params.yaml").read_text().splitlines())
 folder = Path(os.environ.get("GANPIPE_UNFINISHED", "."))
 folder.mkdir(parents=True, exist_ok=True)
 saved = folder / "step"
+signal.signal(signal.SIGTERM, lambda *_: None)  # it ends after its step, a second after the signal at most
 dvc = os.getppid()
 start = int(saved.read_text()) if saved.exists() else 0
 print("from step", start, flush=True)
@@ -24,7 +25,8 @@ if int(code["steps"]) < 0:
 for step in range(start, int(code["steps"])):
     time.sleep(0.1)
     if os.getppid() != dvc:  # as ganpipe's training does
-        raise SystemExit("dvc is gone")
+        time.sleep(1)
+        raise SystemExit("stopped with a checkpoint")
     saved.with_name("new").write_text(str(step + 1))
     saved.with_name("new").replace(saved)
     print(f"train: {step + 1}/{code['steps']} images  0:01 left", flush=True)
