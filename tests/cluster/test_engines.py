@@ -12,6 +12,8 @@ from toy import git, on_hub, order, toy_project
 
 from ganpipe.cluster import board, on_ray, on_slurm, watch
 from ganpipe.cluster.options import Options
+from ganpipe.experiments import revisions
+from ganpipe.experiments.grid import _log, _start_workers
 
 
 @pytest.fixture
@@ -44,6 +46,30 @@ def test_submitit_runs_cells(checkout: Path, tmp_path: Path) -> None:
     wait(lambda: set(states([good, bad]).values()) <= {"finished", "failed"}, "the end of both cells")
     assert states([good, bad]) == {"grid-a-s0": "finished", "grid-b-s0": "failed"}
     assert list(on_hub(checkout)) == ["grid-a-s0"]
+
+
+def test_the_queue_of_one_machine_gives_each_worker_a_gpu(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A failure means that all trainings of a machine with four GPUs share the first."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
+    monkeypatch.setenv("GANPIPE_UNFINISHED", "of this experiment")
+    monkeypatch.chdir(checkout)
+    with revisions.open_repo(checkout) as repo:
+        queue = repo.experiments.celery_queue
+        for seed in range(2):
+            repo.experiments.run(queue=True, params=[f"seed={seed}", "steps=150"])
+        _start_workers(queue, checkout, 2)
+        wait(lambda: len(list(queue.iter_active())) == 2, "two running experiments")
+        running = list(queue.iter_active())
+
+        def gpus() -> set[str]:
+            logs = [_log(queue, entry.stash_rev) for entry in running]
+            return {line.split()[-1] for log in logs for line in log.splitlines() if line.startswith("from")}
+
+        wait(lambda: len(gpus()) == 2, "two GPUs in use")
+        assert gpus() == {"4", "6"}
+        queue.shutdown(kill=True)
 
 
 @pytest.fixture

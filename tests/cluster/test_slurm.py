@@ -56,7 +56,7 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     options = [f"--{name}={folder}/{file}" for name, file in (names | {"seed-file": "seed"}).items()]
     commands = [["munged", "--foreground", "--force", *options], ["slurmctld", "-D"]]
     commands += [["slurmd", "-D", "-N", "n1"], ["slurmd", "-D", "-N", "n2"]]
-    daemons = []
+    daemons: list[subprocess.Popen[bytes]] = []
     for command in commands:
         log = open(folder / f"{command[0]}{len(daemons)}.log", "wb")
         daemons.append(subprocess.Popen(command, stdout=log, stderr=log))

@@ -19,7 +19,7 @@ saved = folder / "step"
 signal.signal(signal.SIGTERM, lambda *_: None)  # it ends after its step, a second after the signal at most
 dvc = os.getppid()
 start = int(saved.read_text()) if saved.exists() else 0
-print("from step", start, flush=True)
+print("from step", start, "GPU", os.environ.get("CUDA_VISIBLE_DEVICES"), flush=True)
 if int(code["steps"]) < 0:
     raise SystemExit("ganpipe train: error: train.steps: expected at least 0")
 for step in range(start, int(code["steps"])):
