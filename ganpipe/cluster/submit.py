@@ -8,7 +8,8 @@ from ganpipe import params
 from ganpipe.cluster import board, cell, on_ray, on_slurm, watch
 from ganpipe.cluster.board import Order, State
 from ganpipe.cluster.options import Options, environment_for
-from ganpipe.common.errors import UserError, without_secrets
+from ganpipe.common.errors import UserError
+from ganpipe.common.git import git
 from ganpipe.experiments import grid as queue
 from ganpipe.experiments import recipes, revisions
 from ganpipe.fetch.paths import PLACEHOLDER
@@ -31,12 +32,8 @@ def grid(root: Path, name: str, seeds: int, settings: Iterable[str], options: Op
         raise UserError(f"--on {options.on}: expected ray, ray=HOST:PORT, slurm or slurm=PARTITION")
     if not options.run:
         raise UserError("--on needs --run: cells are submitted at once")
-    folders = _submit(
-        root,
-        name,
-        queue.planned(params.load(root / params.PARAMS_FILE), root, name, seeds, settings),
-        options,
-    )
+    plan = queue.planned(params.load(root / params.PARAMS_FILE), root, name, seeds, settings)
+    folders = _submit(root, name, plan, options)
     watch.follow(root, name, folders, options)
 
 
@@ -44,26 +41,27 @@ def _submit(root: Path, name: str, plan: queue.Plan, options: Options) -> list[P
     """Submit the cells that are neither finished nor running; return the folders of all unfinished ones."""
     shared = watch.shared_folder(root)
     one_machine = options.engine == "ray" and not on_ray.address_of(options)
-    remote = _remote(root)
-    paths = _paths(root, plan, remote)
-    gpus, problems = 0, [*_checkout_problems(root, remote), *_tracking_problems(root, one_machine)]
+    hub, remote = _hub(root), _remote(root)
+    problems = [*_checkout_problems(root, hub, remote), *_tracking_problems(root, one_machine)]
     if not one_machine and not os.environ.get(watch.VARIABLE):
         problems.append(
-            f"{watch.VARIABLE}: set it to a folder that all nodes see; cells report and resume there"
+            f"{watch.VARIABLE}: set it to a folder that all nodes see, to report and resume there"
         )
     shared.mkdir(parents=True, exist_ok=True)
     if options.engine == "slurm":
         gpus, more = on_slurm.gpus_of(options), on_slurm.problems(options)
     else:
+        pictures = {str(flat["fetch.path"]) for _, flat in plan.values()} - {PLACEHOLDER}
+        paths = [path for path in (hub, remote.get("url", ""), *pictures) if Path(path).is_absolute()]
         more, gpus = on_ray.problems(options, paths, shared)
     if problems := problems + more:
         raise UserError("\n".join(problems))
 
-    watch.fetch(root, "refs/exps/*")
+    commit = cell.git(root, "rev-parse", "HEAD")
+    watch.fetch(root, f"refs/exps/{commit[:2]}/{commit[2:]}/*")
     with revisions.open_repo(root) as repo:
         cache = repo.cache.local.path if one_machine else None
         missing, states = queue.to_run(repo, root, plan, "origin")
-    commit, hub = cell.git(root, "rev-parse", "HEAD"), _hub(root)
     folders = [board.folder_of(shared, commit, experiment) for experiment in missing]
     waiting = [folder for folder in folders if watch.state_of(folder).state in board.OVER]
     for folder in waiting:
@@ -81,9 +79,9 @@ def _submit(root: Path, name: str, plan: queue.Plan, options: Options) -> list[P
 
 
 def _hub(root: Path) -> str:
-    """Return the address of the git remote that nodes clone; a path is made absolute."""
-    address = cell.git(root, "remote", "get-url", "origin")
-    return str((root / address).resolve()) if (root / address).exists() else address
+    """Return the address of the git remote that nodes clone, empty if none; a path is made absolute."""
+    address = git(root, "remote", "get-url", "origin") or ""
+    return str((root / address).resolve()) if address and (root / address).exists() else address
 
 
 def _remote(root: Path) -> dict[str, str]:
@@ -93,18 +91,7 @@ def _remote(root: Path) -> dict[str, str]:
         return {"name": name, "url": repo.config["remote"][name]["url"]} if name else {}
 
 
-def _paths(root: Path, plan: queue.Plan, remote: dict[str, str]) -> list[str]:
-    """List what is named by a path, so that every node must see it: pictures, hub and remote."""
-    pictures = {str(flat["fetch.path"]) for _, flat in plan.values()} - {PLACEHOLDER}
-    named = {*pictures, remote.get("url", "")} | ({_hub(root)} if _has_origin(root) else set())
-    return sorted(path for path in named if Path(path).is_absolute())
-
-
-def _has_origin(root: Path) -> bool:
-    return "origin" in cell.git(root, "remote").split()
-
-
-def _checkout_problems(root: Path, remote: dict[str, str]) -> Iterator[str]:
+def _checkout_problems(root: Path, hub: str, remote: dict[str, str]) -> Iterator[str]:
     """Yield why clones would lack something: remotes, the commit, changes of the code or the params."""
     if changed := cell.git(root, "status", "--porcelain", "--", *CODE):
         names = ", ".join(line.split(maxsplit=1)[-1] for line in changed.splitlines()[:3])
@@ -115,20 +102,21 @@ def _checkout_problems(root: Path, remote: dict[str, str]) -> Iterator[str]:
         try:
             with revisions.open_repo(root) as repo:
                 odb = repo.cloud.get_remote_odb()
-                odb.fs.makedirs(odb.path)
-                if tracked := [str(path) for path in root.glob("**/*.dvc") if path.is_file()]:
-                    if missing := cell.missing_data(repo, tracked):
-                        yield f"the DVC remote {remote['name']} lacks {missing} tracked files; `dvc push`"
+                if not odb.fs.exists(odb.path) and odb.fs.protocol == "local":
+                    odb.fs.makedirs(odb.path)
+                tracked = [str(root / path) for path in cell.git(root, "ls-files", "*.dvc").splitlines()]
+                if missing := cell.missing_data(repo, tracked) if tracked else 0:
+                    yield f"the DVC remote {remote['name']} lacks {missing} tracked files; `dvc push`"
         except Exception as error:  # each kind of store raises its own
-            text = without_secrets(" ".join(str(error).split()))
+            text = " ".join(str(error).split())
             yield f"the DVC remote {remote['name']} ({remote['url']}) cannot be used: {text}"
-    if not _has_origin(root):
+    if not hub:
         yield "no git remote origin; `git remote add origin ADDRESS` and `git push -u origin HEAD`"
         return
     try:
         cell.git(root, "fetch", "--quiet", "origin")
     except UserError as error:
-        yield f"the git remote origin ({without_secrets(_hub(root))}) cannot be read: {error}"
+        yield f"the git remote origin ({hub}) cannot be read: {error}"
         return
     if not cell.git(root, "for-each-ref", "--contains", "HEAD", "refs/remotes/origin"):
         yield "HEAD is not on the git remote origin; `git push`"
@@ -138,7 +126,7 @@ def _tracking_problems(root: Path, one_machine: bool) -> Iterator[str]:
     """Yield why cells could not report to MLflow; on one machine they get the address of its database."""
     address = store.address(root)
     if not one_machine and not address.startswith(("http://", "https://")):
-        yield f"MLFLOW_TRACKING_URI: found {without_secrets(address)}, expected http(s)://…, for all nodes"
+        yield f"MLFLOW_TRACKING_URI: found {address}, expected http(s)://…, for all nodes"
         return
     os.environ["MLFLOW_TRACKING_URI"] = address
     try:

@@ -1,7 +1,9 @@
 """The engines: cells of a toy project through Ray on two nodes of this machine, and through submitit."""
 
 import os
+import signal
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from toy import git, on_hub, order, toy_project
 
 from ganpipe.cluster import board, on_ray, on_slurm, watch
 from ganpipe.cluster.options import Options
+from ganpipe.common import files
 from ganpipe.experiments import revisions
 from ganpipe.experiments.grid import _log, _start_workers
 
@@ -112,3 +115,30 @@ def test_a_killed_node_s_cell_runs_on_another(
     assert "train: 60/60" not in board.read_tail(folders[1] / "1.log")
     watch.finish(checkout, "grid", {folder: watch.state_of(folder) for folder in folders})
     assert local_refs(checkout) == on_hub(checkout) and len(on_hub(checkout)) == 2
+
+
+@pytest.mark.long
+def test_cells_survive_a_kill_every_twenty_seconds(checkout: Path, tmp_path: Path, cluster: Any) -> None:
+    """A failure means that a grid of a week ends with cells that are missing, failed, or there twice."""
+    folders = [order(checkout, f"grid-{number}-s0", "steps=50", f"seed={number}") for number in range(24)]
+    cluster.add_node(num_cpus=4, node_ip_address="127.0.0.21", object_store_memory=100_000_000)
+    options = Options(on=f"ray={cluster.address}", gpus=0)
+    on_ray.submit(folders, options, 0, tmp_path / "ray.log")
+    kills = 0
+
+    def over() -> bool:
+        nonlocal kills
+        current = [watch.state_of(folder) for folder in folders]
+        alive = [state for state in current if state.state in ("cloning", "running", "pushing")]
+        if alive and time.monotonic() > start + 20 * (kills + 1):
+            os.kill(alive[kills % len(alive)].process[0], signal.SIGKILL)
+            kills += 1
+        return all(state.state in board.OVER for state in current)
+
+    start = time.monotonic()
+    wait(over, "the end of all cells", 900)
+    attempts = sum(len(files.records(folder)) for folder in folders)
+    print(f"{kills} kills, {attempts} attempts, {time.monotonic() - start:.0f} s")
+    assert set(states(folders).values()) == {"finished"} and len(on_hub(checkout)) == 24
+    assert kills >= 2 and attempts == 24 + kills
+    assert not list((tmp_path / "scratch").glob("*@*"))

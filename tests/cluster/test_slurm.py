@@ -100,7 +100,7 @@ def test_a_cell_longer_than_its_time_limit_goes_on(
     """A failure means that a training of two days cannot run where Slurm allows one day."""
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path.cwd()), *sys.path]))
     checkout = toy_project(tmp_path, monkeypatch)
-    folder = order(checkout, "grid-a-s0", "steps=450", "seed=0")
+    folder = order(checkout, "grid-a-s0", "steps=300", "seed=0")
     # Two minutes, which submitit interrupts 90 seconds before their end.
     on_slurm.submit([folder], Options(on="slurm", hours=2 / 60, gpus=0), tmp_path / "shared/slurm")
     wait(lambda: watch.state_of(folder).state == "finished", "the end of the cell", 400)
