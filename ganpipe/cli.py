@@ -26,10 +26,9 @@ def setting(name: str, help: str, min: float = 0) -> Any:
 
 
 Device = Annotated[str, setting("device", "auto (a GPU if there is one), cpu, cuda, cuda:1, mps.")]
-Settings = Annotated[
-    list[str] | None,
-    Option("-S", "--set", metavar="KEY=VALUE", help="Change a value of params.yaml; repeatable."),
-]
+SETTING = Option("-S", "--set", metavar="KEY=VALUE", help="Change a value of params.yaml; repeatable.")
+Settings = Annotated[list[str] | None, SETTING]
+RESOLUTION_HELP = "Pixels a side of its input; else 128 (DINOv2 224)."
 SOURCE_HELP = "A .safetensors file or its folder, a DVC experiment, or an MLflow address; else stages/train."
 Source = Annotated[str | None, Argument(metavar="SOURCE", help=SOURCE_HELP, show_default=False)]
 
@@ -125,9 +124,7 @@ def score(
     held_out: Annotated[Path | None, Option(help="Real images not trained on, for floors.")] = None,
     extractor: Annotated[str, Option(help="lite0, lite2, inception, dinov2_vits14, pixels.")] = "lite2",
     weights: Annotated[str | None, Option(help="Its weights, a file or folder.")] = None,
-    feature_resolution: Annotated[
-        int | None, Option(min=32, max=1024, help="Pixels a side of its input; else 128 (DINOv2 224).")
-    ] = None,
+    feature_resolution: Annotated[int | None, Option(min=32, max=1024, help=RESOLUTION_HELP)] = None,
     sets: Annotated[int, Option(min=1, help="Sets to split the images into, for mean and sd.")] = 3,
     search_images: Annotated[int | None, Option(min=1, help="Images to search for copies, else all.")] = None,
     as_json: Annotated[bool, Option("--json", help="Print only the numbers, as JSON.")] = False,
@@ -189,9 +186,7 @@ def explore(
 @app.command(rich_help_panel=PEOPLE)
 def export(
     source: Source = None,
-    format: Annotated[
-        Literal["onnx", "pt2", "safetensors"], Option(help="pt2 is PyTorch's exported program.")
-    ] = "onnx",
+    format: Annotated[Literal["onnx", "pt2", "safetensors"], Option(help="pt2 is PyTorch's own.")] = "onnx",
     out: Annotated[Path | None, Option(help="The file; generator.FORMAT if not given.")] = None,
 ) -> None:
     """Export a trained generator for use without ganpipe, check it, and print how to load it."""
@@ -215,11 +210,10 @@ def recipe(name: Annotated[str | None, Argument(help="A recipe; else all are lis
     from ganpipe import params
     from ganpipe.experiments.recipes import recipe_rows, recipe_settings
 
-    values = params.load()
     if name is not None:
-        print(*recipe_settings(values, name), sep="\n")
-        return
-    _print_table(("recipe", "paper", "px", "pictures"), recipe_rows(values))
+        print(*recipe_settings(params.load(), name), sep="\n")
+    else:
+        _print_table(("recipe", "paper", "px", "pictures"), recipe_rows(params.load()))
 
 
 @app.command(rich_help_panel=PEOPLE)
@@ -242,11 +236,17 @@ def grid(
     settings: Settings = None,
     run: Annotated[bool, Option("--run", help="Run the queue and wait for it.")] = False,
     jobs: Annotated[int, Option(min=1, help="Experiments at a time, with --run.")] = 1,
+    on: Annotated[str | None, Option(help="ray[=HOST:PORT] or slurm[=PARTITION]; else DVC's queue.")] = None,
+    gpus: Annotated[int | None, Option(min=0, help="GPUs a cell; else 1 if there are any.")] = None,
+    cpus: Annotated[int, Option(min=1, help="CPU cores a cell.")] = 1,
+    hours: Annotated[float, Option(min=0.02, help="After which Slurm interrupts and requeues a cell.")] = 24,
+    collect: Annotated[bool, Option("--collect", help="Show the nodes' cells, fetch finished ones.")] = False,
+    end: Annotated[bool, Option("--end", help="End them: with --collect now, else at Ctrl-C.")] = False,
 ) -> None:
-    """Queue a DVC experiment for each cell and seed of a grid that has none yet."""
-    from ganpipe.experiments.grid import grid
+    """Queue a DVC experiment for each cell and seed of a grid that has none yet, or run it on other nodes."""
+    from ganpipe.cluster.submit import Options, grid
 
-    grid(ROOT, name, seeds, settings or [], run, jobs)
+    grid(ROOT, name, seeds, settings or [], Options(run, jobs, on, gpus, cpus, hours, collect, end))
 
 
 @app.command(rich_help_panel=PEOPLE)

@@ -1,5 +1,8 @@
 """The device that networks run on."""
 
+import os
+from pathlib import Path
+
 from ganpipe.common.errors import UserError
 
 
@@ -18,3 +21,10 @@ def resolve(name: str) -> str:
         reason = str(error).splitlines()[0]
         raise UserError(f"device {name!r} cannot be used here ({reason}); use --device auto or cpu") from None
     return name
+
+
+def visible_gpus() -> list[str]:
+    """List the NVIDIA GPUs that a process of this machine sees, as CUDA_VISIBLE_DEVICES names them."""
+    if (chosen := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        return [name for name in chosen.split(",") if name.strip()]
+    return sorted(path.name.removeprefix("nvidia") for path in Path("/dev").glob("nvidia[0-9]*"))

@@ -22,6 +22,7 @@ PARTS = (
     *STAGES,
     "experiments",
     "tracking",
+    "cluster",
     "commands",
     "cli",
 )
@@ -34,6 +35,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     **dict.fromkeys(STAGES, BELOW_STAGES),
     "experiments": BELOW_TRACKING,
     "tracking": BELOW_TRACKING,
+    "cluster": BELOW_TRACKING | {"tracking"},
     "commands": set(PARTS) - {"cli"},
     "cli": set(PARTS),
 }
@@ -42,10 +44,11 @@ MAX_FILE_LINES, MAX_FOLDER_LINES, MAX_LINES = 300, 1800, 11_000
 # their name; the bounds of files, folders and functions hold for them too.
 LATER = {
     "the explorer": ("commands/explore.py", "commands/explore_page.py", "commands/picks.py"),
+    "several machines": ("cluster/", "train/resume/copies.py"),
     "sets in shards": ("fetch/shards.py",),
     "further judges": ("evaluate/judges.py", "metrics/swd.py"),
 }
-MAX_LATER_LINES = 850
+MAX_LATER_LINES = 2000
 MAX_FUNCTION_LINES, MAX_PARAMETERS = 60, 6
 
 
@@ -89,6 +92,8 @@ def test_the_package_and_its_folders_stay_small() -> None:
     """The whole package must be readable in a day, a stage in an hour."""
     for folder in {path.parent for path in FILES}:
         assert sum(map(lines_of, folder.glob("*.py"))) <= MAX_FOLDER_LINES, folder
-    later = {PACKAGE / name for names in LATER.values() for name in names}
+    parts = tuple(str(PACKAGE / name) for names in LATER.values() for name in names)
+    later = {path for path in FILES if str(path).startswith(parts)}
+    assert all(any(str(path).startswith(part) for path in later) for part in parts)
     assert sum(map(lines_of, later)) <= MAX_LATER_LINES
     assert sum(map(lines_of, set(FILES) - later)) <= MAX_LINES

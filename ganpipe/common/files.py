@@ -1,4 +1,4 @@
-"""Atomic writes (write beside, sync, rename), sha256 of files, and the main checkout."""
+"""Atomic writes (write beside, sync, rename), numbered records, sha256 of files, and the main checkout."""
 
 import errno
 import hashlib
@@ -33,6 +33,25 @@ def whole(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # the next attempt overwrites it
             temporary.unlink(missing_ok=True)
+
+
+def claim(folder: Path) -> Path:
+    """Create the record of a new attempt, N.json with N = 1, 2 …, and return its path.
+
+    No two attempts get the same number, on whatever machines they run: the file system creates a file once.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    number = max((int(path.stem) for path in records(folder)), default=0)
+    while True:
+        number += 1
+        with suppress(FileExistsError):
+            (folder / f"{number}.json").touch(exist_ok=False)
+            return folder / f"{number}.json"
+
+
+def records(folder: Path) -> list[Path]:
+    """List the records of the attempts in a folder, the newest first."""
+    return sorted(folder.glob("[0-9]*.json"), key=lambda path: -int(path.stem))
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ganpipe import params
 from ganpipe.common.errors import UserError
+from ganpipe.device import visible_gpus
 from ganpipe.experiments import recipes, revisions
 from ganpipe.experiments.run import dvc_environment
 from ganpipe.fetch.paths import experiment_problem
@@ -46,7 +47,7 @@ def grid(
     values = params.load(root / params.PARAMS_FILE)
     plan = planned(values, root, name, seeds, settings)
     with revisions.open_repo(root) as repo:
-        missing, states = _missing(repo, root, plan)
+        missing, states = to_run(repo, root, plan)
         for experiment in missing:
             overrides = recipes.hydra_overrides(plan[experiment][0])
             repo.experiments.run(queue=True, name=experiment, params=overrides)
@@ -88,9 +89,10 @@ def planned(values: Params, root: Path, name: str, seeds: int, settings: Iterabl
     return plan
 
 
-def _missing(repo: Any, root: Path, plan: Plan) -> tuple[list[str], Counter[str]]:
-    """Return the names of the experiments to queue, and how many others are finished, running or queued.
+def to_run(repo: Any, root: Path, plan: Plan, hub: str = "") -> tuple[list[str], Counter[str]]:
+    """Return the names of the experiments to run, and how many others are finished, running or queued.
 
+    With `hub`, a git remote, a finished experiment has to be removed there too, or it would come back.
     A UserError has a line for each name that DVC holds with other params or code, or whose worker died.
     """
     queue, code = repo.experiments.celery_queue, revisions.code_digest_of(root)
@@ -110,7 +112,8 @@ def _missing(repo: Any, root: Path, plan: Plan) -> tuple[list[str], Counter[str]
             states[state] += 1
         elif clash:
             remove = "dvc exp remove" if clash.state == "finished" else "dvc queue remove"
-            problems.append(f"{name}: {clash.state} with other params or code; `{remove} {name}`")
+            there = f" and `{remove} -g {hub} {name}`" if hub and clash.state == "finished" else ""
+            problems.append(f"{name}: {clash.state} with other params or code; `{remove} {name}`{there}")
         else:
             missing.append(name)
     if problems:
@@ -175,19 +178,30 @@ def _poll_queue(queue: Any, waiting: dict[str, str], root: Path, jobs: int) -> I
         elif time.monotonic() - last_active > PATIENCE:
             if starts == ATTEMPTS:
                 raise UserError("DVC's workers end at once; `dvc queue start -v` shows the reason")
-            _start_workers(root, jobs)
+            _start_workers(queue, root, jobs)
             starts, last_active = starts + 1, time.monotonic()
         yield active
         time.sleep(POLL if waiting else 0)
 
 
-def _start_workers(root: Path, jobs: int) -> None:
-    """Start DVC's workers, which outlive this process; workers that run already count."""
-    command = ["dvc", "queue", "start", "--jobs", str(jobs)]
-    # No pipes: the workers would keep them open for as long as they live.
-    words, null = [sys.executable, "-m", *command], subprocess.DEVNULL
-    if subprocess.call(words, cwd=root, env=dvc_environment(), stdout=null, stderr=null):
-        raise UserError(f"workers do not start; `{' '.join(command)}` shows the reason")
+def _start_workers(queue: Any, root: Path, jobs: int) -> None:
+    """Start DVC's workers, which outlive this process; workers that run already count.
+
+    If several GPUs are visible and the user has chosen none, each worker gets one of them in turn.
+    """
+    gpus = visible_gpus()
+    counts: dict[int, dict[str, str]] = {jobs: {}}  # workers that are to run → variables of the new ones
+    if len(gpus) > 1 and not {"GANPIPE_DEVICE", "GANPIPE_DEVICES"} & os.environ.keys():
+        counts = {i + 1: {"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} for i in range(jobs)}
+    for count, variables in counts.items():
+        command = ["dvc", "queue", "start", "--jobs", str(count)]
+        # No pipes: the workers would keep them open for as long as they live.
+        words, null = [sys.executable, "-m", *command], subprocess.DEVNULL
+        if subprocess.call(words, cwd=root, env=dvc_environment() | variables, stdout=null, stderr=null):
+            raise UserError(f"workers do not start; `{' '.join(command)}` shows the reason")
+        deadline = time.monotonic() + PATIENCE
+        while count < jobs and len(queue.worker_status()) < count and time.monotonic() < deadline:
+            time.sleep(POLL)  # the next call would start a worker again that is not up yet
 
 
 def _stop(queue: Any, waiting: dict[str, str]) -> None:

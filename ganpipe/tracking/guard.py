@@ -3,28 +3,45 @@
 `python -m ganpipe.tracking.guard COMMAND` has to run in a session of its own, which it ends as a whole.
 """
 
+import ctypes
 import os
 import signal
 import subprocess
 import sys
 import threading
+from contextlib import suppress
+from functools import partial
 
-MAX_END = 10.0  # seconds that the command has to end after SIGTERM
+MAX_END = 30.0  # seconds that the command, and what it started, have to end after SIGTERM
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # Linux, prctl(2)
 
 
 def guard(command: list[str]) -> None:
     """Run the command; after stdin has closed or the command has ended, end all processes of the session."""
     signal.signal(signal.SIGTERM, lambda *_: None)  # the guard outlives the signal that it sends to all
-    server = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+    _prctl(PR_SET_CHILD_SUBREAPER, 1)  # a training whose dvc has ended becomes the guard's child
+    # If the guard itself is killed, as Ray does with children, the command gets SIGTERM.
+    end_too = partial(_prctl, PR_SET_PDEATHSIG, signal.SIGTERM)
+    server = subprocess.Popen(command, stdin=subprocess.DEVNULL, preexec_fn=end_too)
+    ending = threading.Event()
 
     def end_with_stdin() -> None:
         sys.stdin.read()
+        ending.set()
         os.killpg(0, signal.SIGTERM)
         threading.Timer(MAX_END, os.killpg, (0, signal.SIGKILL)).start()
 
     threading.Thread(target=end_with_stdin, daemon=True).start()
     server.wait()
+    with suppress(ChildProcessError):  # no child is left
+        while ending.is_set():
+            os.wait()  # such as for a training that writes its checkpoint
     os.killpg(0, signal.SIGKILL)
+
+
+def _prctl(option: int, value: int) -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(option, value)
 
 
 if __name__ == "__main__":

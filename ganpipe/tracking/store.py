@@ -106,8 +106,12 @@ def connect(home: Path) -> "tuple[MlflowClient, str]":
 
 
 def update_lock(home: Path) -> FileLock:
-    """Return the lock that a process holds while it changes the store; a thread may acquire it repeatedly."""
-    path = home.resolve() / ".ganpipe" / "mlflow.lock"
+    """Return the lock that a process holds while it changes the store; a thread may acquire it repeatedly.
+
+    It is beside the database, if there is one, which the clones of a checkout may share.
+    """
+    file = database(home)
+    path = (file.parent if file else home.resolve()) / ".ganpipe" / "mlflow.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
     return FileLock(path, is_singleton=True)
 

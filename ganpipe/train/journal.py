@@ -100,6 +100,8 @@ class Journal:
             self.history.sync()
             self.evals.sync()
             checkpoint.save(self.folder, step, state_of(self.players), self.environment)
+            if self.options.copies:
+                self.options.copies.save()
             self.saved, self.saved_step = time.monotonic(), step
 
     def finish(self) -> None:

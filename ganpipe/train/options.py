@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from ganpipe.train.resume.copies import Copies
+
 
 @dataclass(frozen=True)
 class TrainOptions:
@@ -14,3 +16,4 @@ class TrainOptions:
     log_seconds: float = 2.0  # between reads of the losses from the device
     checkpoint_seconds: float = 30.0  # between checkpoints; 0 for one after each step
     data_memory_gb: float | None = None  # of images on a GPU, GB of 10^9 bytes; None: 1/4 of its free memory
+    copies: Copies | None = None  # from which other machines can resume

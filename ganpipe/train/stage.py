@@ -19,6 +19,7 @@ from ganpipe.train.loop import run_attempt
 from ganpipe.train.options import TrainOptions
 from ganpipe.train.plan import Plan
 from ganpipe.train.rescue import Trouble
+from ganpipe.train.resume.copies import copies_of
 from ganpipe.train.signals import orphaned
 
 
@@ -30,15 +31,19 @@ def train(plan: Plan, root: Path, options: TrainOptions) -> None:
 
     Raises:
         Interrupted: SIGTERM, SIGINT or SIGUSR1 came; a checkpoint was written.
-        UserError: the same training already runs, or its ranks cannot split its batches.
+        UserError: the same training already runs, here or by its copies elsewhere, or its ranks cannot split
+            its batches.
     """
     device = rank_device(options.device)
     with join_ranks(device) as ranks, unfinished.locked(plan.folder, root) if ranks.first else nullcontext():
         graph = options.graph and can_record(device, ranks)
-        options = dataclasses.replace(options, device=device, graph=graph)
+        copies = copies_of(plan.folder) if ranks.first else None
+        options = dataclasses.replace(options, device=device, graph=graph, copies=copies)
         if options.fresh and ranks.first:
             unfinished.remove(plan.folder)
             plan.folder.mkdir(parents=True)
+        elif copies:
+            copies.restore()
         if ranks.first and plan.model.architecture == "residual" and (text := residual.warning(plan.spec)):
             print(f"train: {text}", file=sys.stderr)
 

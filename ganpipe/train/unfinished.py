@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+import socket
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -17,6 +18,7 @@ from ganpipe.common import files, processes
 from ganpipe.common.errors import UserError
 from ganpipe.train.signals import dvc_process
 
+NODE = socket.gethostname()
 PATIENCE = 60.0  # seconds to wait for a process whose dvc is gone to write its checkpoint
 
 
@@ -27,11 +29,14 @@ class Holder:
     pid: int
     checkout: str  # the folder that it runs in, a copy for a queued experiment
     dvc: Sequence[float] | None  # number and start (seconds since 1970) of the dvc that runs it, if any
+    host: str = NODE
 
     @property
     def orphaned(self) -> bool:
-        """Whether the dvc that ran it is gone."""
-        return self.dvc is not None and not processes.alive(int(self.dvc[0]), self.dvc[1])
+        """Whether the dvc that ran it is gone; False on another host, whose processes are not seen here."""
+        return (
+            self.host == NODE and self.dvc is not None and not processes.alive(int(self.dvc[0]), self.dvc[1])
+        )
 
 
 def folder_for(root: Path, identity: dict[str, Any]) -> Path:
@@ -65,7 +70,8 @@ def _acquire(lock: FileLock, note: Path) -> None:
         return
     reason, remedy = f"{lock.lock_file} is locked", "wait for the process that holds it"
     if holder := _read(note):
-        reason = f"process {holder.pid} is already training in {holder.checkout}"
+        where = "" if holder.host == NODE else f" on {holder.host}"
+        reason = f"process {holder.pid}{where} is already training in {holder.checkout}"
         remedy = f"wait for it, or stop it with `kill {holder.pid}`"
         if holder.orphaned:
             print(f"train: waiting for process {holder.pid}, whose dvc is gone, to end", file=sys.stderr)

@@ -1,14 +1,15 @@
-"""Atomic writes and sha256."""
+"""Atomic writes, numbered records and sha256."""
 
 import hashlib
 import re
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from ganpipe.common.errors import UserError
-from ganpipe.common.files import sha256, temporary_space, whole
+from ganpipe.common.files import claim, records, sha256, temporary_space, whole
 
 
 def test_an_exception_leaves_the_old_file(tmp_path: Path) -> None:
@@ -55,3 +56,14 @@ def test_sha256(tmp_path: Path) -> None:
     """A wrong digest would let damaged files pass."""
     (tmp_path / "a").write_bytes(b"abc")
     assert sha256(tmp_path / "a") == hashlib.sha256(b"abc").hexdigest()
+
+
+def test_no_two_attempts_get_one_number(tmp_path: Path) -> None:
+    """Two machines would write into one record, and neither would see that the other has taken over."""
+    with ThreadPoolExecutor(8) as pool:
+        claimed = list(pool.map(lambda _: claim(tmp_path / "attempts"), range(40)))
+    assert {int(path.stem) for path in claimed} == set(range(1, 41))
+    (tmp_path / "attempts/3.json").unlink()
+    assert claim(tmp_path / "attempts").name == "41.json"
+    assert [int(path.stem) for path in records(tmp_path / "attempts")][:3] == [41, 40, 39]
+    assert not records(tmp_path / "none")

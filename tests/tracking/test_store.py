@@ -162,7 +162,8 @@ with _server(Path(sys.argv[1]), "sqlite:///mlflow.db", _free_port(None)):
 """
 
 
-SLEEP = "import time; time.sleep(600)"
+# As MLflow's server does, it starts a process, which outlives it.
+SLEEP = "import subprocess; subprocess.run(['sleep', '600'])"
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGKILL])
@@ -180,9 +181,9 @@ def test_doctor_finds_a_server_that_was_left(tmp_path: Path, capsys: pytest.Capt
     command = [sys.executable, "-m", "ganpipe.tracking.guard", sys.executable, "-c", SLEEP]
     environment = os.environ | {SERVED: str(tmp_path)}
     guard = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, start_new_session=True)
-    until(lambda: len(serving(tmp_path)) == 2)
+    until(lambda: len(serving(tmp_path)) == 3)
     assert not left_servers(tmp_path) and doctor(tmp_path, fix=True) == 0
-    assert len(serving(tmp_path)) == 2, "a live server was stopped"
+    assert len(serving(tmp_path)) == 3, "a live server was stopped"
     guard.kill()
     guard.communicate()
     assert doctor(tmp_path, fix=False) == 1

@@ -7,8 +7,9 @@ import json
 import math
 import multiprocessing
 import os
+import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ import torch
 from conftest import ROOT, digits, updated
 from torch import nn
 
-from ganpipe.common.errors import Interrupted
+from ganpipe.common.errors import Interrupted, UserError
+from ganpipe.common.files import claim
 from ganpipe.common.seeds import derived_seed, generator
 from ganpipe.common.stages import OUTPUTS
 from ganpipe.models.generator import draw_z, load_generator
@@ -28,6 +30,8 @@ from ganpipe.train import alarms, journal, loop, stage
 from ganpipe.train.losses import g_loss
 from ganpipe.train.options import TrainOptions
 from ganpipe.train.plan import Draws, Plan, plan_training
+from ganpipe.train.resume import copies
+from ganpipe.train.resume.copies import Copies
 
 # The outputs that a rerun must repeat byte for byte; perf.csv holds times.
 EXACT = tuple(name for name in OUTPUTS["train"] if name != "perf.csv")
@@ -219,6 +223,75 @@ def test_kill_9_changes_no_byte(
     assert list((root / ".ganpipe/unfinished").glob("*/"))
     run(root, small_params)
     assert result(root) == undisturbed
+
+
+@pytest.fixture
+def machines(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Checkouts like `root` that share nothing but GANPIPE_UNFINISHED, one after the other."""
+    monkeypatch.setenv("GANPIPE_UNFINISHED", str(tmp_path / "shared"))
+
+    def machine(number: int) -> Path:
+        (tmp_path / f"machine{number}/stages").mkdir(parents=True)
+        for name in ("stages/preprocess", "ganpipe"):
+            (tmp_path / f"machine{number}" / name).symlink_to(root / name)
+        return tmp_path / f"machine{number}"
+
+    return map(machine, itertools.count(1))
+
+
+@pytest.mark.parametrize("times", [3, 30, 57, 82])
+def test_a_training_resumes_on_another_machine(
+    machines: Iterator[Path],
+    small_params: Params,
+    undisturbed: dict[str, bytes],
+    times: int,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A machine that dies, at any moment of a copy too, would take the training with it, or change it."""
+    kill_in_training(next(machines), small_params, "before rename", times)
+    run(other := next(machines), small_params)
+    assert result(other) == undisturbed
+    assert times == 3 or "train: resuming after step" in capsys.readouterr().err
+    run(third := next(machines), small_params)  # such as after a machine that died in a later stage
+    assert result(third) == undisturbed and "resuming after step 11 of 11" in capsys.readouterr().err
+
+
+def test_an_older_attempt_stops_and_bad_storage_does_not_stop_training(
+    machines: Iterator[Path],
+    small_params: Params,
+    undisturbed: dict[str, bytes],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Two machines would train one experiment side by side, or a disk that fills would cost the training."""
+    first, saves, save = next(machines), list[int](), Copies.save
+
+    def overtaken(self: Copies) -> None:
+        saves.append(1)
+        if len(saves) == 5:
+            claim(self.shared)
+        save(self)
+
+    monkeypatch.setattr(Copies, "save", overtaken)
+    with pytest.raises(UserError, match="attempt 2 has taken over from this attempt 1 in"):
+        run(first, small_params)
+    monkeypatch.setattr(Copies, "save", save)
+    # A newest copy with a flipped bit is not taken.
+    largest = max(first.parent.glob("shared/*/1/*"), key=lambda path: path.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[5000] ^= 1
+    largest.write_bytes(content)
+    monkeypatch.setattr(copies, "PAUSES", (0,))
+    run(other := next(machines), small_params)
+    assert result(other) == undisturbed and "is damaged; trying the one before" in capsys.readouterr().err
+
+    def full(self: Copies, path: Path) -> str:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Copies, "_copy", full)
+    run(other := next(machines), small_params, fresh=True)
+    assert result(other) == undisturbed
+    assert capsys.readouterr().err.count("(No space left on device); training goes on") == 1
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
@@ -427,6 +500,23 @@ def test_a_rescued_training_resumes_exactly(
         kill_in_training(root, rescued, where, count)
         run(root, rescued)
         assert result(root) == whole, where
+
+
+def test_a_rescue_goes_on_on_another_machine(
+    machines: Iterator[Path], rescued: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other machine would begin the rescue's attempt anew, or mix the rows of two attempts."""
+    monkeypatch.setattr(alarms, "WINDOW", 5)
+    monkeypatch.setattr(journal, "Probe", QuickProbe)
+    poison(monkeypatch, rescued, {0: 16})
+    run(first := next(machines), rescued)
+    whole = result(first)
+    shutil.rmtree(os.environ["GANPIPE_UNFINISHED"])
+    for where, times in [("event", 3), ("after checkpoint", 12), ("before rename", 150), ("best", 2)]:
+        kill_in_training(next(machines), rescued, where, times)
+        run(other := next(machines), rescued)
+        assert result(other) == whole, where
+        shutil.rmtree(os.environ["GANPIPE_UNFINISHED"])
 
 
 def test_the_best_weights_are_kept(root: Path, rescued: Params, monkeypatch: pytest.MonkeyPatch) -> None:

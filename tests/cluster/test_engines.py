@@ -1,0 +1,144 @@
+"""The engines: cells of a toy project through Ray on two nodes of this machine, and through submitit."""
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import wait
+from toy import git, on_hub, order, toy_project
+
+from ganpipe.cluster import board, on_ray, on_slurm, watch
+from ganpipe.cluster.options import Options
+from ganpipe.common import files
+from ganpipe.experiments import revisions
+from ganpipe.experiments.grid import _log, _start_workers
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A checkout of the toy project; this package is found by the engines' processes."""
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path.cwd()), *sys.path]))
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    return toy_project(tmp_path, monkeypatch)
+
+
+def states(folders: list[Path]) -> dict[str, str]:
+    """Return name → state of cells."""
+    return {folder.name: watch.state_of(folder).state for folder in folders}
+
+
+def local_refs(checkout: Path) -> dict[str, str]:
+    """Return name → commit of the checkout's experiments."""
+    lines = git(checkout, "for-each-ref", "--format=%(objectname) %(refname)", "refs/exps/*/*/*").splitlines()
+    return {ref.rpartition("/")[2]: sha for sha, ref in map(str.split, lines)}
+
+
+def test_submitit_runs_cells(checkout: Path, tmp_path: Path) -> None:
+    """A failure means that nothing runs on Slurm, or that a cell that failed looks finished."""
+    pytest.importorskip("submitit")
+    good = order(checkout, "grid-a-s0", "steps=1", "seed=0")
+    bad = order(checkout, "grid-b-s0", "steps=-1", "seed=0")
+    assert states([good, bad]) == {"grid-a-s0": "lost", "grid-b-s0": "lost"}
+    on_slurm.submit([good, bad], Options(on="slurm", gpus=0), tmp_path / "shared/slurm", cluster="local")
+    assert set(states([good, bad]).values()) <= {"waiting", "cloning", "running"}
+    wait(lambda: set(states([good, bad]).values()) <= {"finished", "failed"}, "the end of both cells")
+    assert states([good, bad]) == {"grid-a-s0": "finished", "grid-b-s0": "failed"}
+    assert list(on_hub(checkout)) == ["grid-a-s0"]
+
+
+def test_the_queue_of_one_machine_gives_each_worker_a_gpu(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A failure means that all trainings of a machine with four GPUs share the first."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
+    monkeypatch.setenv("GANPIPE_UNFINISHED", "of this experiment")
+    monkeypatch.chdir(checkout)
+    with revisions.open_repo(checkout) as repo:
+        queue = repo.experiments.celery_queue
+        for seed in range(2):
+            repo.experiments.run(queue=True, params=[f"seed={seed}", "steps=150"])
+        _start_workers(queue, checkout, 2)
+        wait(lambda: len(list(queue.iter_active())) == 2, "two running experiments")
+        running = list(queue.iter_active())
+
+        def gpus() -> set[str]:
+            logs = [_log(queue, entry.stash_rev) for entry in running]
+            return {line.split()[-1] for log in logs for line in log.splitlines() if line.startswith("from")}
+
+        wait(lambda: len(gpus()) == 2, "two GPUs in use")
+        assert gpus() == {"4", "6"}
+        queue.shutdown(kill=True)
+
+
+@pytest.fixture
+def cluster() -> Iterator[Any]:
+    """A Ray cluster of a head without CPUs, which is killed at the end."""
+    pytest.importorskip("ray")
+    from ray.cluster_utils import Cluster
+
+    head = {"num_cpus": 0, "node_ip_address": "127.0.0.9", "include_dashboard": False}
+    started = Cluster(initialize_head=True, head_node_args=head | {"object_store_memory": 100_000_000})
+    yield started
+    started.shutdown()
+
+
+def test_a_killed_node_s_cell_runs_on_another(
+    checkout: Path, tmp_path: Path, cluster: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A failure means that a machine that dies takes its cells with it, or that they train anew or twice."""
+
+    def add(place: str) -> Any:
+        monkeypatch.setenv("GANPIPE_SCRATCH", str(tmp_path / place))  # nodes share no cache
+        node = {"num_cpus": 1, "node_ip_address": f"127.0.0.{place}", "object_store_memory": 100_000_000}
+        return cluster.add_node(**node)
+
+    folders = [
+        order(checkout, f"grid-{x}-s0", f"steps={5 + 55 * i}", f"seed={i}") for i, x in enumerate("ab")
+    ]
+    options = Options(on=f"ray={cluster.address}", gpus=0)
+    doomed = add("21")
+    problems, gpus = on_ray.problems(options, [str(tmp_path / "hub.git")], tmp_path / "shared")
+    assert (problems, gpus) == ([], 0)
+    on_ray.submit(folders[::-1], options, gpus, tmp_path / "ray.log")
+    wait(lambda: (folders[1] / "unfinished/step").exists(), "the first step")
+    cluster.remove_node(doomed, allow_graceful=False)
+    add("22")
+    wait(lambda: set(states(folders).values()) == {"finished"}, "the end of both cells")
+    assert [(folder / "2.log").exists() for folder in folders] == [False, True]
+    text = board.read_tail(folders[1] / "2.log")
+    assert "from step 0" not in text and "train: 60/60" in text
+    assert "train: 60/60" not in board.read_tail(folders[1] / "1.log")
+    watch.finish(checkout, "grid", {folder: watch.state_of(folder) for folder in folders})
+    assert local_refs(checkout) == on_hub(checkout) and len(on_hub(checkout)) == 2
+
+
+@pytest.mark.long
+def test_cells_survive_a_kill_every_twenty_seconds(checkout: Path, tmp_path: Path, cluster: Any) -> None:
+    """A failure means that a grid of a week ends with cells that are missing, failed, or there twice."""
+    folders = [order(checkout, f"grid-{number}-s0", "steps=50", f"seed={number}") for number in range(24)]
+    cluster.add_node(num_cpus=4, node_ip_address="127.0.0.21", object_store_memory=100_000_000)
+    options = Options(on=f"ray={cluster.address}", gpus=0)
+    on_ray.submit(folders, options, 0, tmp_path / "ray.log")
+    kills = 0
+
+    def over() -> bool:
+        nonlocal kills
+        current = [watch.state_of(folder) for folder in folders]
+        alive = [state for state in current if state.state in ("cloning", "running", "pushing")]
+        if alive and time.monotonic() > start + 20 * (kills + 1):
+            os.kill(alive[kills % len(alive)].process[0], signal.SIGKILL)
+            kills += 1
+        return all(state.state in board.OVER for state in current)
+
+    start = time.monotonic()
+    wait(over, "the end of all cells", 900)
+    attempts = sum(len(files.records(folder)) for folder in folders)
+    print(f"{kills} kills, {attempts} attempts, {time.monotonic() - start:.0f} s")
+    assert set(states(folders).values()) == {"finished"} and len(on_hub(checkout)) == 24
+    assert kills >= 2 and attempts == 24 + kills
+    assert not list((tmp_path / "scratch").glob("*@*"))
