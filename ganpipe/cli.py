@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, NoReturn
 import typer
 from typer import Argument, Option
 
+from ganpipe import params
 from ganpipe.common.errors import Interrupted, UserError, lines_of
 from ganpipe.device import resolve
 
@@ -36,12 +37,9 @@ Source = Annotated[str | None, Argument(metavar="SOURCE", help=SOURCE_HELP, show
 @app.command(rich_help_panel=STAGES)
 def fetch(offline: Annotated[bool, setting("offline", "Use only earlier downloads.")] = False) -> None:
     """Copy the source's pictures into one archive, stages/fetch/images.zip, with a manifest."""
-    from ganpipe import params
-
-    values = params.load()
     from ganpipe.fetch.stage import fetch
 
-    fetch(values.fetch, ROOT, offline)
+    fetch(params.load().fetch, ROOT, offline)
 
 
 @app.command(rich_help_panel=STAGES)
@@ -51,12 +49,9 @@ def preprocess(
     max_memory: Annotated[float | None, setting("max-memory", "Most GB of images; else all.")] = None,
 ) -> None:
     """Crop, resize and pack the pictures into stages/preprocess/images.npy, and write a report."""
-    from ganpipe import params
-
-    values = params.load()
     from ganpipe.preprocess.stage import preprocess
 
-    preprocess(values.preprocess, ROOT, workers, max_disk, max_memory)
+    preprocess(params.load().preprocess, ROOT, workers, max_disk, max_memory)
 
 
 @app.command(rich_help_panel=STAGES)
@@ -71,7 +66,6 @@ def train(
     devices: Annotated[int, setting("devices", "Processes (GPUs) that share each batch.", min=1)] = 1,
 ) -> None:
     """Train the GAN, or resume an interrupted run of the same training."""
-    from ganpipe import params
     from ganpipe.train.devices.launch import exit_with_launcher, is_first_rank, is_rank, launch
 
     values = params.load()  # before torch, so that a mistyped value is reported at once
@@ -94,8 +88,6 @@ def train(
 @app.command(rich_help_panel=STAGES)
 def sample(device: Device = "auto") -> None:
     """Generate images with the trained generator: stages/sample/samples.npy, and pictures of them."""
-    from ganpipe import params
-
     values = params.load()
     from ganpipe.sample.stage import sample
     from ganpipe.tracking.mirror import recording
@@ -107,8 +99,6 @@ def sample(device: Device = "auto") -> None:
 @app.command(rich_help_panel=STAGES)
 def evaluate(device: Device = "auto") -> None:
     """Compare generated with real images: stages/evaluate/metrics.json, and pictures."""
-    from ganpipe import params
-
     values = params.load()
     from ganpipe.evaluate.stage import evaluate
     from ganpipe.tracking.mirror import recording
@@ -133,8 +123,8 @@ def score(
     """Compute the metrics of metrics.json for any images; needs no pipeline."""
     from ganpipe.commands.score import protocol, score
 
-    params = protocol(extractor, weights, feature_resolution, sets, search_images)
-    score(real, fake, held_out, params, resolve(device), as_json)
+    settings = protocol(extractor, weights, feature_resolution, sets, search_images)
+    score(real, fake, held_out, settings, resolve(device), as_json)
 
 
 @app.command(rich_help_panel=PEOPLE)
@@ -161,13 +151,16 @@ def generate(
     z_scale: Annotated[float, Option(help="Factor on z; below 1: fewer artifacts, less variety.")] = 1.0,
     batch: Annotated[int, Option(min=1, max=4096, help="Images made at a time; affects no image.")] = 64,
     picks: Annotated[Path | None, Option(help="picks.json of `ganpipe explore`: repeat its images.")] = None,
+    upscale: Annotated[Literal["2", "4"] | None, Option(help="Enlarge: Real-ESRGAN, else Lanczos.")] = None,
     out: Annotated[Path, Option(help="A new folder of PNG files, a .zip or an .npy.")] = Path("generated"),
     device: Device = "auto",
 ) -> None:
     """Generate images with a trained generator; a seed always gives the same image."""
     from ganpipe.commands.generate import GenerateOptions, generate
 
-    generate(source, out, GenerateOptions(n, seed, z_scale, batch, resolve(device), picks), ROOT)
+    generate(
+        source, out, GenerateOptions(n, seed, z_scale, batch, resolve(device), picks, int(upscale or 1)), ROOT
+    )
 
 
 @app.command(rich_help_panel=PEOPLE)
@@ -186,7 +179,7 @@ def explore(
 @app.command(rich_help_panel=PEOPLE)
 def export(
     source: Source = None,
-    format: Annotated[Literal["onnx", "pt2", "safetensors"], Option(help="pt2 is PyTorch's own.")] = "onnx",
+    format: Annotated[Literal["onnx", "pt2", "safetensors"], Option(help="pt2 is PyTorch's.")] = "onnx",
     out: Annotated[Path | None, Option(help="The file; generator.FORMAT if not given.")] = None,
 ) -> None:
     """Export a trained generator for use without ganpipe, check it, and print how to load it."""
@@ -207,7 +200,6 @@ def sources() -> None:
 @app.command(rich_help_panel=PEOPLE)
 def recipe(name: Annotated[str | None, Argument(help="A recipe; else all are listed.")] = None) -> None:
     """List the papers' recipes, or print the settings of one; `ganpipe run` starts it."""
-    from ganpipe import params
     from ganpipe.experiments.recipes import recipe_rows, recipe_settings
 
     if name is not None:
