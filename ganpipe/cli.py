@@ -162,6 +162,7 @@ def generate(
     n: Annotated[int, Option("-n", help="Number of images.")] = 64,
     seed: Annotated[int, Option(help="The first image's seed; the others follow.")] = 0,
     z_scale: Annotated[float, Option(help="Factor on z; below 1: fewer artifacts, less variety.")] = 1.0,
+    class_name: Annotated[str | None, Option("--class", help="Of which class; else as in training.")] = None,
     batch: Annotated[int, Option(min=1, max=4096, help="Images made at a time; affects no image.")] = 64,
     picks: Annotated[Path | None, Option(help="picks.json of `ganpipe explore`: repeat its images.")] = None,
     out: Annotated[Path, Option(help="A new folder of PNG files, a .zip or an .npy.")] = Path("generated"),
@@ -170,7 +171,7 @@ def generate(
     """Generate images with a trained generator; a seed always gives the same image."""
     from ganpipe.commands.generate import GenerateOptions, generate
 
-    generate(source, out, GenerateOptions(n, seed, z_scale, batch, resolve(device), picks), ROOT)
+    generate(source, out, GenerateOptions(n, seed, z_scale, batch, resolve(device), picks, class_name), ROOT)
 
 
 @app.command(rich_help_panel=PEOPLE)
