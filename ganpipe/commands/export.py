@@ -104,14 +104,11 @@ def usage(generator: TrainedGenerator, form: str, name: str) -> str:
         lines = [f"import {module}, {package}", lines[1], 'number = numpy.full(8, 0, "int64")', load]
         notes += [f"number is the class of each image, int64 N: 0 to {len(spec.classes) - 1}, in this order:"]
         notes += textwrap.wrap(", ".join(spec.classes), 100)
+        if form == "safetensors":
+            notes += ["ganpipe.models.generator.with_classes joins z and number to the network's input."]
     if form == "safetensors":
         notes += [f'The key "{HEADER}" of the header\'s metadata describes the network, which']
         notes += [f'ganpipe.models.generator.load_generator(Path("{name}")).network builds.']
-        notes += (
-            [f"It takes z followed by √{spec.params.nz} for the class and 0 for the others."]
-            if spec.classes
-            else []
-        )
     return "\n".join([*(f"    {line}" for line in lines), "", *notes])
 
 

@@ -35,6 +35,9 @@ HEADER = "ganpipe"  # key of the safetensors metadata whose value is the specifi
 # depend on D, and those of weights from before these params stay.
 UNSTATED: dict[str, Any] = {"d_first_channels": None, "last_stride": 2, "trunk_halvings": 5}
 UNSTATED |= {"conditional": False, "classes": {}}
+# Length of a class beside z, in units of √nz, the length of a normal z. After 1,400 steps on digits, with 0.1
+# 81 % of the images were of their class; with 1 65 %, and each class nearly one image.
+CLASS_LENGTH = 0.3
 # Rows of a grid that has a row for each class: 16, or fewer at a resolution above 64 px.
 CLASS_ROWS = 16
 
@@ -128,9 +131,10 @@ def z_of_seeds(params: Model, first_seed: int, count: int, z_scale: float) -> to
 def with_classes(spec: NetworkSpec, z: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
     """Join z, float32 N×nz, with the numbers of classes, int64 N: latent vectors float32 N×inputs.
 
-    A class is as long as a normal z, √nz: with a 1 in its place G would learn to draw the class from z.
+    A class has CLASS_LENGTH instead of 1, or G would let z decide more than the class.
     """
-    return torch.cat([z, math.sqrt(spec.params.nz) * torch.eye(len(spec.classes))[numbers]], 1)
+    length = CLASS_LENGTH * math.sqrt(spec.params.nz)
+    return torch.cat([z, length * torch.eye(len(spec.classes))[numbers]], 1)
 
 
 def classes_of_seeds(classes: Mapping[str, int], first_seed: int, count: int) -> torch.Tensor:
