@@ -38,16 +38,14 @@ def run_attempt(plan: Plan, course: Course, options: TrainOptions, ranks: Ranks)
 
     # Draw the whole batch of each step on every rank, and take this rank's part of it.
     draws = Draws(plan, course.attempt, ranks.part(B))
-    images = plan.data.images
-    feed = Feed(images, device, way_for(images.nbytes, device, options.data_memory_gb))
+    feed = Feed(plan.data.images, device, way_for(plan.data.images.nbytes, device, options.data_memory_gb))
     drawn, gathered = tee(draws.batches(start))
     batches = feed.batches(gathered)
 
     # On a GPU, capture one step as a CUDA graph, which is replayed in place of both updates.
     replay = None
     if options.graph:
-        extra = draws.extra(0)
-        example = feed(*extra), draws.z(0, extra[0]).to(device)
+        example = feed(*draws.extra(0)), draws.extra_z(0).to(device)
         replay = record_step(players, settings, example, params.precision)
 
     with journal.open() if journal else nullcontext(), stop_signals() as signals:
@@ -66,11 +64,10 @@ def run_attempt(plan: Plan, course: Course, options: TrainOptions, ranks: Ranks)
 
             # Every k steps update G and D in turn, or both, once more on a fresh batch (Marchesi 2017).
             if params.extra_update_every and step % params.extra_update_every == 0:
-                extra, both = draws.extra(step), params.extra_update_players == "both"
-                z = to_device(draws.z(step, extra[0], "extra/z"), device)
+                z, both = to_device(draws.extra_z(step), device), params.extra_update_players == "both"
                 turn = "D" if step // params.extra_update_every % 2 == 0 else "G"
                 if both or turn == "D":
-                    numbers.append(update_d(players, feed(*extra), z, None, settings))
+                    numbers.append(update_d(players, feed(*draws.extra(step)), z, None, settings))
                 if both or turn == "G":
                     numbers.append(update_g(players, z, None, settings))
             if players.G_ema and params.ema_halflife_kimg is not None:

@@ -131,6 +131,10 @@ class Draws:
         chosen = rows[torch.randint(len(rows), (self.plan.batch_size,), generator=source).numpy()]
         return self._draw(chosen, "extra/flip", step)
 
+    def extra_z(self, step: int) -> torch.Tensor:
+        """Draw the latent vectors of an extra update, as `z`."""
+        return self.z(step, self.extra(step)[0], "extra/z")
+
     def _order(self, epoch: int) -> np.ndarray:
         source = generator(self.plan.train.seed, "shuffle", epoch)
         return self.plan.rows[torch.randperm(len(self.plan.rows), generator=source).numpy()]
