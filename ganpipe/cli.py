@@ -149,6 +149,7 @@ def generate(
     n: Annotated[int, Option("-n", help="Number of images.")] = 64,
     seed: Annotated[int, Option(help="The first image's seed; the others follow.")] = 0,
     z_scale: Annotated[float, Option(help="Factor on z; below 1: fewer artifacts, less variety.")] = 1.0,
+    class_name: Annotated[str | None, Option("--class", help="Of which class; else as in training.")] = None,
     batch: Annotated[int, Option(min=1, max=4096, help="Images made at a time; affects no image.")] = 64,
     picks: Annotated[Path | None, Option(help="picks.json of `ganpipe explore`: repeat its images.")] = None,
     upscale: Annotated[Literal["2", "4"] | None, Option(help="Enlarge: Real-ESRGAN, else Lanczos.")] = None,
@@ -158,9 +159,8 @@ def generate(
     """Generate images with a trained generator; a seed always gives the same image."""
     from ganpipe.commands.generate import GenerateOptions, generate
 
-    generate(
-        source, out, GenerateOptions(n, seed, z_scale, batch, resolve(device), picks, int(upscale or 1)), ROOT
-    )
+    options = GenerateOptions(n, seed, z_scale, batch, resolve(device), picks, class_name, int(upscale or 1))
+    generate(source, out, options, ROOT)
 
 
 @app.command(rich_help_panel=PEOPLE)

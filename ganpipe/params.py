@@ -108,6 +108,7 @@ class Model(Section):
     discriminator_norm: Literal["batch", "none"]
     last_stride: Literal[2, 3]
     trunk_halvings: Annotated[int, Field(ge=1, le=5)]
+    conditional: bool
 
     @model_validator(mode="after")
     def _values_belong_together(self) -> Self:

@@ -23,9 +23,9 @@ from ganpipe.common.stages import stage_folder
 from ganpipe.evaluate.extraction import RealImages, feature_key
 from ganpipe.metrics import copies, extractors, lite0
 from ganpipe.metrics.feature_cache import cached
-from ganpipe.models.generator import images_of, load_generator, png_bytes, z_of_seeds
+from ganpipe.models.generator import images_of, latents_of_seeds, load_generator, png_bytes, z_of_seeds
 from ganpipe.models.pixels import to_uint8
-from ganpipe.sample.latent_paths import slerp
+from ganpipe.sample.latent_paths import between
 from ganpipe.tracking.model import WEIGHTS
 
 DIRECTIONS = 6  # of each kind, with a slider each
@@ -53,7 +53,7 @@ class References:
     held_out: copies.Neighbours | None  # of the held-out images; None: they are too few to judge by
 
 
-def directions_of(G: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
+def directions_of(G: nn.Module, nz: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the principal components of G's first layer, and single elements of z: unit rows, float32 nz×nz.
 
     Both are sorted by how much the first layer's output varies along them, the most first. Härkönen et al.
@@ -63,7 +63,7 @@ def directions_of(G: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
     """
     first = next(layer for layer in G.modules() if isinstance(layer, nn.Linear | nn.ConvTranspose2d))
     weight = first.weight if isinstance(first, nn.ConvTranspose2d) else first.weight.T
-    matrix = weight.detach().flatten(1).double().cpu()
+    matrix = weight[:nz].detach().flatten(1).double().cpu()  # without the rows of classes
     components = torch.linalg.svd(matrix).U.T
     largest = components.gather(1, components.abs().argmax(1, keepdim=True))
     order = matrix.norm(dim=1).argsort(descending=True, stable=True)
@@ -96,19 +96,25 @@ class Explorer:
             self.data = data if digest == data.digest else None
             known = "other images than those" if digest else "unknown images, perhaps not those"
             self.no_data = f"Not compared: the generator was trained on {known} in stages/preprocess."
-        components, elements = (part[:DIRECTIONS] for part in directions_of(trained.network))
+        components, elements = (
+            part[:DIRECTIONS] for part in directions_of(trained.network, trained.spec.params.nz)
+        )
         sd = z_of_seeds(trained.spec.params, 0, 256, 1.0).std()
         self.directions = sd * torch.cat([components, elements])  # float32 K×nz, one standard deviation long
         self.names = [f"component {i}" for i, _ in enumerate(components, 1)]
         self.names += [f"element {int(element)} of z" for element in elements.argmax(1)]
 
     def pick(self, seed: int, truncation: float, offsets: Sequence[float]) -> Pick:
-        """Return the z of a seed times `truncation`, moved along each direction, within the limits of z."""
-        z = z_of_seeds(self.spec.params, seed, 1, truncation)[0]
+        """Return the z of a seed times `truncation`, moved along each direction, within the limits of z.
+
+        With classes the seed's own follows, as in `ganpipe generate`.
+        """
+        z = latents_of_seeds(self.spec, seed, 1, truncation)[0]
         if any(offsets):
-            z = z + torch.tensor(offsets, dtype=torch.float32) @ self.directions
+            moved, classes = z.tensor_split([self.spec.params.nz])
+            moved = moved + torch.tensor(offsets, dtype=torch.float32) @ self.directions
             limit = self.spec.params.z_limit
-            z = z if limit is None else z.clamp(-limit, limit)
+            z = torch.cat([moved if limit is None else moved.clamp(-limit, limit), classes])
         return Pick(seed, z)
 
     def preview(self, pick: Pick, weights: Weights) -> np.ndarray:
@@ -123,8 +129,8 @@ class Explorer:
     def film(self, picks: Sequence[Pick], weights: Weights) -> np.ndarray:
         """Generate the images between picks in their order, uint8 N×H×W×C in [0, 255]; needs two picks."""
         frames = max(2, min(FRAMES, MAX_FRAMES // (len(picks) - 1)))
-        t, limit = torch.arange(frames) / frames, self.spec.params.z_limit
-        paths = [slerp(a.z, b.z, t, limit) for a, b in pairwise(picks)]
+        t, model = torch.arange(frames) / frames, self.spec.params
+        paths = [between(a.z, b.z, t, model.nz, model.z_limit) for a, b in pairwise(picks)]
         return images_of(weights.G, torch.cat([*paths, picks[-1].z[None]]))
 
     @cached_property

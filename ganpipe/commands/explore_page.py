@@ -105,8 +105,11 @@ class View:
     def picture(self, number: int, seed: int, truncation: float, *offsets: float) -> str:
         """Show one image, as fast as possible."""
         weights = self.explorer.weights[int(number) - 1]
-        image = self.explorer.preview(self.explorer.pick(seed, truncation, offsets), weights)
+        pick = self.explorer.pick(seed, truncation, offsets)
+        image, classes = self.explorer.preview(pick, weights), pick.z[self.explorer.spec.params.nz :]
         moved = ", moved" if any(offsets) else ""
+        if len(classes):
+            moved += f", class {html.escape([*self.explorer.spec.classes][int(classes.argmax())])}"
         epoch = "" if weights.epoch is None else f", after epoch {weights.epoch}"
         return f"{_img(image)}<p>seed {seed}{moved}{epoch}</p>"
 

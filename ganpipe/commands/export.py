@@ -1,5 +1,6 @@
 """Write a trained generator as a file that other programs load: ONNX, PyTorch's pt2, or safetensors."""
 
+import textwrap
 import warnings
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -7,17 +8,38 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from ganpipe.commands.trained import find_generator
 from ganpipe.common.errors import UserError
 from ganpipe.common.files import whole
-from ganpipe.models.generator import HEADER, TrainedGenerator, load_generator, save_generator, z_of_seeds
+from ganpipe.models.generator import (
+    HEADER,
+    TrainedGenerator,
+    load_generator,
+    save_generator,
+    with_classes,
+    z_of_seeds,
+)
 from ganpipe.params import Model
 
 SEEDS = 64  # number of images that a file is checked on, in batches of 1, 3 and the rest
 TOLERANCE = 1e-4  # largest allowed difference of float images in [-1, 1]
 
-Generate = Callable[[torch.Tensor], torch.Tensor]  # float32 N×nz → float32 N×C×H×W in [-1, 1]
+# z, float32 N×nz, and with classes the number of each image's, int64 N → float32 N×C×H×W in [-1, 1].
+Generate = Callable[..., torch.Tensor]
+
+
+class OfClass(nn.Module):
+    """A conditional generator that takes z and the number of each image's class."""
+
+    def __init__(self, generator: TrainedGenerator) -> None:
+        super().__init__()
+        self.network, self.spec = generator.network, generator.spec
+
+    def forward(self, z: torch.Tensor, number: torch.Tensor) -> torch.Tensor:
+        """Turn z, float32 N×nz, and classes, int64 N, into images float32 N×C×H×W in [-1, 1]."""
+        return self.network(with_classes(self.spec, z, number))
 
 
 def export(source: str | None, form: str, out: Path | None = None, root: Path = Path()) -> None:
@@ -37,10 +59,11 @@ def export(source: str | None, form: str, out: Path | None = None, root: Path = 
     if missing := [name for name in packages if find_spec(name) is None]:
         raise UserError(f"--format onnx needs {', '.join(missing)}; run `pip install 'ganpipe[export]'`")
     generator = find_generator(source, root)
-    batches = z_of_seeds(generator.spec.params, 0, SEEDS, 1.0).split([1, 3, SEEDS - 4])
+    inputs = _inputs(generator, SEEDS)
+    batches = list(zip(*(tensor.split([1, 3, SEEDS - 4]) for tensor in inputs), strict=True))
     with whole(out) as path:
-        G = WRITERS[form](generator, path)
-        difference = max(float((G(z) - generator.network(z)).abs().max()) for z in batches)
+        G, network = WRITERS[form](generator, path), _network(generator)
+        difference = max(float((G(*batch) - network(*batch)).abs().max()) for batch in batches)
         if not difference <= TOLERANCE:
             problem = f"its images differ from the network's by {difference:.2g}, more than {TOLERANCE:g}"
             raise UserError(f"{out}: not written, because {problem}")
@@ -50,18 +73,39 @@ def export(source: str | None, form: str, out: Path | None = None, root: Path = 
     )
 
 
+def _network(generator: TrainedGenerator) -> nn.Module:
+    return OfClass(generator) if generator.spec.classes else generator.network
+
+
+def _inputs(generator: TrainedGenerator, n: int) -> tuple[torch.Tensor, ...]:
+    """Return n z of seeds, and where there are classes n numbers of them in turn."""
+    classes = len(generator.spec.classes)
+    numbers = (torch.arange(n) % classes,) if classes else ()
+    return z_of_seeds(generator.spec.params, 0, n, 1.0), *numbers
+
+
 def usage(generator: TrainedGenerator, form: str, name: str) -> str:
     """Return how to load the file `name`: lines of Python, and what they take and return."""
     spec = generator.spec
     distribution, module, draw = _z_distribution(spec.params)
+    arrays, tensors = '{"z": z}', "torch.from_numpy(z)"
+    if spec.classes:
+        arrays, tensors = '{"z": z, "class": number}', f"{tensors}, torch.from_numpy(number)"
     package, load = {
-        "onnx": ("onnxruntime", f'images = onnxruntime.InferenceSession("{name}").run(None, {{"z": z}})[0]'),
-        "pt2": ("torch", f'images = torch.export.load("{name}").module()(torch.from_numpy(z)).numpy()'),
+        "onnx": ("onnxruntime", f'images = onnxruntime.InferenceSession("{name}").run(None, {arrays})[0]'),
+        "pt2": ("torch", f'images = torch.export.load("{name}").module()({tensors}).numpy()'),
         "safetensors": ("safetensors.torch", f'weights = safetensors.torch.load_file("{name}")'),
     }[form]
     lines = [f"import {module}, {package}", f'z = {draw}.astype("float32")', load]
     side = f"{spec.channels}×{spec.resolution}×{spec.resolution}"
     notes = [f"z is float32 N×{spec.params.nz}, {distribution}; images are float32 N×{side} from -1 to 1."]
+    if spec.classes:
+        module += "" if module == "numpy" else ", numpy"
+        lines = [f"import {module}, {package}", lines[1], 'number = numpy.full(8, 0, "int64")', load]
+        notes += [f"number is the class of each image, int64 N: 0 to {len(spec.classes) - 1}, in this order:"]
+        notes += textwrap.wrap(", ".join(spec.classes), 100)
+        if form == "safetensors":
+            notes += ["ganpipe.models.generator.with_classes joins z and number to the network's input."]
     if form == "safetensors":
         notes += [f'The key "{HEADER}" of the header\'s metadata describes the network, which']
         notes += [f'ganpipe.models.generator.load_generator(Path("{name}")).network builds.']
@@ -80,21 +124,27 @@ def _z_distribution(model: Model) -> tuple[str, str, str]:
 
 
 def _program(generator: TrainedGenerator) -> torch.export.ExportedProgram:
-    z = z_of_seeds(generator.spec.params, 0, 2, 1.0)
-    any_count = ({0: torch.export.Dim("n", min=1)},)
-    return torch.export.export(generator.network, (z,), dynamic_shapes=any_count)
+    inputs = _inputs(generator, 2)
+    any_count = tuple({0: torch.export.Dim("n", min=1)} for _ in inputs)
+    return torch.export.export(_network(generator), inputs, dynamic_shapes=any_count)
 
 
 def _onnx(generator: TrainedGenerator, path: Path) -> Generate:
     import onnxruntime
 
-    names: dict[str, Any] = {"input_names": ["z"], "output_names": ["images"]}
+    inputs = ["z", "class"] if generator.spec.classes else ["z"]
+    names: dict[str, Any] = {"input_names": inputs, "output_names": ["images"]}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = _program(generator)
         torch.onnx.export(program, (), path, **names, dynamo=True, external_data=False, verbose=False)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    return lambda z: torch.from_numpy(session.run(None, {"z": z.numpy()})[0])
+
+    def generate(*tensors: torch.Tensor) -> torch.Tensor:
+        arrays = {name: tensor.numpy() for name, tensor in zip(inputs, tensors, strict=True)}
+        return torch.from_numpy(session.run(None, arrays)[0])
+
+    return generate
 
 
 def _pt2(generator: TrainedGenerator, path: Path) -> Generate:
@@ -106,7 +156,7 @@ def _pt2(generator: TrainedGenerator, path: Path) -> Generate:
 
 def _safetensors(generator: TrainedGenerator, path: Path) -> Generate:
     save_generator(generator.network, generator.spec, path)
-    return load_generator(path).network
+    return _network(load_generator(path))
 
 
 # Each writes a generator to a file, and returns what another program loads from it.

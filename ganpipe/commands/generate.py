@@ -17,7 +17,7 @@ from ganpipe.commands.upscale import enlarger
 from ganpipe.common.errors import UserError
 from ganpipe.common.files import whole
 from ganpipe.common.progress import Progress
-from ganpipe.models.generator import BATCH, check_request, load_generator, png_bytes
+from ganpipe.models.generator import BATCH, check_request, class_number, load_generator, png_bytes
 from ganpipe.sample.images import generate_with, images_of_seeds, write_images
 
 REFUSED_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".npz", ".tar", ".gz")  # no names for a folder
@@ -32,7 +32,8 @@ class GenerateOptions:
     z_scale: float = 1.0
     batch: int = 64  # images generated before they are written, which bounds the memory
     device: str = "cpu"
-    picks: Path | None = None  # picks.json of `ganpipe explore`, in place of n, seed and z_scale
+    picks: Path | None = None  # picks.json of `ganpipe explore`, in place of n, seed, z_scale and class_name
+    class_name: str | None = None  # None: each seed draws its class as often as training had it
     upscale: int = 1  # how many times as large the images are written: 1, 2 or 4
 
 
@@ -46,13 +47,15 @@ def generate(source: str | None, out: Path, options: GenerateOptions, root: Path
             `out` exists or is too small.
     """
     check_request(options.n, options.seed, options.z_scale)
-    given, usual = ((o.n, o.seed, o.z_scale) for o in (options, GenerateOptions()))
+    given, usual = ((o.n, o.seed, o.z_scale, o.class_name) for o in (options, GenerateOptions()))
     if options.picks and given != usual:
-        raise UserError("--picks: the file says which images; leave out -n, --seed and --z-scale")
+        raise UserError("--picks: the file says which images; leave out -n, --seed, --z-scale and --class")
     _check_destination(out)
     with weights_file(source, root) as path:
         generator = load_generator(path)
-        picks = read_picks(options.picks, path, generator.spec.params.nz) if options.picks else None
+        picks = read_picks(options.picks, path, generator.spec.inputs) if options.picks else None
+    name = options.class_name
+    number = None if name is None else class_number(generator.spec, name)
     spec, G = generator.spec, generator.network.to(options.device)
     n = len(picks) if picks else options.n
     side = spec.resolution * options.upscale
@@ -69,7 +72,7 @@ def generate(source: str | None, out: Path, options: GenerateOptions, root: Path
             parts = torch.stack([pick.z for pick in picks]).split(batch)
             batches = map(generate, parts)
         else:
-            batches = images_of_seeds(generate, spec.params, seeds, options.z_scale, batch)
+            batches = images_of_seeds(generate, spec, seeds, options.z_scale, batch, number)
         if options.upscale > 1:
             enlarge, method = enlarger(options.upscale)
             batches = map(enlarge, batches)
@@ -81,6 +84,7 @@ def generate(source: str | None, out: Path, options: GenerateOptions, root: Path
             names = file_names(picks) if picks else (f"{seed:0{width}}.png" for seed in seeds)
             _write_pngs(out, names, batches, note)
     origin = f"of {options.picks}" if picks else f"seeds {seeds[0]} to {seeds[-1]}"
+    origin += f", class {name}" if name is not None else ""
     print(f"{n:,} images of {side} px{note and f', {note}'}, {origin}: {out}")
 
 

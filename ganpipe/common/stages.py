@@ -5,7 +5,7 @@ from pathlib import Path
 STAGES = ("fetch", "preprocess", "train", "sample", "evaluate")
 # What each stage writes into stages/<stage>/, as dvc.yaml lists it (tests/test_pipeline.py compares them).
 OUTPUTS: dict[str, tuple[str, ...]] = {
-    "fetch": ("images.zip", "manifest.csv", "landmarks.csv", "source.json"),
+    "fetch": ("images.zip", "manifest.csv", "landmarks.csv", "labels.csv", "source.json"),
     "preprocess": (
         *("images.npy", "index.csv", "data.json", "rejected.csv", "duplicates.csv"),
         *("report.json", "report.html", "contact_sheet.png", "histograms.png"),

@@ -10,7 +10,7 @@ from torch import nn
 
 from ganpipe.common.errors import UserError
 from ganpipe.common.stages import stage_file
-from ganpipe.models.generator import images_of, load_generator, z_of_seeds
+from ganpipe.models.generator import images_of, latents_of_seeds, load_generator
 from ganpipe.params import Sample
 
 
@@ -67,6 +67,5 @@ def open_snapshots(root: Path, sample: Sample, count: int, device: str) -> dict[
     if not paths:
         raise UserError(f"{folder}: no snapshots of the training; run the train stage")
     generators = {epoch: load_generator(paths[epoch]) for epoch in sorted(paths)}
-    model = next(iter(generators.values())).spec.params
-    z = z_of_seeds(model, sample.seed, count, sample.z_scale)
+    z = latents_of_seeds(next(iter(generators.values())).spec, sample.seed, count, sample.z_scale)
     return {epoch: Snapshot(generator.network.to(device), z) for epoch, generator in generators.items()}

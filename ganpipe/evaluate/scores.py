@@ -17,7 +17,7 @@ from ganpipe.metrics.fd import fd
 from ganpipe.metrics.manifold import Balls
 from ganpipe.params import Evaluate
 
-Metrics = dict[str, float | int | str | None]
+Metrics = dict[str, Any]  # name → number, text or null; `classes`: a number for each
 # Contrast and diversity, relative to the real images', below which a set is one colour, or all alike: faces
 # that are blurred until none is left keep 0.34 and 0.30; grey or one face with some noise have 0.05 and 0.13.
 LEAST_CONTRAST, LEAST_DIVERSITY = 0.1, 0.2
@@ -139,12 +139,12 @@ def score_features(
     for name in sets[0]:
         result |= _mean_and_sd(sets, name)
         if name != "nn_ratio":  # it is relative to the held-out images already
-            result[f"{name}_floor"] = limit = _rounded(floor.get(name))
+            result[f"{name}_floor"] = limit = rounded(floor.get(name))
         if name == names.fd:
             for end in ("", "_sd"):
                 value = result[name + end]
                 ratio = value / limit if limit and value is not None else None
-                result[f"{name}_ratio{end}"] = _rounded(ratio)
+                result[f"{name}_ratio{end}"] = rounded(ratio)
     searched = len(features.train)
     return {
         **result,
@@ -203,12 +203,12 @@ def _mean_and_sd(sets: Sequence[Numbers], name: str) -> Numbers:
     """Return a number's mean over the sets and, as `_sd`, its standard deviation, None for one set."""
     values = [value for numbers in sets if (value := numbers[name]) is not None]
     return {
-        name: _rounded(float(np.mean(values))) if values else None,
-        f"{name}_sd": _rounded(float(np.std(values, ddof=1))) if len(values) > 1 else None,
+        name: rounded(float(np.mean(values))) if values else None,
+        f"{name}_sd": rounded(float(np.std(values, ddof=1))) if len(values) > 1 else None,
     }
 
 
-def _rounded(value: float | None) -> float | None:
+def rounded(value: float | None) -> float | None:
     """Keep six significant digits: float32 features determine no more, and they are stable in a diff."""
     return None if value is None else float(f"{value:.6g}")
 

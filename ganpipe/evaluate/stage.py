@@ -10,6 +10,7 @@ from ganpipe.common import dataset, files
 from ganpipe.common.stages import stage_file, stage_folder
 from ganpipe.evaluate import figures, inputs
 from ganpipe.evaluate.card import card
+from ganpipe.evaluate.classes import score_classes
 from ganpipe.evaluate.extraction import RealImages
 from ganpipe.evaluate.scores import Metrics, Scores, score_images, summary
 from ganpipe.params import Evaluate, Sample
@@ -42,6 +43,7 @@ def evaluate(params: Evaluate, sample: Sample, root: Path, device: str) -> Metri
     real = RealImages(data.images, data.train_rows, data.images, data.held_out_rows, data.digest)
     others = [*(interval.images for interval in intervals), *snapshots.values()]
     scores = score_images(real, generated, params, device, root, others)
+    scores.metrics.update(score_classes(root, data, scores, params, sample.seed))
     metrics, names, features, n = scores.metrics, scores.names, scores.features, scores.features.n
     of_intervals, of_snapshots = scores.others[: len(intervals)], scores.others[len(intervals) :]
     kids = [f"{name}{end}" for name in (names.kid, names.layout_kid) for end in ("", "_sd")]

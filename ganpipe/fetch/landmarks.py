@@ -2,6 +2,7 @@
 
 import csv
 import math
+from collections.abc import Iterator
 
 from ganpipe.common.errors import UserError
 from ganpipe.fetch.archives import Opener, clean_name
@@ -25,17 +26,8 @@ def read_table(name: str, opener: Opener) -> Points:
 
     Raises UserError: the table is too large, or a line cannot be read; names the line.
     """
-    with opener() as stream:
-        data = stream.read(MAX_TABLE_BYTES + 1)
-    if len(data) > MAX_TABLE_BYTES:
-        raise UserError(f"{name}: larger than {MAX_TABLE_BYTES:,} bytes; expected a table of landmarks")
-    lines = data.decode("utf-8-sig", errors="replace").splitlines()
-    # Blank lines are skipped, but counted, so that messages give the line's number in the file.
-    numbered = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
     points: Points = {}
-    for row, (number, line) in enumerate(numbered):
-        separator = next((mark for mark in ",;\t" if mark in line), None)
-        cells = next(csv.reader([line], delimiter=separator)) if separator else line.split()
+    for row, (number, line, cells) in enumerate(table_lines(name, opener)):
         values = _coordinates(cells[1:])
         if values is None or not cells[0].strip():
             if not points and row < HEADINGS:
@@ -45,6 +37,21 @@ def read_table(name: str, opener: Opener) -> Points:
             )
         points["/".join(clean_name(cells[0].strip()))] = values
     return points
+
+
+def table_lines(name: str, opener: Opener) -> Iterator[tuple[int, str, list[str]]]:
+    """Yield the number, text and cells of each line of a table that is not blank.
+
+    Raises UserError: the table is too large.
+    """
+    with opener() as stream:
+        data = stream.read(MAX_TABLE_BYTES + 1)
+    if len(data) > MAX_TABLE_BYTES:
+        raise UserError(f"{name}: larger than {MAX_TABLE_BYTES:,} bytes; expected a table of pictures")
+    for number, line in enumerate(data.decode("utf-8-sig", errors="replace").splitlines(), 1):
+        if line.strip():
+            separator = next((mark for mark in ",;\t" if mark in line), None)
+            yield number, line, next(csv.reader([line], delimiter=separator)) if separator else line.split()
 
 
 def read_cat(opener: Opener) -> tuple[float, ...] | None:

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from io import BytesIO
 from pathlib import Path
-from typing import IO, NamedTuple, cast
+from typing import IO, Any, NamedTuple, cast
 
 import numpy as np
 from pydantic import ConfigDict
@@ -18,6 +18,7 @@ from pydantic.dataclasses import dataclass
 
 from ganpipe.common.errors import UserError
 from ganpipe.fetch.archives import NamedFiles, Opener, listing, open_file, refuse_damage
+from ganpipe.fetch.labels import LABELS_NAME, Labels, read_labels, read_oxford
 from ganpipe.fetch.landmarks import TABLE_NAME, Points, read_cat, read_table
 
 # The two training files of MNIST, packed or not; some sites write a dot for a dash.
@@ -33,6 +34,7 @@ class Contents(NamedTuple):
 
     pictures: NamedFiles  # with clean, unique names
     points: Points  # of the pictures that have landmarks
+    labels: Labels = {}  # of the pictures with a class in a table; others have that of their folder
 
 
 # From folders and files to the pictures in them and their landmarks. It, and each opener, raises a UserError
@@ -44,18 +46,20 @@ Layout = Callable[[tuple[Path, ...]], AbstractContextManager[Contents]]
 def everything(paths: tuple[Path, ...]) -> Iterator[Contents]:
     """List all visible files in folders, zips or tars, at any depth.
 
-    A file landmarks.csv among them is a table of landmarks; the names in it are relative to its folder.
+    Files landmarks.csv and labels.csv among them are tables; the names in them are relative to their folder.
     """
+    readers: dict[str, Callable[[str, Opener], dict[str, Any]]]
+    readers = {TABLE_NAME: read_table, LABELS_NAME: read_labels}
     with listing(*paths) as files:
-        pictures, points = [], {}
+        pictures, tables = [], {file: dict[str, Any]() for file in readers}
         for name, opener in files:
             folder, slash, file = name.rpartition("/")
-            if file != TABLE_NAME:
+            if file not in readers:
                 pictures.append((name, opener))
                 continue
-            table = read_table(f"{paths[0]}: {name}", opener)
-            points.update({f"{folder}{slash}{key}": values for key, values in table.items()})
-        yield Contents(pictures, points)
+            table = readers[file](f"{paths[0]}: {name}", opener)
+            tables[file] |= {f"{folder}{slash}{key}": values for key, values in table.items()}
+        yield Contents(pictures, tables[TABLE_NAME], tables[LABELS_NAME])
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -63,7 +67,7 @@ class NamedPictures:
     """The layout of a set whose pictures have fixed file names, each of which occurs once.
 
     A picture keeps its file name and loses its folders, so that the published archive, the folder unpacked
-    from it and a flat copy give the same names. Other files are left out, except for the landmarks.
+    from it and a flat copy give the same names. Other files are left out, except landmarks and classes.
 
     `set_name` is the value of fetch.source, for messages; the head of catalogue.yaml documents the others.
     """
@@ -73,21 +77,29 @@ class NamedPictures:
     example: str
     tables: tuple[str, ...] = ()
     points_suffix: str = ""
+    labels: str = ""
 
     @contextmanager
     def __call__(self, paths: tuple[Path, ...]) -> Iterator[Contents]:
         """List the pictures of all paths together."""
         where = " and ".join(map(str, paths))
-        with listing(*paths) as files:
+        single = [path for path in paths if path.name == self.labels]
+        with listing(*(path for path in paths if path not in single)) as files:
+            files += [(path.name, partial(open_file, path)) for path in single]
             # The file's name without its folders, the name with them, and the opener.
             entries = [(name.rpartition("/")[2], name, opener) for name, opener in files]
             pictures = self._pictures(where, entries)
             points: Points = {}
+            labels: Labels = {}
             unused = 0
             for file, name, opener in entries:
                 if file in (*self.tables, TABLE_NAME):
                     table = read_table(f"{where}: {name}", opener)
                     points |= {key.rpartition("/")[2]: values for key, values in table.items()}
+                elif file in (self.labels, LABELS_NAME):
+                    read = read_labels if file == LABELS_NAME else read_oxford
+                    classes = read(f"{where}: {name}", opener)
+                    labels |= {key.rpartition("/")[2]: label for key, label in classes.items()}
                 elif self.points_suffix and file.endswith(self.points_suffix):
                     picture = file.removesuffix(self.points_suffix)
                     if picture in pictures and (values := read_cat(opener)):
@@ -96,7 +108,7 @@ class NamedPictures:
                     unused += file not in pictures
             if unused:
                 print(f"fetch: {where}: left out {unused:,} files, not part of the set", file=sys.stderr)
-            yield Contents(list(pictures.items()), points)
+            yield Contents(list(pictures.items()), points, labels)
 
     def _pictures(self, where: str, entries: list[tuple[str, str, Opener]]) -> dict[str, Opener]:
         """Return the pictures' openers by file name; refuse paths without any, or with a name twice."""

@@ -1,4 +1,4 @@
-"""Stage fetch: from a source's files to images.zip, manifest.csv, landmarks.csv and source.json."""
+"""Stage fetch: from a source's files to images.zip, its tables of facts, and source.json."""
 
 import hashlib
 import json
@@ -23,6 +23,7 @@ from ganpipe.common.stages import stage_file
 from ganpipe.fetch.archives import BLOCK, NamedFiles
 from ganpipe.fetch.catalogue import SOURCES, Source
 from ganpipe.fetch.download import Remote, cached
+from ganpipe.fetch.labels import Labels
 from ganpipe.fetch.landmarks import Points
 from ganpipe.fetch.paths import PLACEHOLDER, copy_advice, path_problem
 from ganpipe.params import Fetch
@@ -35,7 +36,7 @@ logging.getLogger("PIL").addHandler(logging.NullHandler())
 def fetch(params: Fetch, root: Path, offline: bool = False) -> None:
     """Copy every file of the source into one archive and describe each.
 
-    Writes images.zip, manifest.csv, landmarks.csv and source.json, which stages/fetch/README.md describes.
+    Writes images.zip, manifest.csv, landmarks.csv, labels.csv and source.json; see stages/fetch/README.md.
     The same files always give the same bytes.
 
     Raises:
@@ -49,7 +50,7 @@ def fetch(params: Fetch, root: Path, offline: bool = False) -> None:
     source = SOURCES[params.source]
     paths = _source_paths(params, source, root, offline)
     read = [_file_facts(path, params.sha256) for path in paths if path.is_file()]
-    with source.layout(paths) as (pictures, points):
+    with source.layout(paths) as (pictures, points, listed):
         if not pictures:
             origin = params.url or params.path
             raise UserError(f"fetch.source={source.name}: {origin} contains no files, except hidden ones")
@@ -59,6 +60,7 @@ def fetch(params: Fetch, root: Path, offline: bool = False) -> None:
         with files.whole(stage_file(root, "images.zip")) as temporary:
             manifest = _pack(sorted(pictures, key=lambda pair: pair[0]), temporary)
     tables = {"manifest.csv": manifest, "landmarks.csv": _landmarks(points, manifest["name"])}
+    tables["labels.csv"] = _labels(listed, manifest["name"])
     texts = {name: table.to_csv(index=False) for name, table in tables.items()}
     name = paths[0].name if paths else source.package
     sha256 = hashlib.sha256(texts["manifest.csv"].encode()).hexdigest()
@@ -93,6 +95,15 @@ def _landmarks(points: Points, names: Iterable[str]) -> pd.DataFrame:
         print(f"fetch: left out landmarks of {others:,} pictures that are missing", file=sys.stderr)
     columns = {f"{'xy'[i % 2]}{i // 2 + 1}": c for i, c in enumerate(zip_longest(*rows.values()))}
     return pd.DataFrame(columns, index=list(rows), dtype=float).rename_axis("name").reset_index()
+
+
+def _labels(listed: Labels, names: Iterable[str]) -> pd.DataFrame:
+    """Return the table of classes: that which a table lists for a picture, else the name of its folder."""
+    labels = {name: listed.get(name) or "/".join(name.split("/")[-2:-1]) for name in names}
+    if absent := sorted(listed.keys() - labels.keys()):
+        text = f"left out the classes of {len(absent):,} pictures that are missing, such as {absent[0]}"
+        print(f"fetch: {text}; correct the names in labels.csv if they are misspelt", file=sys.stderr)
+    return pd.DataFrame([pair for pair in labels.items() if pair[1]], columns=["name", "class"])
 
 
 def _pack(pictures: NamedFiles, target: Path) -> pd.DataFrame:

@@ -12,7 +12,7 @@ ARCHITECTURES = ("dcgan", "celeba64", "upsample", "residual", "resize")
 
 
 def build_generator(spec: "NetworkSpec") -> "nn.Module":
-    """Build a generator, float32 N×nz → float32 N×channels×resolution×resolution in [-1, 1].
+    """Build a generator, float32 N×`spec.inputs` → float32 N×channels×resolution×resolution in [-1, 1].
 
     Raises UserError: the architecture cannot be built at the resolution or with model.first_channels.
     """
@@ -20,8 +20,14 @@ def build_generator(spec: "NetworkSpec") -> "nn.Module":
 
 
 def build_discriminator(spec: "NetworkSpec") -> "nn.Module":
-    """Build a discriminator, images as the generator's → logits float32 N; errors are the generator's."""
-    return _module_of(spec).Discriminator(spec)
+    """Build a discriminator, images as the generator's → logits float32 N; errors are the generator's.
+
+    With classes it also takes those of the images, float32 N×classes.
+    """
+    from ganpipe.models.layers import ProjectionDiscriminator
+
+    D = _module_of(spec).Discriminator(spec)
+    return ProjectionDiscriminator(D, len(spec.classes)) if spec.classes else D
 
 
 def _module_of(spec: "NetworkSpec") -> Any:

@@ -39,7 +39,7 @@ class Generator(nn.Module):
     def __init__(self, spec: NetworkSpec, slope: float = 0.0) -> None:
         super().__init__()
         base, widths = pyramid(spec, "G")
-        layers = block(nn.ConvTranspose2d(spec.params.nz, widths[0], base, bias=False), True, slope)
+        layers = block(nn.ConvTranspose2d(spec.inputs, widths[0], base, bias=False), True, slope)
         for wider, width in pairwise(widths):
             layers += block(nn.ConvTranspose2d(wider, width, 4, 2, padding=1, bias=False), True, slope)
         stride = spec.params.last_stride

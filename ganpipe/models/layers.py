@@ -1,6 +1,7 @@
 """What the papers' networks share: specification, widths, blocks, initial weights."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -17,6 +18,15 @@ class NetworkSpec:
     params: Model
     resolution: int  # the images' side in pixels
     channels: int  # 1 for grey images, 3 for colour
+    classes: Mapping[str, int] = field(default_factory=dict)  # name → training images; none: unconditional
+
+    @property
+    def inputs(self) -> int:
+        """Elements of a latent vector: those of z, then one for each class, 0 except for the image's own.
+
+        What G's first layer adds for a class is that class's embedding, and classes mix linearly.
+        """
+        return self.params.nz + len(self.classes)
 
 
 def pyramid(spec: NetworkSpec, player: Literal["G", "D"]) -> tuple[int, list[int]]:
@@ -81,3 +91,25 @@ class SequentialDiscriminator(nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Turn images float32 N×channels×side×side in [-1, 1] into logits float32 N, high for real."""
         return self.layers(images).flatten()
+
+
+class ProjectionDiscriminator(nn.Module):
+    """A discriminator that is told the class (Miyato & Koyama 2018, "cGANs with Projection Discriminator").
+
+    To the logit of the network that it is built of, it adds the inner product of the class's embedding and
+    the sums over all pixels of the maps after the last rectifier.
+    """
+
+    def __init__(self, network: SequentialDiscriminator, classes: int) -> None:
+        super().__init__()
+        layers = network.layers
+        last = max(i for i, layer in enumerate(layers) if isinstance(layer, nn.LeakyReLU)) + 1
+        self.features, self.head = layers[:last], layers[last:]
+        width = [layer.out_channels for layer in self.features if isinstance(layer, nn.Conv2d)][-1]
+        self.embedding = nn.Linear(classes, width, bias=False)
+        initialize(self.embedding)
+
+    def forward(self, images: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+        """Turn images, as above, and their classes, float32 N×K of 0 and 1, into logits float32 N."""
+        maps = self.features(images)
+        return self.head(maps).flatten() + (self.embedding(classes) * maps.sum((2, 3))).sum(1)

@@ -56,7 +56,7 @@ class Generator(nn.Module):
         side, widths = spec.resolution, [spec.params.ngf * factor for factor in (1, 2, 4, 8, 8)]
         strides = [2 if i < spec.params.trunk_halvings else 1 for i in range(len(widths))]
         self.start = (1, side, side)
-        self.dense = nn.Linear(spec.params.nz, side**2)
+        self.dense = nn.Linear(spec.inputs, side**2)
         down: list[nn.Module] = []
         for before, after, stride in zip([1, *widths], widths, strides, strict=False):
             down += block(nn.Conv2d(before, after, stride + 2, stride, padding=1, bias=False), True, 0.0)

@@ -49,7 +49,7 @@ class Generator(nn.Module):
     def __init__(self, spec: NetworkSpec) -> None:
         super().__init__()
         base, widths = pyramid(spec, "G")
-        layers = block(nn.ConvTranspose2d(spec.params.nz, widths[0], base, bias=False), True, 0.0)
+        layers = block(nn.ConvTranspose2d(spec.inputs, widths[0], base, bias=False), True, 0.0)
         for wider, width in pairwise([*widths, widths[-1]]):
             layers += [Double(wider), *block(nn.Conv2d(wider, width, 3, padding=1, bias=False), True, 0.0)]
         last = nn.Conv2d(widths[-1], spec.channels, 3, padding=1, bias=False)

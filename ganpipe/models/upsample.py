@@ -34,7 +34,7 @@ class Generator(nn.Module):
         super().__init__()
         base, widths = pyramid(spec, "G")
         self.start = (widths[0], base, base)
-        self.dense = nn.Linear(spec.params.nz, widths[0] * base**2, bias=False)
+        self.dense = nn.Linear(spec.inputs, widths[0] * base**2, bias=False)
         layers: list[nn.Module] = [nn.BatchNorm2d(widths[0]), rectifier(0.2)]
         for wider, width in pairwise(widths):
             convolution = nn.Conv2d(wider, width, 5, padding=2, bias=False)

@@ -9,10 +9,10 @@ from torch import nn
 
 from ganpipe.common.files import whole
 from ganpipe.common.progress import Progress
-from ganpipe.models.generator import BATCH, images_of, z_of_seeds
-from ganpipe.params import Model
+from ganpipe.models.generator import BATCH, images_of, latents_of_seeds
+from ganpipe.models.layers import NetworkSpec
 
-Generate = Callable[[torch.Tensor], np.ndarray]  # float32 N×nz → uint8 N×H×W×C in [0, 255]
+Generate = Callable[[torch.Tensor], np.ndarray]  # float32 N×inputs → uint8 N×H×W×C in [0, 255]
 
 
 def generate_with(G: nn.Module, progress: Progress) -> Generate:
@@ -27,11 +27,17 @@ def generate_with(G: nn.Module, progress: Progress) -> Generate:
 
 
 def images_of_seeds(
-    generate: Generate, model: Model, seeds: range, z_scale: float, batch_size: int = BATCH
+    generate: Generate,
+    spec: NetworkSpec,
+    seeds: range,
+    z_scale: float,
+    batch_size: int = BATCH,
+    number: int | None = None,
 ) -> Iterator[np.ndarray]:
-    """Yield the images of consecutive seeds in batches, uint8 N×H×W×C in [0, 255]."""
+    """Yield the images of consecutive seeds in batches, uint8 N×H×W×C in [0, 255]; `number` is a class."""
     for first in range(seeds.start, seeds.stop, batch_size):
-        yield generate(z_of_seeds(model, first, min(batch_size, seeds.stop - first), z_scale))
+        count = min(batch_size, seeds.stop - first)
+        yield generate(latents_of_seeds(spec, first, count, z_scale, number))
 
 
 def write_images(path: Path, shape: tuple[int, ...], batches: Iterable[np.ndarray]) -> None:

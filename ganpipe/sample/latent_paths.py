@@ -40,14 +40,22 @@ def slerp(a: torch.Tensor, b: torch.Tensor, t: torch.Tensor, limit: float | None
     return path.clamp(min=-limit, max=limit).float() if limit is not None else path.float()
 
 
-def influence(generate: Generate, z: torch.Tensor, ends: tuple[float, float]) -> np.ndarray:
+def between(
+    a: torch.Tensor, b: torch.Tensor, t: torch.Tensor, nz: int, limit: float | None = None
+) -> torch.Tensor:
+    """Interpolate latent vectors, float32 inputs → T×inputs: z with `slerp`, classes on a straight line."""
+    classes = torch.lerp(a[nz:], b[nz:], t[:, None])
+    return torch.cat([slerp(a[:nz], b[:nz], t, limit), classes], 1)
+
+
+def influence(generate: Generate, z: torch.Tensor, ends: tuple[float, float], nz: int) -> np.ndarray:
     """Measure how much images change when one element of z moves between two values, the others fixed.
 
-    z is float32 B×nz, the points that fix the other elements. The result is float64 nz, the mean absolute
+    z is float32 B×inputs, the points that fix the other elements. The result is float64 nz, the mean absolute
     difference over pixels and points, in [0, 255].
     """
     values, changes = torch.tensor(ends), []
-    for elements in torch.arange(z.shape[1]).split(ELEMENTS):
+    for elements in torch.arange(nz).split(ELEMENTS):
         images = generate(torch.cat([traversal(point, int(e), values) for e in elements for point in z]))
         difference = np.abs(images[1::2].astype(np.int16) - images[0::2])
         changes.append(difference.reshape(len(elements), -1).mean(axis=1))

@@ -15,11 +15,11 @@ from ganpipe.common.files import whole
 from ganpipe.common.progress import Progress
 from ganpipe.common.sheets import cells, columns_for, labelled, sheet
 from ganpipe.common.stages import stage_file
-from ganpipe.models.generator import load_generator, z_of_seeds
+from ganpipe.models.generator import class_rows, latents_of_seeds, load_generator, with_classes, z_of_seeds
 from ganpipe.models.layers import NetworkSpec
 from ganpipe.params import Model, Sample
 from ganpipe.sample.images import Generate, generate_with, images_of_seeds, write_images
-from ganpipe.sample.latent_paths import influence, most_influential, slerp, traversal
+from ganpipe.sample.latent_paths import between, influence, most_influential, traversal
 
 # traversal.png: images per row, rows if params name no elements, and the z at which influence is measured.
 STEPS, ELEMENTS, POINTS = 9, 8, 4
@@ -52,19 +52,23 @@ def sample(params: Sample, root: Path = Path(), device: str = "cpu") -> None:
 
     shape = (params.count, spec.resolution, spec.resolution, spec.channels)
     seeds = range(params.seed, params.seed + params.count)
-    with Progress("sample", _image_count(params, model.nz)) as progress:
+    columns = columns_for(spec.resolution)
+    rows = class_rows(spec, z_of_seeds(model, params.seed, columns, params.z_scale))
+    with Progress("sample", _image_count(params, model.nz) + len(rows)) as progress:
         generate = generate_with(G, progress)
-        images = partial(images_of_seeds, generate, model, seeds)
+        images = partial(images_of_seeds, generate, spec, seeds)
         write_images(stage_file(root, "samples.npy"), shape, images(params.z_scale))
         intervals = chain.from_iterable(map(images, params.intervals))
         write_images(stage_file(root, "intervals.npy"), (len(params.intervals), *shape), intervals)
-        z = z_of_seeds(model, params.seed, STOPS, params.z_scale)
-        pictures["traversal.png"] = _traversal(generate, model, z[:POINTS], elements)
-        pictures["interpolation.png"], frames = _interpolation(generate, model, params, z)
+        points = latents_of_seeds(spec, params.seed, POINTS, params.z_scale)
+        pictures["traversal.png"] = _traversal(generate, model, points, elements)
+        pictures["interpolation.png"], frames = _interpolation(generate, spec, params)
+        if len(rows):
+            pictures["grid.png"] = _class_grid(generate(rows), columns, list(spec.classes))
 
-    columns = columns_for(spec.resolution)
-    first = np.load(stage_file(root, "samples.npy"), mmap_mode="r")[: columns * columns]
-    pictures["grid.png"] = sheet(first, columns)
+    if not len(rows):
+        first = np.load(stage_file(root, "samples.npy"), mmap_mode="r")[: columns * columns]
+        pictures["grid.png"] = sheet(first, columns)
     for name, picture in pictures.items():
         with whole(stage_file(root, name)) as path:
             picture.save(path, "PNG")
@@ -73,8 +77,8 @@ def sample(params: Sample, root: Path = Path(), device: str = "cpu") -> None:
         options: dict[str, Any] = {"duration": FRAME_MS, "loop": 0, "quality": 80, "kmax": 1}
         frames[0].save(path, "WEBP", save_all=True, append_images=frames[1:], **options)
     with whole(stage_file(root, "intervals.json")) as path:
-        rows = [{"factor": factor, "z": _distribution(model, factor)} for factor in params.intervals]
-        path.write_text(json.dumps(rows, indent=2) + "\n")
+        described = [{"factor": factor, "z": _distribution(model, factor)} for factor in params.intervals]
+        path.write_text(json.dumps(described, indent=2) + "\n")
 
 
 def _image_count(params: Sample, nz: int) -> int:
@@ -92,12 +96,18 @@ def _distribution(model: Model, factor: float) -> str:
     return f"normal, sd {factor:g}" + (f", within {interval}" if interval else "")
 
 
+def _class_grid(images: np.ndarray, columns: int, names: list[str]) -> Image.Image:
+    shown = names[: len(images) // columns]
+    caption = f"A class in each row{f' (the first {len(shown)} of {len(names)})' * (len(names) > len(shown))}"
+    return labelled(cells(images, columns), columns, shown, f"{caption}, the same z in each column")
+
+
 def _traversal(generate: Generate, model: Model, z: torch.Tensor, elements: list[int] | None) -> Image.Image:
     """Vary elements of z[0], by default the most influential, as in the last figure of Stiff et al. 2018."""
     reach = model.z_limit or NORMAL_REACH
     caption = f"Each row varies one element of z from {-reach:g} to {reach:g}"
     if elements is None:
-        elements = most_influential(influence(generate, z, (-reach, reach)), ELEMENTS)
+        elements = most_influential(influence(generate, z, (-reach, reach), model.nz), ELEMENTS)
         caption += "; the most influential elements first"
     values = torch.linspace(-reach, reach, STEPS)
     rows = [cells(generate(traversal(z[0], element, values)), STEPS) for element in elements]
@@ -105,20 +115,31 @@ def _traversal(generate: Generate, model: Model, z: torch.Tensor, elements: list
 
 
 def _interpolation(
-    generate: Generate, model: Model, params: Sample, z: torch.Tensor
+    generate: Generate, spec: NetworkSpec, params: Sample
 ) -> tuple[Image.Image, list[Image.Image]]:
-    """Interpolate from each z to the next and from the last to the first; a row each, and the frames."""
+    """Interpolate from each z to the next and from the last to the first; a row each, and the frames.
+
+    Where there are classes, those of z are the classes in their order.
+    """
+    model, names = spec.params, list(spec.classes)
     limit = None if model.z_limit is None else params.z_scale * model.z_limit
+    z = z_of_seeds(model, params.seed, STOPS, params.z_scale)
+    if names:
+        z = with_classes(spec, z, torch.arange(STOPS) % len(names))
     t, columns = torch.arange(FRAMES) / FRAMES, FRAMES // EVERY + 1
     frames, paths = [], []
     for start, end in zip(z, z.roll(-1, 0), strict=True):
-        images = generate(slerp(start, end, t, limit))
+        images = generate(between(start, end, t, model.nz, limit))
         paths.append(cells(images[::EVERY], columns))
         frames += [sheet(image[None], 1) for image in cells(images, ANIMATION_COLUMNS, ANIMATION_SIDE)]
     # Each row ends with the image that the next row begins with.
     rows = [np.concatenate([path, paths[(i + 1) % len(paths)][:1]]) for i, path in enumerate(paths)]
-    labels = [f"seed {params.seed + i} to {params.seed + (i + 1) % len(z)}" for i in range(len(z))]
+    ends = [(i, (i + 1) % STOPS) for i in range(STOPS)]
+    labels = [f"seed {params.seed + start} to {params.seed + end}" for start, end in ends]
     caption = "Each row interpolates between the z of two seeds along a great circle"
+    if names:
+        labels = [f"{names[a % len(names)][:16]}\nto {names[b % len(names)][:16]}" for a, b in ends]
+        caption = "Each row interpolates between two classes, and the z of two seeds"
     return labelled(np.concatenate(rows), columns, labels, caption), frames
 
 
@@ -132,6 +153,7 @@ def _epochs(folder: Path, spec: NetworkSpec) -> Image.Image:
         try:
             grid = np.asarray(Image.open(folder / f"{epoch}.png"))
             images = grid.reshape(-1, side, grid.shape[1] // side, side, channels).swapaxes(1, 2)
+            images = images.swapaxes(0, 1) if spec.classes else images  # the first image of each class
             rows.append(images.reshape(-1, side, side, channels)[:EPOCH_COLUMNS])
         except (OSError, ValueError) as error:
             problem = f"not a readable grid of {side} px images ({error}); run the train stage again"

@@ -46,7 +46,7 @@ def write_model(folder: Path, path: Path, model_id: str | None = None) -> None:
     from mlflow.models import Model, ModelSignature
     from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 
-    types = {"n": "long", "seed": "long", "z_scale": "double"}
+    types = {"n": "long", "seed": "long", "z_scale": "double", "class": "string"}
     # Recording hides MLflow's advice to add type hints, from which it would infer another signature.
     with TemporaryDirectory(prefix="ganpipe-") as temporary, warnings.catch_warnings(record=True):
         from ganpipe.tracking.served import ARTIFACT, DEFAULTS

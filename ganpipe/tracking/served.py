@@ -11,7 +11,7 @@ from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.pyfunc import PythonModel, PythonModelContext
 
 ARTIFACT = "generator"  # the name of the weights among the model's artifacts
-DEFAULTS = {"n": 1, "seed": 0, "z_scale": 1.0}
+DEFAULTS = {"n": 1, "seed": 0, "z_scale": 1.0, "class": ""}  # class "": each seed draws its own
 MAX_IMAGES = 1024  # in one answer
 
 
@@ -32,15 +32,23 @@ class Generator(PythonModel):
         A parameter out of its range raises an MlflowException: the server answers status 400 with its text.
         """
         from ganpipe.common.errors import UserError
-        from ganpipe.models.generator import check_request, images_of, png_bytes, z_of_seeds
+        from ganpipe.models.generator import (
+            check_request,
+            class_number,
+            images_of,
+            latents_of_seeds,
+            png_bytes,
+        )
 
         given = {name: value for name, value in (params or {}).items() if value is not None}
-        n, seed, z_scale = (DEFAULTS | given).values()
+        n, seed, z_scale, name = (DEFAULTS | given).values()
+        G, spec = self.generator.network, self.generator.spec
         try:
             check_request(n, seed, z_scale, MAX_IMAGES)
+            number = class_number(spec, name) if name else None
         except UserError as error:
             raise MlflowException(str(error), INVALID_PARAMETER_VALUE) from None
-        images = images_of(self.generator.network, z_of_seeds(self.generator.spec.params, seed, n, z_scale))
+        images = images_of(G, latents_of_seeds(spec, seed, n, z_scale, number))
         pngs = (base64.b64encode(png_bytes(image)).decode() for image in images)
         return [{"seed": seed + i, "png": png} for i, png in enumerate(pngs)]
 

@@ -24,7 +24,9 @@ SIDES = 64, 256  # pixels a side that the network sees: the images' own, within 
 BATCH = 32  # real images in one pass
 
 
-def drifting_loss(fake: torch.Tensor, real: torch.Tensor, taus: Sequence[float]) -> torch.Tensor:
+def drifting_loss(
+    fake: torch.Tensor, real: torch.Tensor, taus: Sequence[float], apart: torch.Tensor | None = None
+) -> torch.Tensor:
     """Return −⟨V, φ/s⟩, averaged over generated images and places: its gradient moves features φ along V.
 
     With X = φ/s and P, real features divided by s, the mean distance between both, V is a sum over τ of
@@ -38,6 +40,7 @@ def drifting_loss(fake: torch.Tensor, real: torch.Tensor, taus: Sequence[float])
         fake: φ, float32 places×n×d, n at least 2; each place is compared by itself.
         real: float32 places×m×d.
         taus: the temperatures τ, in units of s; a small one pulls towards single real images.
+        apart: bool n×(m + n), for real and for generated images: pairs of two classes, whose K are 0.
     """
     n, m = fake.shape[1], real.shape[1]
     with torch.no_grad():
@@ -45,10 +48,15 @@ def drifting_loss(fake: torch.Tensor, real: torch.Tensor, taus: Sequence[float])
         X, P = fake / scale, real / scale
         itself = torch.eye(n, device=fake.device) * 1e6
         distances = torch.cat([torch.cdist(X, P), torch.cdist(X, X) + itself], 2)
+        if apart is not None:
+            distances = distances.masked_fill(apart, 1e9)
         V = torch.zeros_like(X)
         for tau in taus:
             logits = -distances / tau
-            pull, push = (logits.softmax(1) * logits.softmax(2)).sqrt().split([m, n], 2)
+            kernel = (logits.softmax(1) * logits.softmax(2)).sqrt()
+            if apart is not None:  # where a softmax has nothing else, it is not 0
+                kernel = kernel.masked_fill(apart, 0.0)
+            pull, push = kernel.split([m, n], 2)
             step = (pull * push.sum(2, keepdim=True)) @ P - (push * pull.sum(2, keepdim=True)) @ X
             V += step / step.square().sum(2).mean(1).sqrt().clamp_min(1e-12)[:, None, None]
     return -(V * (fake / scale)).sum(2).mean()
@@ -103,11 +111,12 @@ class Drift:
         self.network = FrozenFeatures(images.shape[1], seen).to(device)
         order = torch.randperm(len(plan.rows), generator=seeds.generator(params.seed, "drift/bank")).numpy()
         rows = np.sort(plan.rows[order[: params.drift_bank]])
+        batches = np.split(rows, range(BATCH, len(rows), BATCH))
 
         def compute() -> np.ndarray:
             parts = []
-            for start in range(0, len(rows), BATCH):
-                real = to_float(torch.from_numpy(images[rows[start : start + BATCH]]).to(device))
+            for part in batches:
+                real = to_float(torch.from_numpy(images[part]).to(device))
                 for batch in (real, real.flip(3)) if params.flip else (real,):
                     parts.append(torch.cat([f.flatten(1) for f in self.network(batch)], 1).cpu())
             return torch.cat(parts).numpy()
@@ -119,6 +128,8 @@ class Drift:
         with torch.no_grad():
             bank = cached(root, ("drift", Lite0.sha256, plan.data.digest, key), compute)
         self.bank = torch.from_numpy(bank).to(device)
+        banked = np.concatenate([part for part in batches for _ in range(1 + params.flip)])  # as in `compute`
+        self.classes = plan.latents(torch.zeros(len(banked), 0), banked).to(device).sign()
         # Of one step; tensors, because a recorded step reads them at the same address.
         self.chosen = torch.zeros(params.drift_positives, dtype=torch.int64, device=device)
         self.weight = torch.full((), params.drift_weight, device=device)
@@ -132,11 +143,17 @@ class Drift:
         fade = 1.0 if done <= start else (1 - done) / (1 - start)
         self.weight.fill_(self.params.drift_weight * fade)
 
-    def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        """Return the weighted sum of the losses of generated images float32 N×C×H×W in [-1, 1], a scalar."""
-        fakes, losses = self.network(images), []
+    def __call__(self, images: torch.Tensor, classes: torch.Tensor | None = None) -> torch.Tensor:
+        """Return the weighted sum of the losses of generated images float32 N×C×H×W in [-1, 1], a scalar.
+
+        With their classes, float32 N×K of 0 and 1, real images attract those of their own class only.
+        """
+        fakes, losses, apart = self.network(images), [], None
+        if classes is not None:
+            apart = classes @ torch.cat([self.classes[self.chosen], classes]).T == 0
         reals = self.bank[self.chosen].split([fake[0].numel() for fake in fakes], 1)
         for fake, flat in zip(fakes, reals, strict=True):
             real = flat.view(-1, *fake.shape[1:])
-            losses.append(drifting_loss(fake.transpose(0, 1), real.transpose(0, 1), self.params.drift_taus))
+            places = fake.transpose(0, 1), real.transpose(0, 1)
+            losses.append(drifting_loss(*places, self.params.drift_taus, apart))
         return self.weight * torch.stack(losses).sum()

@@ -15,7 +15,7 @@ from ganpipe.common.files import whole
 from ganpipe.common.progress import Progress
 from ganpipe.common.sheets import columns_for, sheet
 from ganpipe.common.stages import EVALS_COLUMNS, HISTORY_COLUMNS, PERF_COLUMNS, STEP_NUMBERS
-from ganpipe.models.generator import draw_z, images_of, save_generator
+from ganpipe.models.generator import class_rows, draw_z, images_of, save_generator
 from ganpipe.train import alarms, checkpoint, rescue
 from ganpipe.train.environment import describe, hardware_of
 from ganpipe.train.options import TrainOptions
@@ -43,11 +43,13 @@ class Journal:
         rescue.write_events(plan.folder, self.events)
         self._remove_later_snapshots()
         self._write_description({})
-        grid_size = columns_for(plan.spec.resolution) ** 2
-        self.grid_z = draw_z(plan.model, grid_size, seeds.generator(plan.train.seed, "grid"))
+        columns = columns_for(plan.spec.resolution)
+        self.grid_z = draw_z(plan.model, columns**2, seeds.generator(plan.train.seed, "grid"))
+        if plan.classes:
+            self.grid_z = class_rows(plan.spec, self.grid_z[:columns])
         self.probe: Probe | None = None
         if plan.eval_steps:
-            self.probe = Probe(plan.model, plan.data.images, plan.rows, plan.train.seed, options.device)
+            self.probe = Probe(plan, options.device)
         self.unread: list[tuple[int, torch.Tensor]] = []  # steps whose numbers are still on the device
 
     @contextmanager
@@ -123,6 +125,7 @@ class Journal:
             **plan.model.model_dump(),
             "resolution": plan.spec.resolution,
             "channels": plan.spec.channels,
+            **({"classes": plan.classes} if plan.classes else {}),
             "weights": f"{plan.train.keep}{averaged}",
             "train_images": len(plan.rows),
             "epochs": plan.train.epochs or round(plan.steps * plan.batch_size / len(plan.rows), 2),

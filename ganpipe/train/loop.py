@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from itertools import tee
 
 import torch
 
@@ -37,20 +38,21 @@ def run_attempt(plan: Plan, course: Course, options: TrainOptions, ranks: Ranks)
 
     # Draw the whole batch of each step on every rank, and take this rank's part of it.
     draws = Draws(plan, course.attempt, ranks.part(B))
-    images = plan.data.images
-    feed = Feed(images, device, way_for(images.nbytes, device, options.data_memory_gb))
-    batches = feed.batches(draws.batches(start))
+    feed = Feed(plan.data.images, device, way_for(plan.data.images.nbytes, device, options.data_memory_gb))
+    drawn, gathered = tee(draws.batches(start))
+    batches = feed.batches(gathered)
 
     # On a GPU, capture one step as a CUDA graph, which is replayed in place of both updates.
     replay = None
     if options.graph:
-        example = feed(*draws.extra(0)), draws.z(0).to(device)
+        example = feed(*draws.extra(0)), draws.extra_z(0).to(device)
         replay = record_step(players, settings, example, params.precision)
 
     with journal.open() if journal else nullcontext(), stop_signals() as signals:
         for step in range(start + 1, course.steps + 1):
             # Update D, then G through the updated D, on the same generated images.
-            real, z = next(batches), to_device(draws.z(step), device)
+            (rows, _), real = next(drawn), next(batches)
+            z = to_device(draws.z(step, rows), device)
             settings.draw(draws.seed, step)
             if replay:
                 numbers = replay(real, z)
@@ -62,7 +64,7 @@ def run_attempt(plan: Plan, course: Course, options: TrainOptions, ranks: Ranks)
 
             # Every k steps update G and D in turn, or both, once more on a fresh batch (Marchesi 2017).
             if params.extra_update_every and step % params.extra_update_every == 0:
-                z, both = to_device(draws.z(step, "extra/z"), device), params.extra_update_players == "both"
+                z, both = to_device(draws.extra_z(step), device), params.extra_update_players == "both"
                 turn = "D" if step // params.extra_update_every % 2 == 0 else "G"
                 if both or turn == "D":
                     numbers.append(update_d(players, feed(*draws.extra(step)), z, None, settings))

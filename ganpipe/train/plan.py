@@ -1,5 +1,6 @@
 """The plan of a training, known before its first step, and the random draws of its steps."""
 
+import hashlib
 import math
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from ganpipe.common import dataset
 from ganpipe.common.code import code_digest, import_closure
 from ganpipe.common.seeds import derived_seed, generator
 from ganpipe.common.stages import stage_folder
-from ganpipe.models.generator import draw_z
+from ganpipe.models.generator import draw_z, with_classes
 from ganpipe.models.layers import NetworkSpec
 from ganpipe.params import Model, Train
 from ganpipe.train.devices.feed import Draw
@@ -28,6 +29,8 @@ class Plan:
     train: Train
     data: dataset.Dataset
     rows: np.ndarray  # rows of the packed images to train on, int64
+    classes: dict[str, int]  # class → its training images; empty unless model.conditional
+    class_of: np.ndarray  # each packed image's class, int64, as a place in `classes`; else empty
     batch_size: int
     steps: int  # train.steps, or those that reach the last image of the last epoch
     snapshot_steps: dict[int, int]  # step after which weights and a grid are saved → epoch reached
@@ -37,7 +40,8 @@ class Plan:
     @property
     def spec(self) -> NetworkSpec:
         """The specification of both networks."""
-        return NetworkSpec(self.model, *self.data.images.shape[2:])
+        _, _, resolution, channels = self.data.images.shape
+        return NetworkSpec(self.model, resolution, channels, self.classes)
 
     @property
     def anchors(self) -> Collection[int]:
@@ -49,14 +53,19 @@ class Plan:
         """Return the epoch that a step belongs to, from 1."""
         return self.snapshot_steps.get(step) or max(1, math.ceil(step * self.batch_size / len(self.rows)))
 
+    def latents(self, z: torch.Tensor, rows: np.ndarray) -> torch.Tensor:
+        """Join z, float32 N×nz, with the classes of N packed images: latent vectors float32 N×inputs."""
+        return with_classes(self.spec, z, torch.from_numpy(self.class_of[rows])) if self.classes else z
+
 
 def plan_training(model: Model, train: Train, root: Path = Path()) -> Plan:
     """Open the packed images and compute the plan; params, data and code decide its folder.
 
-    Raises UserError: there are no packed images.
+    Raises UserError: there are no packed images, or model.conditional is true and their classes do not do.
     """
     data = dataset.load(stage_folder(root, "preprocess"))
     rows = data.train_rows
+    classes, class_of = dataset.read_classes(root, data) if model.conditional else ({}, rows[:0])
     batch_size = train.batch_size_for(data.images.shape[1])
     steps = train.steps or math.ceil((train.epochs or 0) * len(rows) / batch_size)
     last = train.epochs or math.ceil(steps * batch_size / len(rows))
@@ -67,10 +76,12 @@ def plan_training(model: Model, train: Train, root: Path = Path()) -> Plan:
         "model": model.model_dump(),
         "train": train.model_dump() | {"batch_size": batch_size},
         "data": data.digest,
+        "classes": [classes, hashlib.sha256(class_of.tobytes()).hexdigest()],
         "code": code_digest(import_closure("ganpipe.train.stage", root), root),
     }
     folder = folder_for(root, identity)
-    return Plan(model, train, data, rows, batch_size, steps, snapshot_steps, eval_steps, folder)
+    known = model, train, data, rows, classes, class_of
+    return Plan(*known, batch_size, steps, snapshot_steps, eval_steps, folder)
 
 
 def _eval_steps(every_kimg: float | None, steps: int, batch_size: int) -> frozenset[int]:
@@ -95,9 +106,13 @@ class Draws:
         seed = self.plan.train.seed
         return derived_seed(seed, "attempt", self.attempt) if self.attempt else seed
 
-    def z(self, step: int, purpose: str = "z") -> torch.Tensor:
-        """Draw latent vectors, float32 B×nz on the CPU."""
-        return draw_z(self.plan.model, self.plan.batch_size, generator(self.seed, purpose, step))[self.part]
+    def z(self, step: int, rows: np.ndarray, purpose: str = "z") -> torch.Tensor:
+        """Draw latent vectors, float32 B×inputs on the CPU, with the classes of this part's real images.
+
+        D's batch norm then sees the same classes in generated images as in real ones.
+        """
+        z = draw_z(self.plan.model, self.plan.batch_size, generator(self.seed, purpose, step))
+        return self.plan.latents(z[self.part], rows)
 
     def batches(self, start: int) -> Iterator[Draw]:
         """Yield the images of each step after `start`: the epochs' shuffled orders, cut into batches.
@@ -115,6 +130,10 @@ class Draws:
         source, rows = generator(self.seed, "extra/rows", step), self.plan.rows
         chosen = rows[torch.randint(len(rows), (self.plan.batch_size,), generator=source).numpy()]
         return self._draw(chosen, "extra/flip", step)
+
+    def extra_z(self, step: int) -> torch.Tensor:
+        """Draw the latent vectors of an extra update, as `z`."""
+        return self.z(step, self.extra(step)[0], "extra/z")
 
     def _order(self, epoch: int) -> np.ndarray:
         source = generator(self.plan.train.seed, "shuffle", epoch)

@@ -22,8 +22,8 @@ State = dict[str, torch.Tensor]
 class Players:
     """All that training changes; it lives on one device, and every checkpoint holds it."""
 
-    G: nn.Module  # float32 N×nz → float32 N×C×H×W in [-1, 1]
-    D: nn.Module  # float32 N×C×H×W in [-1, 1] → logits float32 N
+    G: nn.Module  # float32 N×inputs → float32 N×C×H×W in [-1, 1]
+    D: nn.Module  # float32 N×C×H×W in [-1, 1], and classes N×K if any → logits float32 N
     G_optimizer: Optimizer
     D_optimizer: Optimizer
     G_ema: nn.Module | None = None  # the moving average of G, in eval mode; None without ema_halflife_kimg

@@ -8,7 +8,7 @@ from ganpipe.common import seeds
 from ganpipe.metrics.kid import kid
 from ganpipe.metrics.lite0 import Lite0, extract
 from ganpipe.models.generator import draw_z, images_of
-from ganpipe.params import Model
+from ganpipe.train.plan import Plan
 
 IMAGES = 256  # generated and real images, at most
 RESOLUTION = 64  # pixels a side of the images that EfficientNet-Lite0 sees
@@ -16,18 +16,19 @@ BATCH = 64  # images in one pass through EfficientNet-Lite0
 
 
 class Probe:
-    """Compares images of fixed z with as many fixed images, uint8 N×H×W×C in [0, 255], of the trained rows.
+    """Compares images of fixed z, of the classes of as many fixed training images, if any, with those.
 
     The numbers rank the snapshots of one training. They differ from those of the evaluate stage, which uses
     more and larger images. `real_spread` is the `spread` of the real images' features.
     """
 
-    def __init__(self, model: Model, images: np.ndarray, rows: np.ndarray, seed: int, device: str) -> None:
-        count = min(IMAGES, len(rows))
-        order = torch.randperm(len(rows), generator=seeds.generator(seed, "probe/rows"))
-        self.z = draw_z(model, count, seeds.generator(seed, "probe/z"))
+    def __init__(self, plan: Plan, device: str) -> None:
+        seed, count = plan.train.seed, min(IMAGES, len(plan.rows))
+        order = torch.randperm(len(plan.rows), generator=seeds.generator(seed, "probe/rows"))
+        rows = np.sort(plan.rows[order[:count].numpy()])
+        self.z = plan.latents(draw_z(plan.model, count, seeds.generator(seed, "probe/z")), rows)
         self.network, self.device = Lite0(RESOLUTION), device
-        self.real = extract(self.network, images[np.sort(rows[order[:count].numpy()])], BATCH, device)
+        self.real = extract(self.network, plan.data.images[rows], BATCH, device)
         self.real_spread = spread(self.real)
 
     def __call__(self, G: nn.Module) -> tuple[float, float]:

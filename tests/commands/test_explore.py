@@ -90,7 +90,7 @@ def test_components_are_those_of_the_first_layers_outputs(
     coordinates = pca.transform(outputs) / pca.explained_variance_**0.5
     expected = np.linalg.lstsq(coordinates, z.numpy(), rcond=None)[0]
     expected /= np.linalg.norm(expected, axis=1, keepdims=True)
-    components, elements = directions_of(G)
+    components, elements = directions_of(G, 6)
     assert (np.abs((expected * components.numpy()).sum(1)) > 0.98).all()
     assert torch.allclose(components @ components.T, torch.eye(6), atol=1e-5)
     spread = [float(outputs_of(first, torch.stack([e, -e])).var(0).sum()) for e in elements]

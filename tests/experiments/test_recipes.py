@@ -40,6 +40,7 @@ PLAIN = {
     "model.d_first_channels": None,
     "model.last_stride": 2,
     "model.trunk_halvings": 5,
+    "model.conditional": False,
     "train.d_batches": "separate",
     "model.nz": 100,
     "preprocess.channels": 3,

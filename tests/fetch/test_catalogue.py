@@ -179,7 +179,7 @@ def test_damaged_mnist_is_one_clear_line(tmp_path: Path) -> None:
 
 # Source → the files of its published archive, some of which are no pictures, and the number of pictures.
 LAYOUTS = {
-    "flowers102": (["jpg/image_00001.jpg", "jpg/image_08189.jpg", "imagelabels.mat"], 2),
+    "flowers102": (["jpg/image_00001.jpg", "jpg/image_08189.jpg", "setid.mat"], 2),
     "celeba": (["img_align_celeba/000001.jpg", "img_align_celeba/202599.jpg", "list_attr_celeba.txt"], 2),
     "cat": (
         [f"CAT_0{i}/0000{i}001_0{i}0.jpg{end}" for i in (0, 6) for end in ("", ".cat")]

@@ -461,9 +461,11 @@ def test_addresses_are_torchvisions() -> None:
             remotes
         ) == 2
         assert all(remote.addresses[0] == kind.mirrors[0] + remote.name for remote in remotes)
-    (flowers,) = SOURCES["flowers102"].remotes
-    assert flowers.name == datasets.Flowers102._file_dict["image"][0]
-    assert flowers.addresses == (datasets.Flowers102._download_url_prefix + flowers.name,)
+    flowers = SOURCES["flowers102"].remotes
+    assert [remote.name for remote in flowers] == [
+        datasets.Flowers102._file_dict[kind][0] for kind in ("image", "label")
+    ]
+    assert all(r.addresses == (datasets.Flowers102._download_url_prefix + r.name,) for r in flowers)
     (faces,) = SOURCES["celeba"].remotes
     assert faces.name in {name for _, _, name in datasets.CelebA.file_list}
 

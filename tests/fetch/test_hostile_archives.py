@@ -433,7 +433,7 @@ def test_each_ends_as_it_should(outcome: dict[str, Any], name: str) -> None:
     done, expected = outcome["results"][name], SET[name][1]
     if not isinstance(expected, str):
         assert done["line"] is None and expected(done), str(done)[:3000]
-        assert done["left"] == ["images.zip", "landmarks.csv", "manifest.csv", "source.json"]
+        assert done["left"] == ["images.zip", "labels.csv", "landmarks.csv", "manifest.csv", "source.json"]
         return
     output = f"{done['line'] or ''}{done['messages']}"
     assert re.search(expected, output), done

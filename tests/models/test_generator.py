@@ -27,6 +27,7 @@ MODEL = Model(
     discriminator_norm="batch",
     last_stride=2,
     trunk_halvings=5,
+    conditional=False,
 )
 
 SPEC = NetworkSpec(MODEL, 16, 1)

@@ -36,7 +36,7 @@ def model(architecture: str = "dcgan", **changes: Any) -> Model:
     """Params of an architecture, narrow unless told otherwise."""
     values: dict[str, Any] = {"architecture": architecture, "nz": 10, "z_distribution": "normal"}
     values |= {"z_limit": None, "ngf": 2, "ndf": 2, "first_channels": None, "discriminator_norm": "batch"}
-    values |= {"d_first_channels": None, "last_stride": 2, "trunk_halvings": 5}
+    values |= {"d_first_channels": None, "last_stride": 2, "trunk_halvings": 5, "conditional": False}
     return Model(**values | changes)
 
 

@@ -56,7 +56,7 @@ def test_influence_of_a_linear_network_is_its_weights() -> None:
         values = 128 + (z.numpy() * weights).sum(axis=1)
         return np.tile(values.astype(np.uint8)[:, None, None, None], (1, 2, 2, 1))
 
-    influences = influence(generate, torch.ones(3, 9), (-2.0, 2.0))
+    influences = influence(generate, torch.ones(3, 9), (-2.0, 2.0), 9)
     assert influences.tolist() == (4 * np.abs(weights)).tolist()
     assert max(sizes) <= 24, "memory grows with the length of z"
     assert most_influential(influences, 4) == [1, 3, 6, 7]

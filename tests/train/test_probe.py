@@ -9,6 +9,7 @@ from conftest import digits
 from torch import nn
 
 from ganpipe.params import Params
+from ganpipe.train.plan import plan_training
 from ganpipe.train.probe import Probe
 
 
@@ -27,10 +28,13 @@ class Replay(nn.Module):
         return self.images[self.rows(self.at)[-len(z) :]]
 
 
-def test_ranks_good_bad_and_collapsed_generators(tmp_path: Path, small_params: Params) -> None:
+def test_ranks_good_bad_and_collapsed_generators(
+    tmp_path: Path, small_params: Params, write_packed: Callable[..., Path]
+) -> None:
     """Other weights than the best would be kept, and a collapse would stay unnoticed."""
     images, count = np.random.default_rng(1).permutation(digits())[:256], 64
-    probe = Probe(small_params.model, images, np.arange(count), 0, "cpu")
+    write_packed(tmp_path, np.roll(images, len(images) - count, axis=0), held_out=len(images) - count)
+    probe = Probe(plan_training(small_params.model, small_params.train, tmp_path), "cpu")
     noise = np.random.default_rng(0).integers(0, 256, images.shape, dtype=np.uint8)
     good, bad, collapsed = (
         probe(Replay(source, rows))

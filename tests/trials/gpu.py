@@ -335,7 +335,7 @@ def a_step(
     settings = StepSettings(values.train.real_label, values.train.fake_label, B)
     draws = Draws(plan, 0, slice(0, B))
     real = Feed(plan.data.images, device, "host")(np.arange(B), None)
-    z = to_device(draws.z(0), device)
+    z = to_device(draws.z(0, plan.rows[:B]), device)
 
     def plain() -> None:
         fake = generate(players.G, z, settings)

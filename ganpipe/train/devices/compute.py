@@ -49,10 +49,10 @@ class Bfloat16(nn.Module):
         for name, module in network.named_children():
             self.add_module(name, module)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, *x: torch.Tensor) -> torch.Tensor:
         """Compute what the network computes, float32 → float32."""
         with torch.autocast(self.device_type, torch.bfloat16):
-            return self.network_forward(x).float()
+            return self.network_forward(*x).float()
 
 
 # A segment begins at each of these; the layers after it may change its output in place.

@@ -31,8 +31,8 @@ def record_step(
 ) -> Replay | None:
     """Record the update of both players, on a GPU with capturable Adams; leave them unchanged.
 
-    The `example` is a batch, float32 B×C×H×W, and z, float32 B×nz, of the shapes of all later ones. Return
-    None, with the reason on stderr, if recording fails or a replay and a plain step give other numbers.
+    The `example` is a batch, float32 B×C×H×W, and z, float32 B×inputs, of the shapes of all later ones.
+    Return None, with the reason on stderr, if recording fails or a replay and a plain step differ.
     """
     real, z = (tensor.clone() for tensor in example)
     numbers: list[torch.Tensor] = []
