@@ -68,7 +68,8 @@ def _run(order: Order, attempt: Attempt, environment: dict[str, str]) -> None:
     scratch.mkdir(parents=True, exist_ok=True)
     _sweep(scratch)
     pid, began = attempt.process
-    clone = scratch / f"{order.name}@{attempt.record.stem}@{board.NODE}@{pid}@{began:.2f}"
+    same = f"{order.name}@{order.commit[:12]}"
+    clone = scratch / f"{same}@{attempt.record.stem}@{board.NODE}@{pid}@{began:.2f}"
 
     attempt.note("cloning")
     if reason := attempt.must_end():
@@ -98,7 +99,7 @@ def _run(order: Order, attempt: Attempt, environment: dict[str, str]) -> None:
         raise UserError(f"{_line(error)}; nothing is lost: {board.NODE} keeps {clone}") from None
     attempt.note("finished")
     shutil.rmtree(unfinished, ignore_errors=True)
-    for done in scratch.glob(f"{order.name}@*@{board.NODE}@*"):  # also kept ones of earlier attempts
+    for done in scratch.glob(f"{same}@*@{board.NODE}@*"):  # also kept ones of earlier attempts
         if done == clone or _is_dead(done):
             shutil.rmtree(done, ignore_errors=True)
 
@@ -123,10 +124,8 @@ def _is_pushed(order: Order, attempt: Attempt) -> bool:
     revision = listed.split()[0]
     if any(state.revision == revision for state in board.read_states(attempt.folder)):
         return True
-    raise UserError(
-        f"the hub has another experiment {order.name} ({revision[:7]}); fetch it and compare, or remove it "
-        f"there with `git push {without_secrets(order.hub)} :{order.ref}`"
-    )
+    remedy = f"fetch it, or remove it there with `git push origin :{order.ref}`"
+    raise UserError(f"the hub has another experiment {order.name} ({revision[:7]}); {remedy}")
 
 
 def _sweep(scratch: Path) -> None:

@@ -5,6 +5,7 @@ A process of its own owns the tasks (`python -m ganpipe.cluster.on_ray`), so tha
 
 import json
 import os
+import secrets
 import socket
 import sys
 from collections.abc import Iterator, Sequence
@@ -64,15 +65,20 @@ def problems(options: Options, paths: Sequence[str], shared: Path) -> tuple[list
 def _connected(address: str) -> Iterator[Any]:
     """Connect to a cluster, or start Ray on this machine without an address; nothing is sent home."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    if not address:
+        # A password of this run only: Ray would write one to the home folder, which clusters started later
+        # would then ask for.
+        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     import ray
 
     local = {"address": "local", "include_dashboard": False, "object_store_memory": OBJECT_STORE}
     try:
         ray.init(**({"address": address} if address else local), log_to_driver=False, logging_level="error")
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except Exception as error:  # of Ray's kinds and of Python's
         remedy = f"`ray start --address={address} --num-cpus=0` makes this machine one of its nodes"
-        line = " ".join(str(error).split())[:300]
-        raise UserError(f"--on ray: no connection to {address} ({line}); {remedy}") from None
+        remedy += "; a cluster with a token also wants RAY_AUTH_MODE=token here"
+        line = " ".join(str(error).split())[:200]
+        raise UserError(f"--on ray: no connection to {address or 'Ray'} ({line}); {remedy}") from None
     try:
         yield ray
     finally:
