@@ -100,8 +100,7 @@ def usage(generator: TrainedGenerator, form: str, name: str) -> str:
     side = f"{spec.channels}×{spec.resolution}×{spec.resolution}"
     notes = [f"z is float32 N×{spec.params.nz}, {distribution}; images are float32 N×{side} from -1 to 1."]
     if spec.classes:
-        module += "" if module == "numpy" else ", numpy"
-        lines = [f"import {module}, {package}", lines[1], 'number = numpy.full(8, 0, "int64")', load]
+        lines.insert(2, 'import numpy; number = numpy.full(8, 0, "int64")')
         notes += [f"number is the class of each image, int64 N: 0 to {len(spec.classes) - 1}, in this order:"]
         notes += textwrap.wrap(", ".join(spec.classes), 100)
         if form == "safetensors":

@@ -259,10 +259,10 @@ def interrupt(root: Path, values: params.Params, options: TrainOptions, at: int)
     """Train until SIGTERM comes during a step."""
     draw = Draws.z
 
-    def z(self: Draws, step: int, purpose: str = "z") -> torch.Tensor:
+    def z(self: Draws, step: int, rows: np.ndarray, purpose: str = "z") -> torch.Tensor:
         if step == at:
             signal.raise_signal(signal.SIGTERM)
-        return draw(self, step, purpose)
+        return draw(self, step, rows, purpose)
 
     with mock.patch.object(Draws, "z", z), suppress(Interrupted):
         train(plan_training(values.model, values.train, root), root, options)
