@@ -46,9 +46,11 @@ LATER = {
     "the explorer": ("commands/explore.py", "commands/explore_page.py", "commands/picks.py"),
     "several machines": ("cluster/", "train/resume/copies.py"),
     "sets in shards": ("fetch/shards.py",),
+    "classes": ("fetch/labels.py", "evaluate/classes.py"),
+    "larger images": ("commands/upscale.py",),
     "further judges": ("evaluate/judges.py", "metrics/swd.py"),
 }
-MAX_LATER_LINES = 2000
+MAX_LATER_LINES = 2250
 MAX_FUNCTION_LINES, MAX_PARAMETERS = 60, 6
 
 

@@ -1,51 +1,65 @@
 """Layouts of sets in shards: the tars of WebDataset, and Parquet tables with a column of pictures.
 
-A picture's name begins with its shard's, so that the order of the pictures is that of the shards and each
-shard is read from beginning to end.
+A picture's name begins with its shard's, so that shards are read one after the other, and has no folder but
+that in a tar, because a folder would be its class.
 """
 
+import json
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import lru_cache, partial
 from io import BytesIO
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import IO, Any
 
 from ganpipe.common.errors import UserError
 from ganpipe.fetch.archives import MAX_FILES, NamedFiles, listing, refuse_damage
+from ganpipe.fetch.labels import Labels
 from ganpipe.fetch.layouts import Contents, Layout
 
 TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 PICTURES = {"jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm", "avif", "heic"}
 # Bytes of a row group's pictures, which are in memory at once.
 MAX_GROUP = 4 * 10**9
+MAX_CLASS = 200  # bytes of a class's name
 
 
 @contextmanager
 def webdataset(paths: tuple[Path, ...]) -> Iterator[Contents]:
     """List the pictures "<key>.<suffix>" in the tars at the paths, which are tars or folders of them.
 
-    As in WebDataset, a file's key ends at the first dot of its name; others, as <key>.json, are left out.
+    As in WebDataset, a file's key ends at the first dot of its name. <key>.cls has the picture's class, if it
+    has one; other files, as <key>.json, are left out. Names are "<folder in the tar>/<tar>-<file>".
     """
     pictures: NamedFiles = []
+    labels: Labels = {}
     with ExitStack() as stack:
         for shard, name in _shards(paths, TARS):
+            classes, keys = {}, {}
             for file, opener in stack.enter_context(listing(shard)):
-                if PurePosixPath(file).name.partition(".")[2].lower() in PICTURES:
-                    pictures.append((f"{name}/{file}", opener))
-        yield Contents(pictures, {})
+                folder, slash, base = file.rpartition("/")
+                key, _, suffix = base.partition(".")
+                if suffix.lower() in PICTURES:
+                    pictures.append((f"{folder}{slash}{name}-{base}", opener))
+                    keys[pictures[-1][0]] = folder, key
+                elif suffix == "cls":
+                    with opener() as text:
+                        classes[folder, key] = text.read(MAX_CLASS).decode(errors="replace").strip()
+            labels |= {picture: classes[key] for picture, key in keys.items() if key in classes}
+        yield Contents(pictures, {}, labels)
 
 
 @contextmanager
 def parquet(paths: tuple[Path, ...]) -> Iterator[Contents]:
-    """List the pictures in Parquet files, "<file>/<row>", as Hugging Face's data sets hold them.
+    """List the pictures in Parquet files, "<file>-<row>", as Hugging Face's data sets hold them.
 
     The first column of bytes, or of records with a field `bytes`, has the pictures' files. A row without one
-    is an empty file, which preprocess rejects.
+    is an empty file, which preprocess rejects. The column `label`, if any, has the classes.
     """
     from pyarrow import parquet as tables
 
     pictures: NamedFiles = []
+    labels: Labels = {}
     for shard, name in _shards(paths, (".parquet",)):
         with refuse_damage(shard), tables.ParquetFile(shard) as table:
             column = _column(shard, table.schema_arrow)
@@ -60,9 +74,10 @@ def parquet(paths: tuple[Path, ...]) -> Iterator[Contents]:
                         f"{shard}: {size}, more than {MAX_GROUP:,}; write it again with smaller ones"
                     )
                 for i in range(group.num_rows):
-                    pictures.append((f"{name}/{row + i:08}", partial(_open, shard, column, number, i)))
+                    pictures.append((f"{name}-{row + i:08}", partial(_open, shard, column, number, i)))
                 row += group.num_rows
-    yield Contents(pictures, {})
+            labels |= {f"{name}-{i:08}": label for i, label in enumerate(_classes(table)) if label}
+    yield Contents(pictures, {}, labels)
 
 
 def _shards(paths: tuple[Path, ...], suffixes: tuple[str, ...]) -> list[tuple[Path, str]]:
@@ -74,7 +89,7 @@ def _shards(paths: tuple[Path, ...], suffixes: tuple[str, ...]) -> list[tuple[Pa
             suffix = next((s for s in suffixes if file.name.lower().endswith(s)), None)
             if suffix and not file.name.startswith("."):
                 folder = file.relative_to(path).parent if path.is_dir() else Path()
-                shards.append((file, (folder / file.name[: -len(suffix)]).as_posix()))
+                shards.append((file, "-".join([*folder.parts, file.name[: -len(suffix)]])))
     if not shards:
         where, known = " and ".join(map(str, paths)), ", ".join(suffixes)
         raise UserError(f"{where}: found no file that ends in {known}; name one, or a folder that has some")
@@ -92,6 +107,21 @@ def _column(shard: Path, schema: Any) -> str:
             return f"{field.name}.bytes"
     known = ", ".join(f"{field.name} ({field.type})" for field in schema)
     raise UserError(f"{shard}: no column has the bytes of pictures; found {known}")
+
+
+def _classes(table: Any) -> list[str]:
+    """Return the class of each row by its column `label`, "" where there is none.
+
+    Numbers become the names that Hugging Face's description of the table gives them, if there are any.
+    """
+    schema = table.schema_arrow
+    if "label" not in schema.names:
+        return []
+    described = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+    names = described.get("info", {}).get("features", {}).get("label", {}).get("names", [])
+    values = table.read(["label"]).column(0).to_pylist()
+    known = dict(enumerate(map(str, names)))
+    return ["" if value in (None, -1) else known.get(value, str(value)) for value in values]
 
 
 @lru_cache(1)

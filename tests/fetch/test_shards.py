@@ -1,6 +1,7 @@
 """Sets in shards: WebDataset's tars, and Parquet tables such as Hugging Face's."""
 
 import io
+import json
 import tarfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +17,9 @@ from ganpipe.common.errors import UserError
 from ganpipe.fetch import shards
 from ganpipe.fetch.stage import fetch
 from ganpipe.params import Fetch
+
+# How Hugging Face describes a table's columns, in its metadata.
+HUGGING_FACE = {"info": {"features": {"label": {"names": ["cat", "dog"], "_type": "ClassLabel"}}}}
 
 
 def png(row: int) -> bytes:
@@ -48,6 +52,12 @@ def manifest(root: Path, source: str, path: Path) -> pd.DataFrame:
     return pd.read_csv(root / "stages/fetch/manifest.csv", keep_default_na=False)
 
 
+def classes(root: Path) -> dict[str, str]:
+    """Return the classes that fetch recorded."""
+    rows = pd.read_csv(root / "stages/fetch/labels.csv", dtype=str)
+    return dict(rows.itertuples(index=False, name=None))
+
+
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     """An empty checkout."""
@@ -62,10 +72,11 @@ def test_a_webdataset_is_the_pictures_of_its_tars(root: Path, tmp_path: Path) ->
     write_tar(tmp_path / "set/a-0.tar", {"x/000.png": png(3), "notes.txt": b"hello"})
     (tmp_path / "set/README.md").write_text("no shard")
     rows = manifest(root, "webdataset", tmp_path / "set")
-    assert rows["name"].tolist() == ["a-0/x/000.png", "b/shard-1/000.jpg", "b/shard-1/001.PNG"]
-    assert rows["bytes"].tolist() == [len(png(3)), len(png(0)), len(png(2))]
+    assert rows["name"].tolist() == ["b-shard-1-000.jpg", "b-shard-1-001.PNG", "x/a-0-000.png"]
+    assert rows["bytes"].tolist() == [len(png(0)), len(png(2)), len(png(3))]
+    assert classes(root) == {"b-shard-1-001.PNG": "7", "x/a-0-000.png": "x"}
     alone = manifest(root, "webdataset", tmp_path / "set/a-0.tar")
-    assert alone["name"].tolist() == ["a-0/x/000.png"]
+    assert alone["name"].tolist() == ["x/a-0-000.png"]
 
 
 @pytest.mark.parametrize("plain", [False, True])
@@ -74,15 +85,20 @@ def test_a_parquet_set_is_the_pictures_of_its_rows(root: Path, tmp_path: Path, p
     (tmp_path / "set").mkdir()
     for number in range(2):
         pictures = [png(5 * number + i) for i in range(4)]
-        content = table([*pictures, None], label=list(range(5)))
+        content = table([*pictures, None], label=[0, 1, 0, None, -1])
+        if number:
+            content = content.replace_schema_metadata({"huggingface": json.dumps(HUGGING_FACE)})
         if plain:
             content = pa.table({"text": ["a"] * 5, "picture": pa.array([*pictures, None], pa.large_binary())})
         pq.write_table(content, tmp_path / f"set/train-{number}.parquet", row_group_size=2)
     rows = manifest(root, "parquet", tmp_path / "set")
-    assert rows["name"].tolist() == [f"train-{n}/{i:08}" for n in range(2) for i in range(5)]
+    assert rows["name"].tolist() == [f"train-{n}-{i:08}" for n in range(2) for i in range(5)]
     expected = [len(png(5 * n + i)) if i < 4 else 0 for n in range(2) for i in range(5)]
     assert rows["bytes"].tolist() == expected
     assert rows["width"].astype(str).tolist() == (["28"] * 4 + [""]) * 2
+    names = [("0", "cat"), ("1", "dog"), ("0", "cat")]
+    expected_classes = {f"train-{n}-{i:08}": names[i][n] for n in range(2) for i in range(3)}
+    assert classes(root) == ({} if plain else expected_classes)
 
 
 def test_each_row_group_is_read_once(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
