@@ -35,8 +35,8 @@ HEADER = "ganpipe"  # key of the safetensors metadata whose value is the specifi
 # depend on D, and those of weights from before these params stay.
 UNSTATED: dict[str, Any] = {"d_first_channels": None, "last_stride": 2, "trunk_halvings": 5}
 UNSTATED |= {"conditional": False, "classes": {}}
-# Length of a class beside z, in units of √nz, the length of a normal z. After 1,391 steps on digits, with 0.1,
-# 0.3 and 1, 81, 97 and 65 % of the images were of their class; with 1 each class was nearly one image.
+# Length of a class beside z, in units of √nz, the length of a normal z. After 1,391 steps on digits, with
+# 0.1, 0.3 and 1, 81, 97 and 65 % of the images were of their class; with 1 each class was nearly one image.
 CLASS_LENGTH = 0.3
 # Rows of a grid that has a row for each class: 16, or fewer at a resolution above 64 px.
 CLASS_ROWS = 16
