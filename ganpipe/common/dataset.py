@@ -77,17 +77,18 @@ def read_classes(root: Path, data: Dataset) -> tuple[dict[str, int], np.ndarray]
     order = sorted(range(len(found)), key=lambda i: [int(p) if k % 2 else p for k, p in enumerate(parts[i])])
     names, numbers = [str(found[i]) for i in order], [int(counts[i]) for i in order]
     problem, which = "", 0
+    remedy = "name the pictures' folders by class, or list file,class in a labels.csv beside the pictures"
     if not names[0]:
         problem = f"{numbers[0]:,} of {len(rows):,} training images have no class"
     elif 1 in numbers:
         which = numbers.index(1)
         problem = f"the class {names[which]!r} has only one training image"
+        remedy = "add others of the class or remove it"
     elif len(names) == 1:
         problem = f"all {len(rows):,} training images have the class {names[0]!r}"
     if problem:
         example = data.index["name"].iloc[rows[first[order[which]]]]
-        remedy = "name the pictures' folders by class, or list file,class in a labels.csv beside the pictures"
-        raise UserError(f"model.conditional: {problem} ({example}); {remedy}; or set it to false")
+        raise UserError(f"model.conditional: {problem} ({example}); {remedy}, or set it to false")
     places = {name: i for i, name in enumerate(names)}
     return dict(zip(names, numbers, strict=True)), np.array(
         [places.get(name, -1) for name in labels.tolist()]

@@ -146,7 +146,7 @@ def test_picks_are_repeated_byte_for_byte(root: Path, tmp_path: Path) -> None:
                 assert again.read(name) == (tmp_path / "picks" / name).read_bytes(), name
     with pytest.raises(UserError, match=r"made with other weights \(sha256 .*than these"):
         generate(sources[0], tmp_path / "no", options, root)
-    with pytest.raises(UserError, match="leave out -n, --seed and --z-scale"):
+    with pytest.raises(UserError, match="leave out -n, --seed, --z-scale and --class"):
         generate(None, tmp_path / "no", GenerateOptions(seed=3, picks=options.picks), root)
     generate(None, tmp_path / "again.npy", options, root)
     assert np.array_equal(np.load(tmp_path / "again.npy"), explorer.images(picks, explorer.weights[1]))
