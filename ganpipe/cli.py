@@ -26,23 +26,24 @@ def setting(name: str, help: str, min: float = 0) -> Any:
 
 
 Device = Annotated[str, setting("device", "auto (a GPU if there is one), cpu, cuda, cuda:1, mps.")]
-Settings = Annotated[
-    list[str] | None,
-    Option("-S", "--set", metavar="KEY=VALUE", help="Change a value of params.yaml; repeatable."),
-]
+Settings = Annotated[list[str] | None, Option("-S", "--set", metavar="KEY=VALUE", help="Change a param.")]
 SOURCE_HELP = "A .safetensors file or its folder, a DVC experiment, or an MLflow address; else stages/train."
 Source = Annotated[str | None, Argument(metavar="SOURCE", help=SOURCE_HELP, show_default=False)]
+
+
+def load() -> Any:
+    """Read params.yaml: before torch is imported, so that a mistyped value is reported at once."""
+    from ganpipe import params
+
+    return params.load()
 
 
 @app.command(rich_help_panel=STAGES)
 def fetch(offline: Annotated[bool, setting("offline", "Use only earlier downloads.")] = False) -> None:
     """Copy the source's pictures into one archive, stages/fetch/images.zip, with a manifest."""
-    from ganpipe import params
-
-    values = params.load()
     from ganpipe.fetch.stage import fetch
 
-    fetch(values.fetch, ROOT, offline)
+    fetch(load().fetch, ROOT, offline)
 
 
 @app.command(rich_help_panel=STAGES)
@@ -52,12 +53,9 @@ def preprocess(
     max_memory: Annotated[float | None, setting("max-memory", "Most GB of images; else all.")] = None,
 ) -> None:
     """Crop, resize and pack the pictures into stages/preprocess/images.npy, and write a report."""
-    from ganpipe import params
-
-    values = params.load()
     from ganpipe.preprocess.stage import preprocess
 
-    preprocess(values.preprocess, ROOT, workers, max_disk, max_memory)
+    preprocess(load().preprocess, ROOT, workers, max_disk, max_memory)
 
 
 @app.command(rich_help_panel=STAGES)
@@ -72,10 +70,9 @@ def train(
     devices: Annotated[int, setting("devices", "Processes (GPUs) that share each batch.", min=1)] = 1,
 ) -> None:
     """Train the GAN, or resume an interrupted run of the same training."""
-    from ganpipe import params
     from ganpipe.train.devices.launch import exit_with_launcher, is_first_rank, is_rank, launch
 
-    values = params.load()  # before torch, so that a mistyped value is reported at once
+    values = load()
     if devices > 1 and not is_rank():
         raise typer.Exit(launch(devices, sys.argv[1:]))
     exit_with_launcher()
@@ -95,9 +92,7 @@ def train(
 @app.command(rich_help_panel=STAGES)
 def sample(device: Device = "auto") -> None:
     """Generate images with the trained generator: stages/sample/samples.npy, and pictures of them."""
-    from ganpipe import params
-
-    values = params.load()
+    values = load()
     from ganpipe.sample.stage import sample
     from ganpipe.tracking.mirror import recording
 
@@ -108,9 +103,7 @@ def sample(device: Device = "auto") -> None:
 @app.command(rich_help_panel=STAGES)
 def evaluate(device: Device = "auto") -> None:
     """Compare generated with real images: stages/evaluate/metrics.json, and pictures."""
-    from ganpipe import params
-
-    values = params.load()
+    values = load()
     from ganpipe.evaluate.stage import evaluate
     from ganpipe.tracking.mirror import recording
 
@@ -136,8 +129,8 @@ def score(
     """Compute the metrics of metrics.json for any images; needs no pipeline."""
     from ganpipe.commands.score import protocol, score
 
-    params = protocol(extractor, weights, feature_resolution, sets, search_images)
-    score(real, fake, held_out, params, resolve(device), as_json)
+    settings = protocol(extractor, weights, feature_resolution, sets, search_images)
+    score(real, fake, held_out, settings, resolve(device), as_json)
 
 
 @app.command(rich_help_panel=PEOPLE)
@@ -164,13 +157,16 @@ def generate(
     z_scale: Annotated[float, Option(help="Factor on z; below 1: fewer artifacts, less variety.")] = 1.0,
     batch: Annotated[int, Option(min=1, max=4096, help="Images made at a time; affects no image.")] = 64,
     picks: Annotated[Path | None, Option(help="picks.json of `ganpipe explore`: repeat its images.")] = None,
+    upscale: Annotated[Literal["2", "4"] | None, Option(help="Enlarge: Real-ESRGAN, else Lanczos.")] = None,
     out: Annotated[Path, Option(help="A new folder of PNG files, a .zip or an .npy.")] = Path("generated"),
     device: Device = "auto",
 ) -> None:
     """Generate images with a trained generator; a seed always gives the same image."""
     from ganpipe.commands.generate import GenerateOptions, generate
 
-    generate(source, out, GenerateOptions(n, seed, z_scale, batch, resolve(device), picks), ROOT)
+    generate(
+        source, out, GenerateOptions(n, seed, z_scale, batch, resolve(device), picks, int(upscale or 1)), ROOT
+    )
 
 
 @app.command(rich_help_panel=PEOPLE)
@@ -189,9 +185,7 @@ def explore(
 @app.command(rich_help_panel=PEOPLE)
 def export(
     source: Source = None,
-    format: Annotated[
-        Literal["onnx", "pt2", "safetensors"], Option(help="pt2 is PyTorch's exported program.")
-    ] = "onnx",
+    format: Annotated[Literal["onnx", "pt2", "safetensors"], Option(help="pt2 is PyTorch's.")] = "onnx",
     out: Annotated[Path | None, Option(help="The file; generator.FORMAT if not given.")] = None,
 ) -> None:
     """Export a trained generator for use without ganpipe, check it, and print how to load it."""
@@ -212,14 +206,12 @@ def sources() -> None:
 @app.command(rich_help_panel=PEOPLE)
 def recipe(name: Annotated[str | None, Argument(help="A recipe; else all are listed.")] = None) -> None:
     """List the papers' recipes, or print the settings of one; `ganpipe run` starts it."""
-    from ganpipe import params
     from ganpipe.experiments.recipes import recipe_rows, recipe_settings
 
-    values = params.load()
     if name is not None:
-        print(*recipe_settings(values, name), sep="\n")
+        print(*recipe_settings(load(), name), sep="\n")
         return
-    _print_table(("recipe", "paper", "px", "pictures"), recipe_rows(values))
+    _print_table(("recipe", "paper", "px", "pictures"), recipe_rows(load()))
 
 
 @app.command(rich_help_panel=PEOPLE)
@@ -294,6 +286,5 @@ def main() -> NoReturn:
     except (UserError, OSError) as error:
         if os.environ.get("GANPIPE_DEBUG"):
             raise
-        for line in lines_of(error):
-            print(f"{command}: error: {line}", file=sys.stderr)
+        print(*(f"{command}: error: {line}" for line in lines_of(error)), sep="\n", file=sys.stderr)
     sys.exit(2)

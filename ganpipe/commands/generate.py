@@ -13,10 +13,11 @@ import torch
 
 from ganpipe.commands.picks import file_names, read_picks
 from ganpipe.commands.trained import weights_file
+from ganpipe.commands.upscale import enlarger
 from ganpipe.common.errors import UserError
 from ganpipe.common.files import whole
 from ganpipe.common.progress import Progress
-from ganpipe.models.generator import check_request, load_generator, png_bytes
+from ganpipe.models.generator import BATCH, check_request, load_generator, png_bytes
 from ganpipe.sample.images import generate_with, images_of_seeds, write_images
 
 REFUSED_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".npz", ".tar", ".gz")  # no names for a folder
@@ -32,6 +33,7 @@ class GenerateOptions:
     batch: int = 64  # images generated before they are written, which bounds the memory
     device: str = "cpu"
     picks: Path | None = None  # picks.json of `ganpipe explore`, in place of n, seed and z_scale
+    upscale: int = 1  # how many times as large the images are written: 1, 2 or 4
 
 
 def generate(source: str | None, out: Path, options: GenerateOptions, root: Path = Path()) -> None:
@@ -53,25 +55,33 @@ def generate(source: str | None, out: Path, options: GenerateOptions, root: Path
         picks = read_picks(options.picks, path, generator.spec.params.nz) if options.picks else None
     spec, G = generator.spec, generator.network.to(options.device)
     n = len(picks) if picks else options.n
-    shape = (n, spec.resolution, spec.resolution, spec.channels)
+    side = spec.resolution * options.upscale
+    shape = (n, side, side, spec.channels)
     _check_space(out, math.prod(shape))
     seeds = range(options.seed, options.seed + n)
+    # Small batches, because a network that enlarges takes a second an image.
+    batch = min(options.batch, BATCH) if options.upscale > 1 else options.batch
+    note = ""
     with Progress("generate", n) as progress:
         generate = generate_with(G, progress)
         batches: Iterator[np.ndarray]
         if picks:
-            parts = torch.stack([pick.z for pick in picks]).split(options.batch)
+            parts = torch.stack([pick.z for pick in picks]).split(batch)
             batches = map(generate, parts)
         else:
-            batches = images_of_seeds(generate, spec.params, seeds, options.z_scale, options.batch)
+            batches = images_of_seeds(generate, spec.params, seeds, options.z_scale, batch)
+        if options.upscale > 1:
+            enlarge, method = enlarger(options.upscale)
+            batches = map(enlarge, batches)
+            note = f"enlarged from {spec.resolution} px with {method}"
         if out.suffix.lower() == ".npy":
             write_images(out, shape, batches)
         else:
             width = len(str(seeds[-1]))
             names = file_names(picks) if picks else (f"{seed:0{width}}.png" for seed in seeds)
-            _write_pngs(out, names, batches)
+            _write_pngs(out, names, batches, note)
     origin = f"of {options.picks}" if picks else f"seeds {seeds[0]} to {seeds[-1]}"
-    print(f"{n:,} images of {spec.resolution} px, {origin}: {out}")
+    print(f"{n:,} images of {side} px{note and f', {note}'}, {origin}: {out}")
 
 
 def _check_destination(out: Path) -> None:
@@ -93,10 +103,10 @@ def _check_space(out: Path, size: int) -> None:
         raise UserError(f"--out: {out} needs {needed}, but {folder} has {available} free")
 
 
-def _write_pngs(out: Path, names: Iterable[str], batches: Iterator[np.ndarray]) -> None:
-    """Write images as PNG files: a zip is complete or absent, a folder grows."""
+def _write_pngs(out: Path, names: Iterable[str], batches: Iterator[np.ndarray], note: str) -> None:
+    """Write images as PNG files with a note, if any: a zip is complete or absent, a folder grows."""
     images = zip(names, chain.from_iterable(batches), strict=True)
-    pngs = ((name, png_bytes(image)) for name, image in images)
+    pngs = ((name, png_bytes(image, note)) for name, image in images)
     if out.suffix.lower() == ".zip":
         with whole(out) as path, zipfile.ZipFile(path, "w") as archive:
             for name, content in pngs:

@@ -11,6 +11,7 @@ import numpy as np
 import safetensors.torch
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from torch.nn import functional
@@ -130,8 +131,10 @@ def check_request(n: int, seed: int, z_scale: float, max_images: int = MAX_IMAGE
         raise UserError(f"z_scale: found {z_scale}, but it must be above 0 and at most {MAX_Z_SCALE:g}")
 
 
-def png_bytes(image: np.ndarray) -> bytes:
-    """Encode an image uint8 H×W×C in [0, 255] as a PNG file."""
-    buffer = io.BytesIO()
-    Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image).save(buffer, "PNG")
+def png_bytes(image: np.ndarray, note: str = "") -> bytes:
+    """Encode an image uint8 H×W×C in [0, 255] as a PNG file, with a note, if any, as its description."""
+    buffer, chunks = io.BytesIO(), PngInfo()
+    if note:
+        chunks.add_text("Description", note)
+    Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image).save(buffer, "PNG", pnginfo=chunks)
     return buffer.getvalue()
