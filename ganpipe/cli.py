@@ -142,6 +142,14 @@ def sync() -> None:
 
 
 @app.command(rich_help_panel=PEOPLE)
+def register(name: str, experiment: Annotated[str | None, Argument(help="Else stages/.")] = None) -> None:
+    """Register an experiment's generator as a version of a model in MLflow, served as models:/NAME@best."""
+    from ganpipe.tracking.register import register
+
+    print(*register(ROOT, name, experiment), sep="\n")
+
+
+@app.command(rich_help_panel=PEOPLE)
 def ui(port: Annotated[int | None, Option(min=1, max=65535, help="5000, else any free one.")] = None) -> None:
     """Bring MLflow up to date, start its server on this machine, and print the address of the runs."""
     from ganpipe.tracking.ui import ui
