@@ -24,7 +24,7 @@ from ganpipe.common.files import main_checkout
 from ganpipe.common.stages import OUTPUTS, stage_folder
 from ganpipe.tracking.identity import TRACKED, Experiment, Folders, Stage, identify
 from ganpipe.tracking.model import WEIGHTS, send_generator
-from ganpipe.tracking.run import ATTEMPT, TABLES, Status, TrackedRun, attempt_start
+from ganpipe.tracking.run import ATTEMPT, TABLES, Status, TrackedRun
 from ganpipe.tracking.store import connect, database, failure, reported, update_lock
 
 # The files of each stage that are sent unchanged, and further ones of train that are read.
@@ -206,10 +206,11 @@ def left_running(root: Path) -> list[tuple[str, str]]:
 
 def _is_gone(attempt: str | None) -> bool:
     """Say whether the process of an attempt is gone; False for another machine's and for an unknown one."""
-    if not attempt:
+    try:
+        start, host, pid = (attempt or "").split(" ")
+        return host == socket.gethostname() and not processes.alive(int(pid), float(start))
+    except (ValueError, OverflowError):  # another program's tag
         return False
-    _, host, pid = attempt.split(" ")
-    return host == socket.gethostname() and not processes.alive(int(pid), attempt_start(attempt))
 
 
 def end_killed(root: Path, run_id: str) -> None:
