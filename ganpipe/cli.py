@@ -68,7 +68,7 @@ def train(
     """Train the GAN, or resume an interrupted run of the same training."""
     from ganpipe.train.devices.launch import exit_with_launcher, is_first_rank, is_rank, launch
 
-    values = params.load()  # before torch, so that a mistyped value is reported at once
+    values = params.load()
     if devices > 1 and not is_rank():
         raise typer.Exit(launch(devices, sys.argv[1:]))
     exit_with_launcher()
@@ -133,6 +133,14 @@ def sync() -> None:
     from ganpipe.tracking.sync import sync
 
     print(*sync(ROOT), sep="\n")
+
+
+@app.command(rich_help_panel=PEOPLE)
+def register(name: str, experiment: Annotated[str | None, Argument(help="Else stages/.")] = None) -> None:
+    """Register an experiment's generator as a version of a model in MLflow, served as models:/NAME@best."""
+    from ganpipe.tracking.register import register
+
+    print(*register(ROOT, name, experiment), sep="\n")
 
 
 @app.command(rich_help_panel=PEOPLE)
@@ -286,6 +294,5 @@ def main() -> NoReturn:
     except (UserError, OSError) as error:
         if os.environ.get("GANPIPE_DEBUG"):
             raise
-        for line in lines_of(error):
-            print(f"{command}: error: {line}", file=sys.stderr)
+        print(*(f"{command}: error: {line}" for line in lines_of(error)), sep="\n", file=sys.stderr)
     sys.exit(2)

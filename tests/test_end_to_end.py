@@ -24,6 +24,7 @@ from mlflow.entities import Run
 
 from ganpipe import params
 from ganpipe.common.processes import start_of
+from ganpipe.tracking.register import register
 from ganpipe.tracking.sync import sync
 
 TINY = {
@@ -222,6 +223,8 @@ def test_sync_makes_a_lost_database_again(checkout: Path, monkeypatch: pytest.Mo
     again = sync(Path())
     assert str(again).count("complete already") >= 2, again
     assert_as_before()
+    for said in ("is the generator of run rate", "has these weights already"):
+        assert register(Path(), "digits", "rate")[0] == f"digits version 1 {said}"
 
 
 def test_plots(checkout: Path) -> None:

@@ -4,7 +4,7 @@ import time
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TaskProgressColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
 # Seconds between two updates of a bar, and between plain lines without a terminal.
@@ -22,8 +22,11 @@ class Progress:
         self.start_done, self.started = done, time.monotonic()
         self.shown = self.started
         self.console = Console(stderr=True, highlight=False)
-        amount = ("{task.description}", BarColumn(), TaskProgressColumn(), MofNCompleteColumn())
-        pace = ("{task.fields[rate]}", TimeRemainingColumn(), "{task.fields[note]}")
+        # Without markup: a file may be named [red].zip.
+        texts = (f"{{task.{field}}}" for field in ("description", "fields[rate]", "fields[note]"))
+        name, rate, remark = (TextColumn(text, markup=False) for text in texts)
+        amount = (name, BarColumn(), TaskProgressColumn(), MofNCompleteColumn())
+        pace = (rate, TimeRemainingColumn(), remark)
         self.bar = Bar(*amount, *pace, console=self.console, disable=not self.console.is_terminal)
         self.task = self.bar.add_task(title, total=total, completed=done, rate="", note="")
 

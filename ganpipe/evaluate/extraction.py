@@ -63,7 +63,8 @@ class Features:
 
 def feature_key(extractor: extractors.Extractor, digest: str, device: str) -> tuple[str, ...]:
     """Return the key under which features are cached, without the images' rows, which are added to it."""
-    return extractor.protocol, digest, device
+    # Other threads round differently: no number may depend on who filled the cache.
+    return extractor.protocol, digest, f"{device} {torch.get_num_threads()} folded"
 
 
 def extract_features(

@@ -139,7 +139,8 @@ def _run_queue(repo: Any, root: Path, names: set[str], done: int, jobs: int) -> 
     entries = [*queue.iter_active(), *queue.iter_queued()]
     waiting = {entry.stash_rev: entry.name for entry in entries if entry.name in names}
     total, failed = done + len(waiting), dict[str, str]()
-    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.fields[note]}"))
+    names_column = TextColumn("{task.fields[note]}", markup=False)
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), names_column)
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("grid", total=total, completed=done, note="")
         try:

@@ -19,13 +19,13 @@ from typing import Any, cast
 import psutil
 
 from ganpipe.common import processes
-from ganpipe.common.errors import Interrupted, UserError
+from ganpipe.common.errors import Interrupted
 from ganpipe.common.files import main_checkout
 from ganpipe.common.stages import OUTPUTS, stage_folder
 from ganpipe.tracking.identity import TRACKED, Experiment, Folders, Stage, identify
 from ganpipe.tracking.model import WEIGHTS, send_generator
-from ganpipe.tracking.run import ATTEMPT, TABLES, Status, TrackedRun, attempt_start
-from ganpipe.tracking.store import connect, database, failure, update_lock
+from ganpipe.tracking.run import ATTEMPT, TABLES, Status, TrackedRun
+from ganpipe.tracking.store import connect, database, failure, reported, update_lock
 
 # The files of each stage that are sent unchanged, and further ones of train that are read.
 ARTIFACTS: dict[Stage, tuple[str, ...]] = {
@@ -198,20 +198,19 @@ def left_running(root: Path) -> list[tuple[str, str]]:
     home = main_checkout(root)
     if (file := database(home)) and not file.exists():
         return []
-    try:
+    with reported(home):
         client, experiment_id = connect(home)
         running = client.search_runs([experiment_id], "attributes.status = 'RUNNING'")
-    except Exception as error:  # each kind of store raises its own
-        raise UserError(failure(home, error)) from error
     return [(run.info.run_id, run.info.run_name) for run in running if _is_gone(run.data.tags.get(ATTEMPT))]
 
 
 def _is_gone(attempt: str | None) -> bool:
     """Say whether the process of an attempt is gone; False for another machine's and for an unknown one."""
-    if not attempt:
+    try:
+        start, host, pid = (attempt or "").split(" ")
+        return host == socket.gethostname() and not processes.alive(int(pid), float(start))
+    except (ValueError, OverflowError):  # another program's tag
         return False
-    _, host, pid = attempt.split(" ")
-    return host == socket.gethostname() and not processes.alive(int(pid), attempt_start(attempt))
 
 
 def end_killed(root: Path, run_id: str) -> None:

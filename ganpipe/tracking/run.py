@@ -229,5 +229,7 @@ def picture_pattern(key: str, step: str) -> re.Pattern[str]:
 
 
 def attempt_start(attempt: str) -> float:
-    """Return when the process of an attempt started, in seconds since 1970."""
-    return float(attempt.split(" ")[0])
+    """Return when the process of an attempt started, in seconds since 1970; 0 for another program's tag."""
+    with suppress(ValueError):
+        return float(attempt.split(" ")[0])
+    return 0.0

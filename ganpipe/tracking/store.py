@@ -3,6 +3,8 @@
 import logging
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -147,6 +149,17 @@ def failure(home: Path, error: Exception) -> str:
     elif isinstance(error, ImportError):
         remedy = "; install it, or set MLFLOW_TRACKING_URI to another store"
     return without_secrets(f"MLflow at {uri}: {first_line(error)}{remedy}")
+
+
+@contextmanager
+def reported(home: Path) -> Iterator[None]:
+    """Turn what MLflow raises into a UserError; errors of files, as on a full disk, stay as they are."""
+    try:
+        yield
+    except Exception as error:  # each kind of store raises its own
+        if isinstance(error, UserError) or getattr(error, "errno", None):
+            raise
+        raise UserError(failure(home, error)) from error
 
 
 def first_line(error: Exception) -> str:

@@ -25,14 +25,14 @@ class Augment:
     def __init__(self, kinds: Sequence[str], batch_size: int, part: slice, device: torch.device) -> None:
         self.kinds, self.part, self.batch_size = kinds, part, batch_size
         # Of one step, in [0, 1); one tensor, because a recorded step reads it at the same address.
-        self.uniform = self._draw(0, 0).to(device)
+        self.uniform = self._draw(0, 0, "augment").to(device)
 
-    def draw(self, seed: int, step: int) -> None:
-        """Draw the random numbers of a step."""
-        self.uniform.copy_(to_device(self._draw(seed, step), self.uniform.device))
+    def draw(self, seed: int, step: int, purpose: str = "augment") -> None:
+        """Draw the random numbers of a step, or those of its extra update."""
+        self.uniform.copy_(to_device(self._draw(seed, step, purpose), self.uniform.device))
 
-    def _draw(self, seed: int, step: int) -> torch.Tensor:
-        source = seeds.generator(seed, "augment", step)
+    def _draw(self, seed: int, step: int, purpose: str) -> torch.Tensor:
+        source = seeds.generator(seed, purpose, step)
         return torch.rand((len(USES), self.batch_size, NUMBERS), generator=source)[:, self.part].contiguous()
 
     def __call__(self, images: torch.Tensor, use: Use, part: slice) -> torch.Tensor:

@@ -66,6 +66,7 @@ def run_attempt(plan: Plan, course: Course, options: TrainOptions, ranks: Ranks)
             if params.extra_update_every and step % params.extra_update_every == 0:
                 z, both = to_device(draws.extra_z(step), device), params.extra_update_players == "both"
                 turn = "D" if step // params.extra_update_every % 2 == 0 else "G"
+                settings.draw_extra(draws.seed, step)
                 if both or turn == "D":
                     numbers.append(update_d(players, feed(*draws.extra(step)), z, None, settings))
                 if both or turn == "G":

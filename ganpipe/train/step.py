@@ -56,6 +56,11 @@ class StepSettings:
             if drawn:
                 drawn.draw(seed, step)
 
+    def draw_extra(self, seed: int, step: int) -> None:
+        """Draw the random numbers of the extra update's augmentation; the drift keeps the step's images."""
+        if self.augment:
+            self.augment.draw(seed, step, "extra/augment")
+
     def check(self, sync_batch_norm: bool) -> None:
         """Raise UserError for more ranks than images, and for ranks that would wait in a batch norm."""
         B, count, size = self.batch_size, self.ranks.count, self.micro_batch_size or self.batch_size

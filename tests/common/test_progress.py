@@ -1,7 +1,12 @@
 """Progress where there is no terminal."""
 
-import pytest
+import io
+from functools import partial
 
+import pytest
+from rich.console import Console
+
+from ganpipe.common import progress as progress_module
 from ganpipe.common.progress import Progress
 
 
@@ -22,3 +27,14 @@ def test_rate_counts_this_process_alone() -> None:
     assert progress.rate == 0
     progress.advance()
     assert progress.rate > 0
+
+
+def test_names_in_brackets_are_shown_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A failure means that a file `[red].zip` has no name in the bar, or that `[/x]` ends the command."""
+    terminal = io.StringIO()
+    monkeypatch.setattr(
+        progress_module, "Console", partial(Console, file=terminal, force_terminal=True, width=99)
+    )
+    with Progress("read [red] [/x]", total=2) as progress:
+        progress.advance(2, note="[blue]")
+    assert "read [red] [/x]" in terminal.getvalue() and "[blue]" in terminal.getvalue()

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from conftest import digits
 from PIL import Image
 
@@ -359,6 +360,19 @@ def test_real_features_are_cached(checkout: Checkout, extracted: list[int]) -> N
     assert evaluate(PARAMS, checkout(IMAGES, 8, GENERATED[:12]), "cpu") == first and extracted[3:] == [12]
     evaluate(PARAMS, checkout(IMAGES[::-1].copy(), 8, GENERATED[:12]), "cpu")
     assert extracted[4:] == [16, 8, 12]
+
+
+def test_other_threads_do_not_share_features(checkout: Checkout, extracted: list[int]) -> None:
+    """If it fails, the last digits of metrics.json depend on how many threads an earlier run had."""
+    torch.set_num_threads(1)
+    root = checkout(IMAGES, 8, GENERATED[:12])
+    evaluate(PARAMS, root, "cpu")
+    try:
+        torch.set_num_threads(2)
+        evaluate(PARAMS, root, "cpu")
+    finally:
+        torch.set_num_threads(1)
+    assert extracted == [16, 8, 12] * 2
 
 
 def test_another_n_computes_only_the_layout_again(

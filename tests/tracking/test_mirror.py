@@ -578,6 +578,11 @@ def test_a_run_whose_stage_and_mirror_were_killed(
     client.set_tag(run.run_id, ATTEMPT, f"1.00 elsewhere {os.getpid()}")
     client.update_run(run.run_id, status="RUNNING")
     assert not left_running(root), "its process may live on the other machine"
+    for malformed in ("", "x", "now here 7", "1.00 a b c", f"x {socket.gethostname()} 7", "1 2"):
+        client.set_tag(run.run_id, ATTEMPT, malformed)
+        assert not left_running(root), malformed
+    assert doctor(root, fix=False) == 0
+    record(root, "evaluate")
 
 
 def test_server_away(

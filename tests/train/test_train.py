@@ -27,6 +27,7 @@ from ganpipe.common.stages import OUTPUTS
 from ganpipe.models.generator import draw_z, load_generator
 from ganpipe.params import Params
 from ganpipe.train import alarms, journal, loop, stage
+from ganpipe.train.augment import USES, Augment, Use
 from ganpipe.train.losses import g_loss
 from ganpipe.train.options import TrainOptions
 from ganpipe.train.plan import Draws, Plan, plan_training
@@ -593,6 +594,23 @@ def test_extra_updates(
         monkeypatch.setattr(loop, name, note)
     run(root, updated(small_params, train__extra_update_every=3, train__extra_update_players=players))
     assert "".join(order) == expected.replace(" ", "")
+
+
+def test_extra_updates_have_their_own_augmentation(
+    root: Path, small_params: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """D would see its extra images moved and cut as those that it has just learnt from."""
+    used: list[tuple[str, tuple[float, ...]]] = []
+    original = Augment.__call__
+
+    def note(self: Augment, images: torch.Tensor, use: Use, part: slice) -> torch.Tensor:
+        used.append((use, tuple(self.uniform[USES.index(use), part].flatten().tolist())))
+        return original(self, images, use, part)
+
+    monkeypatch.setattr(Augment, "__call__", note)
+    extra = {"train__extra_update_every": 3, "train__extra_update_players": "both"}
+    run(root, updated(small_params, train__augment=["translation"], **extra))
+    assert len(used) == 3 * (11 + 3) and len(set(used)) == len(used)
 
 
 @pytest.mark.parametrize(
