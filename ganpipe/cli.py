@@ -11,7 +11,6 @@ from typing import Annotated, Any, Literal, NoReturn
 import typer
 from typer import Argument, Option
 
-from ganpipe import params
 from ganpipe.common.errors import Interrupted, UserError, lines_of
 from ganpipe.device import resolve
 
@@ -27,11 +26,16 @@ def setting(name: str, help: str, min: float = 0) -> Any:
 
 
 Device = Annotated[str, setting("device", "auto (a GPU if there is one), cpu, cuda, cuda:1, mps.")]
-SETTING = Option("-S", "--set", metavar="KEY=VALUE", help="Change a value of params.yaml; repeatable.")
-Settings = Annotated[list[str] | None, SETTING]
-RESOLUTION_HELP = "Pixels a side of its input; else 128 (DINOv2 224)."
+Settings = Annotated[list[str] | None, Option("-S", "--set", metavar="KEY=VALUE", help="Change a param.")]
 SOURCE_HELP = "A .safetensors file or its folder, a DVC experiment, or an MLflow address; else stages/train."
 Source = Annotated[str | None, Argument(metavar="SOURCE", help=SOURCE_HELP, show_default=False)]
+
+
+def load() -> Any:
+    """Read params.yaml: before torch is imported, so that a mistyped value is reported at once."""
+    from ganpipe import params
+
+    return params.load()
 
 
 @app.command(rich_help_panel=STAGES)
@@ -39,7 +43,7 @@ def fetch(offline: Annotated[bool, setting("offline", "Use only earlier download
     """Copy the source's pictures into one archive, stages/fetch/images.zip, with a manifest."""
     from ganpipe.fetch.stage import fetch
 
-    fetch(params.load().fetch, ROOT, offline)
+    fetch(load().fetch, ROOT, offline)
 
 
 @app.command(rich_help_panel=STAGES)
@@ -51,7 +55,7 @@ def preprocess(
     """Crop, resize and pack the pictures into stages/preprocess/images.npy, and write a report."""
     from ganpipe.preprocess.stage import preprocess
 
-    preprocess(params.load().preprocess, ROOT, workers, max_disk, max_memory)
+    preprocess(load().preprocess, ROOT, workers, max_disk, max_memory)
 
 
 @app.command(rich_help_panel=STAGES)
@@ -68,7 +72,7 @@ def train(
     """Train the GAN, or resume an interrupted run of the same training."""
     from ganpipe.train.devices.launch import exit_with_launcher, is_first_rank, is_rank, launch
 
-    values = params.load()
+    values = load()
     if devices > 1 and not is_rank():
         raise typer.Exit(launch(devices, sys.argv[1:]))
     exit_with_launcher()
@@ -77,9 +81,8 @@ def train(
     from ganpipe.train.plan import plan_training
     from ganpipe.train.stage import train
 
-    options = TrainOptions(
-        resolve(device), fresh, save_memory, not no_graph, log_seconds, checkpoint_seconds, data_memory_gb
-    )
+    seconds = log_seconds, checkpoint_seconds
+    options = TrainOptions(resolve(device), fresh, save_memory, not no_graph, *seconds, data_memory_gb)
     plan = plan_training(values.model, values.train, ROOT)
     with recording(ROOT, "train", plan.folder) if is_first_rank() else nullcontext():
         train(plan, ROOT, options)
@@ -88,7 +91,7 @@ def train(
 @app.command(rich_help_panel=STAGES)
 def sample(device: Device = "auto") -> None:
     """Generate images with the trained generator: stages/sample/samples.npy, and pictures of them."""
-    values = params.load()
+    values = load()
     from ganpipe.sample.stage import sample
     from ganpipe.tracking.mirror import recording
 
@@ -99,7 +102,7 @@ def sample(device: Device = "auto") -> None:
 @app.command(rich_help_panel=STAGES)
 def evaluate(device: Device = "auto") -> None:
     """Compare generated with real images: stages/evaluate/metrics.json, and pictures."""
-    values = params.load()
+    values = load()
     from ganpipe.evaluate.stage import evaluate
     from ganpipe.tracking.mirror import recording
 
@@ -114,7 +117,7 @@ def score(
     held_out: Annotated[Path | None, Option(help="Real images not trained on, for floors.")] = None,
     extractor: Annotated[str, Option(help="lite0, lite2, inception, dinov2_vits14, pixels.")] = "lite2",
     weights: Annotated[str | None, Option(help="Its weights, a file or folder.")] = None,
-    feature_resolution: Annotated[int | None, Option(min=32, max=1024, help=RESOLUTION_HELP)] = None,
+    feature_resolution: Annotated[int | None, Option(min=32, max=1024, help="Its pixels a side.")] = None,
     sets: Annotated[int, Option(min=1, help="Sets to split the images into, for mean and sd.")] = 3,
     search_images: Annotated[int | None, Option(min=1, help="Images to search for copies, else all.")] = None,
     as_json: Annotated[bool, Option("--json", help="Print only the numbers, as JSON.")] = False,
@@ -210,10 +213,9 @@ def recipe(name: Annotated[str | None, Argument(help="A recipe; else all are lis
     """List the papers' recipes, or print the settings of one; `ganpipe run` starts it."""
     from ganpipe.experiments.recipes import recipe_rows, recipe_settings
 
-    if name is not None:
-        print(*recipe_settings(params.load(), name), sep="\n")
-    else:
-        _print_table(("recipe", "paper", "px", "pictures"), recipe_rows(params.load()))
+    if name is None:
+        return _print_table(("recipe", "paper", "px", "pictures"), recipe_rows(load()))
+    print(*recipe_settings(load(), name), sep="\n")
 
 
 @app.command(rich_help_panel=PEOPLE)

@@ -88,7 +88,8 @@ def test_sources_are_listed_with_licence_and_what_is_there(
     monkeypatch.setenv("GANPIPE_DATA", str(tmp_path))
     monkeypatch.setenv("COLUMNS", "200")
     (tmp_path / "flowers102").mkdir()
-    (tmp_path / "flowers102/102flowers.tgz").touch()
+    for name in ("102flowers.tgz", "imagelabels.mat"):
+        (tmp_path / "flowers102" / name).touch()
     (tmp_path / "celeba").mkdir()
     (tmp_path / "celeba/img_align_celeba.zip.part").write_bytes(bytes(5000))
     cells = {

@@ -48,6 +48,7 @@ LATER = {
     "sets in shards": ("fetch/shards.py",),
     "classes": ("fetch/labels.py", "evaluate/classes.py"),
     "larger images": ("commands/upscale.py",),
+    "the registry": ("tracking/register.py",),
     "further judges": ("evaluate/judges.py", "metrics/swd.py"),
 }
 MAX_LATER_LINES = 2250

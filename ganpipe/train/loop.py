@@ -58,9 +58,7 @@ def run_attempt(plan: Plan, course: Course, options: TrainOptions, ranks: Ranks)
                 numbers = replay(real, z)
             else:
                 fake = generate(players.G, z, settings)
-                d_numbers = update_d(players, real, z, fake, settings)
-                g_numbers = update_g(players, z, fake, settings)
-                numbers = [d_numbers, g_numbers]
+                numbers = [update_d(players, real, z, fake, settings), update_g(players, z, fake, settings)]
 
             # Every k steps update G and D in turn, or both, once more on a fresh batch (Marchesi 2017).
             if params.extra_update_every and step % params.extra_update_every == 0:
