@@ -39,7 +39,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "commands": set(PARTS) - {"cli"},
     "cli": set(PARTS),
 }
-MAX_FILE_LINES, MAX_FOLDER_LINES, MAX_LINES = 300, 1800, 11_000
+# 11,000 lines in all until classes came, which touch every stage.
+MAX_FILE_LINES, MAX_FOLDER_LINES, MAX_LINES = 300, 1800, 11_450
 # Features that came when the whole had no room for them are counted apart, so that the rest cannot grow in
 # their name; the bounds of files, folders and functions hold for them too.
 LATER = {
@@ -51,7 +52,7 @@ LATER = {
     "the registry": ("tracking/register.py",),
     "further judges": ("evaluate/judges.py", "metrics/swd.py"),
 }
-MAX_LATER_LINES = 2250
+MAX_LATER_LINES = 2400
 MAX_FUNCTION_LINES, MAX_PARAMETERS = 60, 6
 
 
