@@ -118,7 +118,8 @@ def test_a_file_of_weights_knows_its_classes(
     assert loaded.spec == spec and list(loaded.spec.classes) == list(CLASSES)
     z = generator.latents_of_seeds(spec, 5, 3, 0.5, 1)
     assert torch.equal(z[:, :8], generator.z_of_seeds(params, 5, 3, 0.5))
-    assert torch.equal(z[:, 8:], 8**0.5 * torch.tensor([[0.0, 1.0, 0.0]]).repeat(3, 1))
+    of_class = generator.CLASS_LENGTH * 8**0.5 * torch.tensor([[0.0, 1.0, 0.0]])
+    assert torch.equal(z[:, 8:], of_class.repeat(3, 1))
     assert torch.equal(loaded.network(z), G(z))
     assert not torch.equal(G(z), G(generator.latents_of_seeds(spec, 5, 3, 0.5, 0)))
     for wrong in ({}, {"cat": 1}, {"cat": 1, "dog": 0}):
