@@ -276,7 +276,10 @@ def test_pages_of_a_grid(
 
 
 def test_the_generator_is_the_runs_model(
-    checkout: Callable[..., Path], client: MlflowClient, small_params: Params
+    checkout: Callable[..., Path],
+    client: MlflowClient,
+    small_params: Params,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A failure means a model that is pickled code, generates other images, or is sent at each update."""
     import mlflow
@@ -289,7 +292,7 @@ def test_the_generator_is_the_runs_model(
     expected = find_generator(None, root)
     run = record(root, "evaluate")
     uri = f"runs:/{run}/generator"
-    mlflow.set_tracking_uri(client.tracking_uri)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", client.tracking_uri)
     answer = mlflow.pyfunc.load_model(uri).predict(["x"], params={"n": 3, "seed": 5, "z_scale": 0.5})
     z = generator.z_of_seeds(expected.spec.params, 5, 3, 0.5)
     images = [np.asarray(Image.open(io.BytesIO(base64.b64decode(image["png"])))) for image in answer]
