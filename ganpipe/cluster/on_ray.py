@@ -15,8 +15,6 @@ from pathlib import Path
 from subprocess import DEVNULL, Popen
 from typing import Any
 
-import psutil
-
 from ganpipe.cluster import board, cell
 from ganpipe.cluster.options import Options
 from ganpipe.common import processes
@@ -31,7 +29,8 @@ CONNECT = 5.0  # seconds
 
 def address_of(options: Options) -> str:
     """Return HOST:PORT of the cluster; empty: Ray is started on this machine."""
-    return options.where or os.environ.get("RAY_ADDRESS", "").replace("auto", "")
+    found = os.environ.get("RAY_ADDRESS", "")
+    return options.where or ("" if found == "auto" else found)
 
 
 def problems(options: Options, paths: Sequence[str], shared: Path) -> tuple[list[str], int]:
@@ -126,7 +125,7 @@ def submit(folders: Sequence[Path], options: Options, gpus: int, log: Path) -> N
     with open(log, "ab") as output:
         owner = Popen(command, stdin=DEVNULL, stdout=output, stderr=output, start_new_session=True)
     for folder in folders:
-        board.write_job(folder, f"ray {board.NODE} {owner.pid} {psutil.Process(owner.pid).create_time()}")
+        board.write_job(folder, f"ray {board.NODE} {owner.pid} {processes.start_of(owner.pid)}")
 
 
 def alive(job: str) -> bool:

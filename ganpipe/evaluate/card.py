@@ -28,6 +28,11 @@ def card(root: Path, metrics: Mapping[str, Any]) -> str:
     return Template(text, trim_blocks=True, lstrip_blocks=True).render(known)
 
 
+def aimed_at(drift_weight: float, metric: str) -> bool:
+    """Return whether a metric is of the network in whose features the drifting loss trained."""
+    return drift_weight > 0 and metric.endswith("lite0")
+
+
 def brief(value: float | None) -> str:
     """Format a number with three digits, or as a whole number above 1000; None as a dash."""
     return "–" if value is None else f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"

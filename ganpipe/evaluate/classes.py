@@ -7,8 +7,8 @@ import numpy as np
 
 from ganpipe.common import dataset
 from ganpipe.common.stages import stage_file
+from ganpipe.evaluate.judges import subset_kid
 from ganpipe.evaluate.scores import Metrics, Scores, rounded
-from ganpipe.metrics.kid import kid
 from ganpipe.models.generator import classes_of_seeds
 from ganpipe.params import Evaluate
 
@@ -36,10 +36,8 @@ def score_classes(
     kids: dict[str, float | None] = {}
     for number, name in enumerate(classes):
         real, fake = scores.features.train[of_train == number], fakes[of_fakes == number]
-        size = min(len(real), len(fake), params.kid_subset_size)
-        kids[name] = None
-        if min(len(real), len(fake)) >= LEAST:
-            kids[name] = rounded(kid(real, fake, params.kid_subsets, size, params.seed)[0])
+        enough = min(len(real), len(fake)) >= LEAST
+        kids[name] = rounded(subset_kid(real, fake, params)) if enough else None
     scored = [value for value in kids.values() if value is not None]
     unscored = None
     if few := [name for name in kids if kids[name] is None]:

@@ -17,7 +17,7 @@ from typing import Any
 
 import pandas as pd
 
-from ganpipe.evaluate.card import brief
+from ganpipe.evaluate.card import aimed_at, brief
 from ganpipe.experiments.recipes import cell_name, value_text
 from ganpipe.experiments.verdict import Verdict, verdict
 
@@ -57,7 +57,7 @@ class Run:
     def saw_judge(self) -> bool:
         """Whether the metric is of the network in whose features the drifting loss trained."""
         weight = float(self.values.get("train.drift_weight", 0))
-        return weight > 0 and str(self.metrics["ranked_by"]).endswith("lite0")
+        return aimed_at(weight, str(self.metrics["ranked_by"]))
 
     @property
     def mark(self) -> str:

@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from ganpipe.common.errors import UserError, without_secrets
+from ganpipe.evaluate.card import aimed_at
 from ganpipe.experiments.revisions import finished, open_repo
 from ganpipe.tracking.model import DIGEST, MODEL
 from ganpipe.tracking.store import address, connect, reported, update_lock
@@ -115,6 +116,6 @@ def _useless(metrics: Mapping[str, Any], params: Mapping[str, str]) -> str | Non
         return "its evaluation names no number to rank by"
     if metrics["degenerate"]:
         return f"its images are {metrics['degenerate']}"
-    if float(params.get("train.drift_weight", 0)) > 0 and metrics["ranked_by"].endswith("lite0"):
+    if aimed_at(float(params.get("train.drift_weight", 0)), metrics["ranked_by"]):
         return "its training saw the network of its number; set evaluate.extractor to lite2"
     return None

@@ -21,7 +21,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # this checkout, not the installed package
 
 from ganpipe.common.sheets import COLOURS, captioned, sheet  # noqa: E402
-from ganpipe.experiments.cells import Run, cell_name, cell_table, plus_minus, remarks_on  # noqa: E402
+from ganpipe.experiments.cells import SD, Run, cell_name, cell_table, plus_minus, remarks_on  # noqa: E402
 from ganpipe.experiments.compare import read_runs  # noqa: E402
 from ganpipe.experiments.compare_page import LOSSES, POINTS, loss_limits  # noqa: E402
 
@@ -59,10 +59,10 @@ def table(frame: pd.DataFrame) -> str:
         for name in map(str, frame)
         if name == wanted or name.startswith(f"{wanted}_lite")
     ]
-    shown = [name for name in shown if not name.endswith(("_floor", "_sd_over_seeds"))]
+    shown = [name for name in shown if not name.endswith(("_floor", SD))]
     rows = [["cell", "seeds", *shown], ["---"] * (len(shown) + 2)]
     for row in frame.to_dict("records"):
-        numbers = [plus_minus(row[name], row[f"{name}_sd_over_seeds"]) for name in shown]
+        numbers = [plus_minus(row[name], row[f"{name}{SD}"]) for name in shown]
         rows.append([str(row["cell"]), str(row["runs"]), *numbers])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
