@@ -7,7 +7,6 @@ and `end`, a request to end it.
 
 import json
 import os
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,16 +14,14 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import psutil
-
 from ganpipe.common import files, processes
 from ganpipe.common.errors import UserError
+from ganpipe.common.processes import NODE
 
 BEAT = 10.0  # seconds between signs of life
 SILENCE = 120.0  # seconds without a sign of life after which a cell counts as lost
 OVER = ("finished", "failed", "ended", "lost")  # states in which nothing more will happen
 ORDER, JOB, END = "cell.json", "job", "end"
-NODE = socket.gethostname()
 
 
 @dataclass(frozen=True)
@@ -143,8 +140,7 @@ class Attempt:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.record = folder, files.claim(folder)
-        pid = os.getpid()
-        self.process = pid, psutil.Process(pid).create_time()
+        self.process = os.getpid(), processes.start_of(os.getpid())
         self.log, self.revision = self.record.with_suffix(".log"), ""
 
     def note(self, state: str, reason: str = "") -> None:

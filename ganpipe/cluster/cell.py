@@ -15,7 +15,7 @@ from typing import Any
 
 from ganpipe.cluster import board
 from ganpipe.cluster.board import Attempt, Order
-from ganpipe.common import processes
+from ganpipe.common import files, processes
 from ganpipe.common.errors import UserError, lines_of, without_secrets
 from ganpipe.experiments.grid import failure_reason
 from ganpipe.experiments.revisions import open_repo
@@ -69,7 +69,7 @@ def _run(order: Order, attempt: Attempt, environment: dict[str, str]) -> None:
     _sweep(scratch)
     pid, began = attempt.process
     same = f"{order.name}@{order.commit[:12]}"
-    clone = scratch / f"{same}@{attempt.record.stem}@{board.NODE}@{pid}@{began:.2f}"
+    clone = scratch / f"{same}@{attempt.record.stem}@{processes.NODE}@{pid}@{began:.2f}"
 
     attempt.note("cloning")
     if reason := attempt.must_end():
@@ -84,7 +84,7 @@ def _run(order: Order, attempt: Attempt, environment: dict[str, str]) -> None:
 
     attempt.note("running")
     unfinished = attempt.folder / "unfinished"
-    _experiment(clone, order, attempt, environment | {"GANPIPE_UNFINISHED": str(unfinished)})
+    _experiment(clone, order, attempt, environment | {files.UNFINISHED: str(unfinished)})
     try:
         attempt.revision = git(clone, "rev-parse", order.ref)
         attempt.note("pushing")
@@ -96,10 +96,10 @@ def _run(order: Order, attempt: Attempt, environment: dict[str, str]) -> None:
         raise
     except Exception as error:
         (clone / ".dvc" / KEPT).touch()
-        raise UserError(f"{_line(error)}; nothing is lost: {board.NODE} keeps {clone}") from None
+        raise UserError(f"{_line(error)}; nothing is lost: {processes.NODE} keeps {clone}") from None
     attempt.note("finished")
     shutil.rmtree(unfinished, ignore_errors=True)
-    for done in scratch.glob(f"{same}@*@{board.NODE}@*"):  # also kept ones of earlier attempts
+    for done in scratch.glob(f"{same}@*@{processes.NODE}@*"):  # also kept ones of earlier attempts
         if done == clone or _is_dead(done):
             shutil.rmtree(done, ignore_errors=True)
 
@@ -130,7 +130,7 @@ def _is_pushed(order: Order, attempt: Attempt) -> bool:
 
 def _sweep(scratch: Path) -> None:
     """Remove the clones of this machine's dead processes; one whose results could not be pushed stays."""
-    for clone in scratch.glob(f"*@{board.NODE}@*@*"):
+    for clone in scratch.glob(f"*@{processes.NODE}@*@*"):
         if _is_dead(clone) and not (clone / ".dvc" / KEPT).exists():
             shutil.rmtree(clone, ignore_errors=True)
 

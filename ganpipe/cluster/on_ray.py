@@ -17,7 +17,7 @@ from typing import Any
 
 from ganpipe.cluster import board, cell
 from ganpipe.cluster.options import Options
-from ganpipe.common import processes
+from ganpipe.common import files, processes
 from ganpipe.common.errors import UserError, without_secrets
 from ganpipe.device import visible_gpus
 
@@ -88,7 +88,7 @@ def _ask(ray: Any, nodes: list[Any], paths: Sequence[str], shared: Path) -> Iter
     """Yield what each node of a cluster lacks."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    token = shared / f".{board.NODE}-{os.getpid()}"
+    token = shared / f".{processes.NODE}-{os.getpid()}"
     token.touch()
     try:
         answers = {}
@@ -99,7 +99,7 @@ def _ask(ray: Any, nodes: list[Any], paths: Sequence[str], shared: Path) -> Iter
         for name, answer in answers.items():
             try:
                 for path in ray.get(answer, timeout=60):
-                    shown = f"GANPIPE_UNFINISHED={shared}" if path == str(token) else path
+                    shown = f"{files.UNFINISHED}={shared}" if path == str(token) else path
                     yield f"node {name} does not see {without_secrets(shown)}; put it where all nodes see it"
             except Exception as error:  # what a worker raises arrives in kinds of Ray's
                 line = (str(error).strip().splitlines() or [type(error).__name__])[-1]
@@ -125,13 +125,13 @@ def submit(folders: Sequence[Path], options: Options, gpus: int, log: Path) -> N
     with open(log, "ab") as output:
         owner = Popen(command, stdin=DEVNULL, stdout=output, stderr=output, start_new_session=True)
     for folder in folders:
-        board.write_job(folder, f"ray {board.NODE} {owner.pid} {processes.start_of(owner.pid)}")
+        board.write_job(folder, f"ray {processes.NODE} {owner.pid} {processes.start_of(owner.pid)}")
 
 
 def alive(job: str) -> bool:
     """Return whether the process that owns a cell's task is alive; True on another machine, unknown here."""
     _, node, pid, began = job.split()
-    return node != board.NODE or processes.alive(int(pid), float(began))
+    return node != processes.NODE or processes.alive(int(pid), float(began))
 
 
 def own(plan: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ from ganpipe import params
 from ganpipe.cluster import board, cell, on_ray, on_slurm, watch
 from ganpipe.cluster.board import Order, State
 from ganpipe.cluster.options import Options, environment_for
+from ganpipe.common import files
 from ganpipe.common.errors import UserError
 from ganpipe.common.git import git
 from ganpipe.experiments import grid as queue
@@ -43,9 +44,9 @@ def _submit(root: Path, name: str, plan: queue.Plan, options: Options) -> list[P
     one_machine = options.engine == "ray" and not on_ray.address_of(options)
     hub, remote = _hub(root), _remote(root)
     problems = [*_checkout_problems(root, hub, remote), *_tracking_problems(root, one_machine)]
-    if not one_machine and not os.environ.get(watch.VARIABLE):
+    if not one_machine and not os.environ.get(files.UNFINISHED):
         problems.append(
-            f"{watch.VARIABLE}: set it to a folder that all nodes see, to report and resume there"
+            f"{files.UNFINISHED}: set it to a folder that all nodes see, to report and resume there"
         )
     shared.mkdir(parents=True, exist_ok=True)
     if options.engine == "slurm":
@@ -139,5 +140,5 @@ def _renew(folder: Path, order: Order) -> None:
     """Write what a cell is to run; what was recorded or asked of it before counts no more."""
     (folder / board.END).unlink(missing_ok=True)
     order.write(folder)
-    if board.files.records(folder):
-        board.write_state(board.files.claim(folder), State("waiting"))
+    if files.records(folder):
+        board.write_state(files.claim(folder), State("waiting"))

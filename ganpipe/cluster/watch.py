@@ -14,10 +14,10 @@ from rich.table import Column, Table
 from ganpipe.cluster import board, cell, on_ray, on_slurm
 from ganpipe.cluster.board import State
 from ganpipe.cluster.options import Options
+from ganpipe.common import files
 from ganpipe.common.errors import UserError
 
 POLL = 2.0  # seconds between looks at the cells
-VARIABLE = "GANPIPE_UNFINISHED"
 # A line of a training's progress: how much is done, and the time left.
 PROGRESS = re.compile(r"(\w+: [\d,]+/[\d,]+).*?([\d:]+) left")
 
@@ -26,7 +26,7 @@ States = Mapping[Path, State]
 
 def shared_folder(root: Path) -> Path:
     """Return the folder of unfinished work that all nodes see; on one machine it is the checkout's."""
-    return Path(os.environ.get(VARIABLE) or root / ".ganpipe" / "unfinished").expanduser().resolve()
+    return Path(os.environ.get(files.UNFINISHED) or root / ".ganpipe" / "unfinished").expanduser().resolve()
 
 
 def state_of(folder: Path) -> State:
@@ -125,7 +125,7 @@ def collect(root: Path, name: str, options: Options) -> None:
     orders = {folder: board.read_order(folder) for folder in shared.glob("cells/*/*")}
     folders = [folder for folder, order in orders.items() if order and order.grid == name]
     if not folders:
-        raise UserError(f"no cell of {name} was submitted with {VARIABLE}={shared}")
+        raise UserError(f"no cell of {name} was submitted with {files.UNFINISHED}={shared}")
     newest = max(folders, key=lambda folder: (folder / board.ORDER).stat().st_mtime)
     folders = sorted(folder for folder in folders if folder.parent == newest.parent)
     if options.end:

@@ -10,6 +10,9 @@ from pathlib import Path
 
 from ganpipe.common.errors import UserError
 
+# Variable that names the folder on shared storage for unfinished trainings and what cells report.
+UNFINISHED = "GANPIPE_UNFINISHED"
+
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:

@@ -1,9 +1,12 @@
 """Whether a process is alive, and which dvc runs it."""
 
 import math
+import socket
 from contextlib import suppress
 
 import psutil
+
+NODE = socket.gethostname()  # this machine, beside whose name a process's number means something
 
 
 def start_of(pid: int) -> float:

@@ -6,7 +6,6 @@ MLflow is never the truth. Every update reads what the run holds and sends only 
 import json
 import os
 import select
-import socket
 import sys
 import threading
 import time
@@ -102,7 +101,7 @@ def recording(
     A shorter stage that succeeds is left to the process of the last stage, evaluate: loading MLflow takes
     seconds.
     """
-    attempt = f"{psutil.Process().create_time():.2f} {socket.gethostname()} {os.getpid()}"
+    attempt = f"{psutil.Process().create_time():.2f} {processes.NODE} {os.getpid()}"
     arguments = [*map(str, (root, stage, interval, attempt, train_folder or ""))]
     mirrors: list[Popen[str]] = []
     resumes = train_folder is not None and (train_folder / "model.json").exists()
@@ -208,7 +207,7 @@ def _is_gone(attempt: str | None) -> bool:
     """Say whether the process of an attempt is gone; False for another machine's and for an unknown one."""
     try:
         start, host, pid = (attempt or "").split(" ")
-        return host == socket.gethostname() and not processes.alive(int(pid), float(start))
+        return host == processes.NODE and not processes.alive(int(pid), float(start))
     except (ValueError, OverflowError):  # another program's tag
         return False
 

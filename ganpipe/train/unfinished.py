@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import shutil
-import socket
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -16,9 +15,9 @@ from filelock import FileLock, Timeout
 
 from ganpipe.common import files, processes
 from ganpipe.common.errors import UserError
+from ganpipe.common.processes import NODE
 from ganpipe.train.signals import dvc_process
 
-NODE = socket.gethostname()
 PATIENCE = 60.0  # seconds to wait for a process whose dvc is gone to write its checkpoint
 
 

@@ -10,7 +10,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import sys
 import time
 from collections.abc import Iterable
@@ -19,9 +18,9 @@ from pathlib import Path
 
 from ganpipe.common import files
 from ganpipe.common.errors import UserError
+from ganpipe.common.processes import NODE
 from ganpipe.train import unfinished
 
-VARIABLE = "GANPIPE_UNFINISHED"
 SKIPPED = re.compile(r".*\.(tmp|damaged)")
 CHECKPOINT = re.compile(r"attempts/(\d+)/(?:healthy/)?(\d+)\.checkpoint")
 PAUSES = (0, 2, 10)  # seconds before each try to read a copy
@@ -80,7 +79,7 @@ class Copies:
         try:
             listed = {str(path.relative_to(self.folder)): self._copy(path) for path in _files(self.folder)}
             with files.whole(self.record) as temporary:
-                temporary.write_text(json.dumps({"node": socket.gethostname(), "files": listed}))
+                temporary.write_text(json.dumps({"node": NODE, "files": listed}))
             for path in self.store.iterdir():
                 if path.name not in listed.values():
                     path.unlink()
@@ -112,7 +111,7 @@ class Copies:
 
 def copies_of(folder: Path) -> Copies | None:
     """Return the copies of the training in a folder, named by its key; None without GANPIPE_UNFINISHED."""
-    shared = os.environ.get(VARIABLE)
+    shared = os.environ.get(files.UNFINISHED)
     return Copies(Path(shared).expanduser().resolve() / folder.name, folder) if shared else None
 
 
