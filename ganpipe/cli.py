@@ -117,7 +117,7 @@ def score(
     held_out: Annotated[Path | None, Option(help="Real images not trained on, for floors.")] = None,
     extractor: Annotated[str, Option(help="lite0, lite2, inception, dinov2_vits14, pixels.")] = "lite2",
     weights: Annotated[str | None, Option(help="Its weights, a file or folder.")] = None,
-    feature_resolution: Annotated[int | None, Option(min=32, max=1024, help="Its pixels a side.")] = None,
+    feature_resolution: Annotated[int | None, Option(min=32, max=1024, help="Input px; else 128.")] = None,
     sets: Annotated[int, Option(min=1, help="Sets to split the images into, for mean and sd.")] = 3,
     search_images: Annotated[int | None, Option(min=1, help="Images to search for copies, else all.")] = None,
     as_json: Annotated[bool, Option("--json", help="Print only the numbers, as JSON.")] = False,

@@ -27,10 +27,10 @@ from ganpipe import models
 from ganpipe.common.stages import OUTPUTS
 from ganpipe.models.layers import NetworkSpec
 from ganpipe.params import Params
-from ganpipe.train import checkpoint
 from ganpipe.train.options import TrainOptions
 from ganpipe.train.plan import plan_training
 from ganpipe.train.players import Players, state_of
+from ganpipe.train.resume import checkpoint
 from ganpipe.train.stage import train
 
 EXACT = [name for name in OUTPUTS["train"] if name != "perf.csv"]  # that one holds times

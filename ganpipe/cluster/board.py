@@ -149,9 +149,8 @@ class Attempt:
 
     def must_end(self) -> str:
         """Return why this attempt must not go on; empty if it may."""
-        newest = next(iter(files.records(self.folder)), self.record)  # none: the storage is away
-        if newest.stem != self.record.stem:
-            return f"attempt {newest.stem} has taken over from attempt {self.record.stem}"
+        if newest := files.newer(self.record):
+            return f"attempt {newest} has taken over from attempt {self.record.stem}"
         return "as asked" if (self.folder / END).exists() else ""
 
     @contextmanager

@@ -4,7 +4,6 @@
 """
 
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -17,13 +16,12 @@ from ganpipe.cluster import board
 from ganpipe.cluster.board import Attempt, Order
 from ganpipe.common import files, processes
 from ganpipe.common.errors import UserError, lines_of, without_secrets
+from ganpipe.common.git import OTHER_CHECKOUT, git_or_error
 from ganpipe.experiments.grid import failure_reason
 from ganpipe.experiments.revisions import open_repo
 from ganpipe.experiments.run import dvc_environment
 
 POLL = 2.0  # seconds between looks at whether the experiment has ended, or must
-# DVC's and git's variables of another checkout, and what hides the clone's code from `python -m`.
-HIDDEN = re.compile(r"DVC_|GIT_(DIR|WORK_TREE|INDEX_FILE)$|PYTHONSAFEPATH$")
 KEPT = "kept"  # marks the clone of an experiment that could not be pushed
 
 
@@ -74,9 +72,9 @@ def _run(order: Order, attempt: Attempt, environment: dict[str, str]) -> None:
     attempt.note("cloning")
     if reason := attempt.must_end():
         raise Ended(reason)
-    git(scratch, "clone", "--quiet", "--no-checkout", order.hub, str(clone))
+    git_or_error(scratch, "clone", "--quiet", "--no-checkout", order.hub, str(clone))
     # By commit: a hub whose HEAD names a missing branch clones to an empty tree.
-    git(clone, "checkout", "--quiet", "--detach", order.commit)
+    git_or_error(clone, "checkout", "--quiet", "--detach", order.commit)
     _configure(clone, order, order.cache or str(scratch / "cache"))
     (scratch / "features").mkdir(exist_ok=True)  # of real images, which all cells of a node compare with
     (clone / ".ganpipe").mkdir()
@@ -86,7 +84,7 @@ def _run(order: Order, attempt: Attempt, environment: dict[str, str]) -> None:
     unfinished = attempt.folder / "unfinished"
     _experiment(clone, order, attempt, environment | {files.UNFINISHED: str(unfinished)})
     try:
-        attempt.revision = git(clone, "rev-parse", order.ref)
+        attempt.revision = git_or_error(clone, "rev-parse", order.ref)
         attempt.note("pushing")
         _push_data(clone)
         if reason := attempt.must_end():
@@ -104,21 +102,9 @@ def _run(order: Order, attempt: Attempt, environment: dict[str, str]) -> None:
             shutil.rmtree(done, ignore_errors=True)
 
 
-def git(folder: Path, *words: str) -> str:
-    """Run git and return its output; raise a UserError with the reason if it fails. Never asks a password."""
-    environment = {name: value for name, value in os.environ.items() if not HIDDEN.match(name)}
-    environment |= {"GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"}
-    command = ["git", "-C", str(folder), *words]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, errors="replace")
-    if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if re.match("(fatal|error): |.*rejected", line)]
-        raise UserError(f"git {words[0]}: {(lines or done.stderr.splitlines() or ['it failed'])[0].strip()}")
-    return done.stdout.strip()
-
-
 def _is_pushed(order: Order, attempt: Attempt) -> bool:
     """Return whether an earlier attempt has pushed the experiment; raise a UserError if somebody else has."""
-    listed = git(attempt.folder, "ls-remote", order.hub, order.ref)
+    listed = git_or_error(attempt.folder, "ls-remote", order.hub, order.ref)
     if not listed:
         return False
     revision = listed.split()[0]
@@ -150,7 +136,7 @@ def _configure(clone: Path, order: Order, cache: str) -> None:
         local["exp"]["auto_push"] = False  # a push that fails would only be a warning
     for key, value in (("user.name", "ganpipe"), ("user.email", "ganpipe@localhost")):
         if subprocess.run(["git", "-C", str(clone), "config", key], stdout=subprocess.DEVNULL).returncode:
-            git(clone, "config", key, value)
+            git_or_error(clone, "config", key, value)
 
 
 def _experiment(clone: Path, order: Order, attempt: Attempt, environment: Mapping[str, str]) -> None:
@@ -164,7 +150,7 @@ def _experiment(clone: Path, order: Order, attempt: Attempt, environment: Mappin
     for setting in order.settings:
         dvc += ["-S", setting]
     command = [sys.executable, "-m", "ganpipe.tracking.guard", sys.executable, "-m", *dvc]
-    own = {name: value for name, value in environment.items() if not HIDDEN.match(name)}
+    own = {name: value for name, value in environment.items() if not OTHER_CHECKOUT.match(name)}
     with open(attempt.log, "ab") as log:
         guard = subprocess.Popen(
             command,
@@ -184,7 +170,7 @@ def _experiment(clone: Path, order: Order, attempt: Attempt, environment: Mappin
             assert guard.stdin is not None
             guard.stdin.close()  # ends what still runs, with time for a checkpoint
             guard.wait()
-    listed = git(clone, "for-each-ref", order.ref)
+    listed = git_or_error(clone, "for-each-ref", order.ref)
     if not listed:
         raise UserError(failure_reason(board.read_tail(attempt.log)))
 
@@ -217,12 +203,12 @@ def _push_ref(clone: Path, order: Order, attempt: Attempt) -> None:
     """Push the experiment's ref if the hub has none of this name, and verify it."""
     lease = f"--force-with-lease={order.ref}:"  # the ref must not exist: two attempts never both succeed
     try:
-        git(clone, "push", "--quiet", lease, "origin", f"{order.ref}:{order.ref}")
+        git_or_error(clone, "push", "--quiet", lease, "origin", f"{order.ref}:{order.ref}")
     except UserError:
         if _is_pushed(order, attempt):
             return
         raise
-    found = git(clone, "ls-remote", "origin", order.ref).split()
+    found = git_or_error(clone, "ls-remote", "origin", order.ref).split()
     if found[:1] != [attempt.revision]:
         found_text = " ".join(found) or "no ref"
         raise UserError(f"the hub has {found_text} after the push, expected {attempt.revision}")

@@ -10,7 +10,7 @@ from ganpipe.cluster.board import Order, State
 from ganpipe.cluster.options import Options, environment_for
 from ganpipe.common import files
 from ganpipe.common.errors import UserError
-from ganpipe.common.git import git
+from ganpipe.common.git import git, git_or_error
 from ganpipe.experiments import grid as queue
 from ganpipe.experiments import recipes, revisions
 from ganpipe.fetch.paths import PLACEHOLDER
@@ -58,7 +58,7 @@ def _submit(root: Path, name: str, plan: queue.Plan, options: Options) -> list[P
     if problems := problems + more:
         raise UserError("\n".join(problems))
 
-    commit = cell.git(root, "rev-parse", "HEAD")
+    commit = git_or_error(root, "rev-parse", "HEAD")
     watch.fetch(root, f"refs/exps/{commit[:2]}/{commit[2:]}/*")
     with revisions.open_repo(root) as repo:
         cache = repo.cache.local.path if one_machine else None
@@ -94,7 +94,7 @@ def _remote(root: Path) -> dict[str, str]:
 
 def _checkout_problems(root: Path, hub: str, remote: dict[str, str]) -> Iterator[str]:
     """Yield why clones would lack something: remotes, the commit, changes of the code or the params."""
-    if changed := cell.git(root, "status", "--porcelain", "--", *CODE):
+    if changed := git_or_error(root, "status", "--porcelain", "--", *CODE):
         names = ", ".join(line.split(maxsplit=1)[-1] for line in changed.splitlines()[:3])
         yield f"{names}: changed since the commit that nodes clone; commit and push, or undo it"
     if not remote:
@@ -105,7 +105,7 @@ def _checkout_problems(root: Path, hub: str, remote: dict[str, str]) -> Iterator
                 odb = repo.cloud.get_remote_odb()
                 if not odb.fs.exists(odb.path) and odb.fs.protocol == "local":
                     odb.fs.makedirs(odb.path)
-                tracked = [str(root / path) for path in cell.git(root, "ls-files", "*.dvc").splitlines()]
+                tracked = [str(root / path) for path in git_or_error(root, "ls-files", "*.dvc").splitlines()]
                 if missing := cell.missing_data(repo, tracked) if tracked else 0:
                     yield f"the DVC remote {remote['name']} lacks {missing} tracked files; `dvc push`"
         except Exception as error:  # each kind of store raises its own
@@ -115,11 +115,11 @@ def _checkout_problems(root: Path, hub: str, remote: dict[str, str]) -> Iterator
         yield "no git remote origin; `git remote add origin ADDRESS` and `git push -u origin HEAD`"
         return
     try:
-        cell.git(root, "fetch", "--quiet", "origin")
+        git_or_error(root, "fetch", "--quiet", "origin")
     except UserError as error:
         yield f"the git remote origin ({hub}) cannot be read: {error}"
         return
-    if not cell.git(root, "for-each-ref", "--contains", "HEAD", "refs/remotes/origin"):
+    if not git_or_error(root, "for-each-ref", "--contains", "HEAD", "refs/remotes/origin"):
         yield "HEAD is not on the git remote origin; `git push`"
 
 

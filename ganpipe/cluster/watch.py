@@ -11,11 +11,12 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Column, Table
 
-from ganpipe.cluster import board, cell, on_ray, on_slurm
+from ganpipe.cluster import board, on_ray, on_slurm
 from ganpipe.cluster.board import State
 from ganpipe.cluster.options import Options
 from ganpipe.common import files
 from ganpipe.common.errors import UserError
+from ganpipe.common.git import git_or_error
 
 POLL = 2.0  # seconds between looks at the cells
 # A line of a training's progress: how much is done, and the time left.
@@ -113,7 +114,7 @@ def _text(state: State) -> str:
 
 def fetch(root: Path, *refs: str) -> None:
     """Fetch experiments by their refs; one that this checkout has under another commit is refused."""
-    cell.git(root, "fetch", "--quiet", "origin", *(f"{ref}:{ref}" for ref in refs))
+    git_or_error(root, "fetch", "--quiet", "origin", *(f"{ref}:{ref}" for ref in refs))
 
 
 def collect(root: Path, name: str, options: Options) -> None:

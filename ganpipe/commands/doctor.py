@@ -20,7 +20,7 @@ from ganpipe.common.git import git
 from ganpipe.common.processes import ancestry, start_of
 from ganpipe.tracking.mirror import end_killed, left_running
 from ganpipe.tracking.ui import left_servers
-from ganpipe.train.unfinished import holders
+from ganpipe.train.resume.unfinished import holders
 
 DVC_PROGRAMS = {"dvc", "ganpipe", "ipykernel_launcher", "ipython"}  # programs that may hold DVC's locks
 STOP_SECONDS = 120.0  # a trainer's time to write a checkpoint and exit

@@ -90,9 +90,8 @@ def read_classes(root: Path, data: Dataset) -> tuple[dict[str, int], np.ndarray]
         example = data.index["name"].iloc[rows[first[order[which]]]]
         raise UserError(f"model.conditional: {problem} ({example}); {remedy}, or set it to false")
     places = {name: i for i, name in enumerate(names)}
-    return dict(zip(names, numbers, strict=True)), np.array(
-        [places.get(name, -1) for name in labels.tolist()]
-    )
+    class_of = np.array([places.get(name, -1) for name in labels.tolist()])
+    return dict(zip(names, numbers, strict=True)), class_of
 
 
 def write_description(folder: Path) -> None:

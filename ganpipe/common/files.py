@@ -57,6 +57,12 @@ def records(folder: Path) -> list[Path]:
     return sorted(folder.glob("[0-9]*.json"), key=lambda path: -int(path.stem))
 
 
+def newer(record: Path) -> str | None:
+    """Return the number of the newest attempt if it is another one than this; None: there is none."""
+    newest = next(iter(records(record.parent)), record)  # no record at all: the storage is away
+    return newest.stem if newest.stem != record.stem else None
+
+
 @contextmanager
 def temporary_space() -> Iterator[None]:
     """Turn the error of a full disk under temporary files into a UserError that tells how to use another."""

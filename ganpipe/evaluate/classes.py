@@ -7,8 +7,8 @@ import numpy as np
 
 from ganpipe.common import dataset
 from ganpipe.common.stages import stage_file
-from ganpipe.evaluate.judges import subset_kid
-from ganpipe.evaluate.scores import Metrics, Scores, rounded
+from ganpipe.evaluate.judges import rounded, subset_kid
+from ganpipe.evaluate.scores import Metrics, Scores
 from ganpipe.models.generator import classes_of_seeds
 from ganpipe.params import Evaluate
 

@@ -33,10 +33,16 @@ def further_numbers(
 
 def kid_quotient(metrics: Mapping[str, Any], params: Evaluate) -> Numbers:
     """Return `kid_quotient`, the extractor's KID over the second one's, None if one is not above 0."""
-    if params.second_extractor in (None, params.extractor):
+    second = metrics.get(f"kid_{params.second_extractor}")
+    if second is None or params.second_extractor == params.extractor:
         return {}
-    first, second = (metrics[f"kid_{name}"] for name in (params.extractor, params.second_extractor))
-    return {"kid_quotient": float(f"{first / second:.4g}") if min(first, second) > 0 else None}
+    first = metrics[f"kid_{params.extractor}"]
+    return {"kid_quotient": rounded(first / second) if min(first, second) > 0 else None}
+
+
+def rounded(value: float | None) -> float | None:
+    """Keep six significant digits: float32 features determine no more, and they are stable in a diff."""
+    return None if value is None else float(f"{value:.6g}")
 
 
 def _patch_distances(real: RealImages, sets: Sets, seed: int) -> list[Numbers]:

@@ -10,7 +10,7 @@ from jinja2 import Template
 
 from ganpipe.common.errors import ParamError, UserError
 from ganpipe.evaluate.extraction import Features, RealImages, extract_features
-from ganpipe.evaluate.judges import Numbers, further_numbers, kid_quotient, subset_kid
+from ganpipe.evaluate.judges import Numbers, further_numbers, kid_quotient, rounded, subset_kid
 from ganpipe.metrics import copies, extractors, manifold
 from ganpipe.metrics.classifier import c2st_auc
 from ganpipe.metrics.fd import fd
@@ -206,11 +206,6 @@ def _mean_and_sd(sets: Sequence[Numbers], name: str) -> Numbers:
         name: rounded(float(np.mean(values))) if values else None,
         f"{name}_sd": rounded(float(np.std(values, ddof=1))) if len(values) > 1 else None,
     }
-
-
-def rounded(value: float | None) -> float | None:
-    """Keep six significant digits: float32 features determine no more, and they are stable in a diff."""
-    return None if value is None else float(f"{value:.6g}")
 
 
 def summary(scores: Scores) -> str:

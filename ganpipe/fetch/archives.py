@@ -231,7 +231,7 @@ def _member(path: Path, open_it: Callable[[], IO[bytes]]) -> Iterator[IO[bytes]]
 
 
 @contextmanager
-def refuse_damage(path: object) -> Iterator[None]:
+def refuse_damage(path: object, expected: str = "a folder, zip or tar") -> Iterator[None]:
     """Turn the exceptions that a damaged archive raises into a UserError about the path."""
     try:
         yield
@@ -239,7 +239,7 @@ def refuse_damage(path: object) -> Iterator[None]:
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             raise
         reason = f"{type(error).__name__}: {textwrap.shorten(str(error), 200)}"
-        problem = f"damaged, or not a folder, zip or tar ({reason})"
+        problem = f"damaged, or not {expected} ({reason})"
         raise UserError(f"{path}: {problem}; get a new copy, or name a folder of pictures") from None
 
 

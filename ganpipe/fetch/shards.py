@@ -61,7 +61,7 @@ def parquet(paths: tuple[Path, ...]) -> Iterator[Contents]:
     pictures: NamedFiles = []
     labels: Labels = {}
     for shard, name in _shards(paths, (".parquet",)):
-        with refuse_damage(shard), tables.ParquetFile(shard) as table:
+        with refuse_damage(shard, "a Parquet file"), tables.ParquetFile(shard) as table:
             column = _column(shard, table.schema_arrow)
             row, groups = 0, table.metadata
             if groups.num_rows + len(pictures) > MAX_FILES:
@@ -136,7 +136,7 @@ def _group(shard: Path, column: str, number: int) -> list[Any]:
 
 @contextmanager
 def _open(shard: Path, column: str, number: int, row: int) -> Iterator[IO[bytes]]:
-    with refuse_damage(shard):
+    with refuse_damage(shard, "a Parquet file"):
         file = BytesIO(_group(shard, column, number)[row] or b"")
     yield file
 

@@ -174,9 +174,8 @@ def class_number(spec: NetworkSpec, name: str) -> int:
     if not spec.classes:
         raise UserError(f"class: found {name!r}, but the generator was trained with model.conditional=false")
     near = difflib.get_close_matches(name, spec.classes, 3, 0.4) or list(spec.classes)[:10]
-    raise UserError(
-        f"class: the generator has no class {name!r}; it has {len(spec.classes)}, such as {', '.join(near)}"
-    )
+    known = f"it has {len(spec.classes)}, such as {', '.join(near)}"
+    raise UserError(f"class: the generator has no class {name!r}; {known}")
 
 
 def check_request(n: int, seed: int, z_scale: float, max_images: int = MAX_IMAGES) -> None:

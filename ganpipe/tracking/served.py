@@ -32,24 +32,18 @@ class Generator(PythonModel):
         A parameter out of its range raises an MlflowException: the server answers status 400 with its text.
         """
         from ganpipe.common.errors import UserError
-        from ganpipe.models.generator import (
-            check_request,
-            class_number,
-            images_of,
-            latents_of_seeds,
-            png_bytes,
-        )
+        from ganpipe.models import generator as trained
 
         given = {name: value for name, value in (params or {}).items() if value is not None}
         n, seed, z_scale, name = (DEFAULTS | given).values()
         G, spec = self.generator.network, self.generator.spec
         try:
-            check_request(n, seed, z_scale, MAX_IMAGES)
-            number = class_number(spec, name) if name else None
+            trained.check_request(n, seed, z_scale, MAX_IMAGES)
+            number = trained.class_number(spec, name) if name else None
         except UserError as error:
             raise MlflowException(str(error), INVALID_PARAMETER_VALUE) from None
-        images = images_of(G, latents_of_seeds(spec, seed, n, z_scale, number))
-        pngs = (base64.b64encode(png_bytes(image)).decode() for image in images)
+        images = trained.images_of(G, trained.latents_of_seeds(spec, seed, n, z_scale, number))
+        pngs = (base64.b64encode(trained.png_bytes(image)).decode() for image in images)
         return [{"seed": seed + i, "png": png} for i, png in enumerate(pngs)]
 
 

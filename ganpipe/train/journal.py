@@ -16,13 +16,14 @@ from ganpipe.common.progress import Progress
 from ganpipe.common.sheets import columns_for, sheet
 from ganpipe.common.stages import EVALS_COLUMNS, HISTORY_COLUMNS, PERF_COLUMNS, STEP_NUMBERS
 from ganpipe.models.generator import class_rows, draw_z, images_of, save_generator
-from ganpipe.train import alarms, checkpoint, rescue
+from ganpipe.train import alarms, rescue
 from ganpipe.train.environment import describe, hardware_of
 from ganpipe.train.options import TrainOptions
 from ganpipe.train.plan import Plan
 from ganpipe.train.players import Players, state_of
 from ganpipe.train.probe import Probe
 from ganpipe.train.rescue import DIVERGED, Course, Event, Trouble
+from ganpipe.train.resume import checkpoint
 from ganpipe.train.table import Table
 
 

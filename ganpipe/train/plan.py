@@ -18,7 +18,7 @@ from ganpipe.models.generator import draw_z, with_classes
 from ganpipe.models.layers import NetworkSpec
 from ganpipe.params import Model, Train
 from ganpipe.train.devices.feed import Draw
-from ganpipe.train.unfinished import folder_for
+from ganpipe.train.resume.unfinished import folder_for
 
 
 @dataclass(frozen=True)

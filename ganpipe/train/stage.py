@@ -11,7 +11,7 @@ from ganpipe.common.errors import Interrupted
 from ganpipe.common.files import whole
 from ganpipe.common.stages import OUTPUTS, stage_folder
 from ganpipe.models import residual
-from ganpipe.train import alarms, rescue, unfinished
+from ganpipe.train import alarms, rescue
 from ganpipe.train.devices.compute import exact_kernels
 from ganpipe.train.devices.graph import can_record
 from ganpipe.train.devices.ranks import join_ranks, rank_device
@@ -19,6 +19,7 @@ from ganpipe.train.loop import run_attempt
 from ganpipe.train.options import TrainOptions
 from ganpipe.train.plan import Plan
 from ganpipe.train.rescue import Trouble
+from ganpipe.train.resume import unfinished
 from ganpipe.train.resume.copies import copies_of
 from ganpipe.train.signals import orphaned
 

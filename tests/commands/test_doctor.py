@@ -22,7 +22,7 @@ TRAINER = """
 import os, sys, time
 from pathlib import Path
 from ganpipe.train.signals import stop_signals
-from ganpipe.train.unfinished import folder_for, locked
+from ganpipe.train.resume.unfinished import folder_for, locked
 main = Path(os.environ["DVC_ROOT"])
 with locked(folder_for(Path(), {}), Path()), stop_signals() as received:
     (main / "began.tmp").write_text(str(os.getpid()))

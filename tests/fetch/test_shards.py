@@ -126,7 +126,7 @@ def test_bad_shards_are_one_sentence(root: Path, tmp_path: Path, monkeypatch: py
     assert "no column has the bytes of pictures; found label (int64)" in refusal("parquet", numbers)
     broken = tmp_path / "broken.parquet"
     broken.write_bytes(good.read_bytes()[:-20])
-    assert "damaged" in refusal("parquet", broken)
+    assert "damaged, or not a Parquet file" in refusal("parquet", broken)
     middle = bytearray(good.read_bytes())
     middle[10:60] = bytes(50)
     broken.write_bytes(middle)

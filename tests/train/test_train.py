@@ -169,7 +169,7 @@ def test_cadence_changes_nothing(root: Path, small_params: Params, undisturbed: 
 KILL_POINTS = {
     "step": ("ganpipe.train.step", "g_loss", False),
     "before rename": ("os", "replace", False),
-    "after checkpoint": ("ganpipe.train.checkpoint", "save", True),
+    "after checkpoint": ("ganpipe.train.resume.checkpoint", "save", True),
     "event": ("ganpipe.train.rescue", "write_events", True),
     "best": ("ganpipe.train.journal", "save_generator", True),
     "publish": ("shutil", "copyfile", False),

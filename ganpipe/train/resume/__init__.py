@@ -1,1 +1,1 @@
-"""Resume on another machine: copies of an unfinished training on storage that both see."""
+"""How an interrupted training goes on: its folder and lock, checkpoints, and copies for other machines."""

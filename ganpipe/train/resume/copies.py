@@ -19,7 +19,7 @@ from pathlib import Path
 from ganpipe.common import files
 from ganpipe.common.errors import UserError
 from ganpipe.common.processes import NODE
-from ganpipe.train import unfinished
+from ganpipe.train.resume import unfinished
 
 SKIPPED = re.compile(r".*\.(tmp|damaged)")
 CHECKPOINT = re.compile(r"attempts/(\d+)/(?:healthy/)?(\d+)\.checkpoint")
@@ -72,9 +72,8 @@ class Copies:
 
         Raises UserError: another attempt has taken over this training.
         """
-        newest = next(iter(files.records(self.shared)), self.record)  # none: the storage is away
-        if newest.stem != self.record.stem:
-            reason = f"attempt {newest.stem} has taken over from this attempt {self.record.stem}"
+        if newest := files.newer(self.record):
+            reason = f"attempt {newest} has taken over from this attempt {self.record.stem}"
             raise UserError(f"{reason} in {self.shared}; this one stops, and the other trains on")
         try:
             listed = {str(path.relative_to(self.folder)): self._copy(path) for path in _files(self.folder)}

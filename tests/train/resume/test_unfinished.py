@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 from ganpipe.common.errors import UserError
+from ganpipe.train.resume.unfinished import folder_for, locked, remove
 from ganpipe.train.signals import ECHO, stop_signals
-from ganpipe.train.unfinished import folder_for, locked, remove
 
 HOLD = """
 import sys
 from pathlib import Path
-from ganpipe.train.unfinished import locked
+from ganpipe.train.resume.unfinished import locked
 with locked(Path(sys.argv[1]), Path(sys.argv[2])):
     print("locked", flush=True)
     sys.stdin.readline()
@@ -55,7 +55,7 @@ STAGE = """
 import sys, time
 from pathlib import Path
 from ganpipe.train.signals import orphaned, stop_signals
-from ganpipe.train.unfinished import locked
+from ganpipe.train.resume.unfinished import locked
 with locked(Path("key"), Path()), stop_signals() as received:
     Path("began").touch()
     deadline = time.monotonic() + 60

@@ -33,9 +33,8 @@ class Holder:
     @property
     def orphaned(self) -> bool:
         """Whether the dvc that ran it is gone; False on another host, whose processes are not seen here."""
-        return (
-            self.host == NODE and self.dvc is not None and not processes.alive(int(self.dvc[0]), self.dvc[1])
-        )
+        dvc = self.dvc if self.host == NODE else None
+        return dvc is not None and not processes.alive(int(dvc[0]), dvc[1])
 
 
 def folder_for(root: Path, identity: dict[str, Any]) -> Path:

@@ -16,9 +16,9 @@ import torch
 from torch import nn
 
 from ganpipe.common import files
-from ganpipe.train import checkpoint
 from ganpipe.train.environment import describe
 from ganpipe.train.players import Players, restore_state, state_of
+from ganpipe.train.resume import checkpoint
 
 
 def trained(steps: int) -> Players:
