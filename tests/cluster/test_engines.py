@@ -99,9 +99,10 @@ def test_a_killed_node_s_cell_runs_on_another(
         node = {"num_cpus": 1, "node_ip_address": f"127.0.0.{place}", "object_store_memory": 100_000_000}
         return cluster.add_node(**node)
 
-    folders = [
-        order(checkout, f"grid-{x}-s0", f"steps={5 + 55 * i}", f"seed={i}") for i, x in enumerate("ab")
-    ]
+    folders = [order(checkout, f"grid-{x}-s0", f"steps={5 + 5 * i}", f"seed={i}") for i, x in enumerate("ab")]
+    hold = folders[1] / "unfinished/hold"  # a slow machine must not finish the cell before its node is dead
+    hold.parent.mkdir()
+    hold.touch()
     options = Options(on=f"ray={cluster.address}", gpus=0)
     doomed = add("21")
     problems, gpus = on_ray.problems(options, [str(tmp_path / "hub.git")], tmp_path / "shared")
@@ -110,11 +111,13 @@ def test_a_killed_node_s_cell_runs_on_another(
     wait(lambda: (folders[1] / "unfinished/step").exists(), "the first step")
     cluster.remove_node(doomed, allow_graceful=False)
     add("22")
+    wait(lambda: "stopped with a checkpoint" in board.read_tail(folders[1] / "1.log"), "the end of attempt 1")
+    hold.unlink()
     wait(lambda: set(states(folders).values()) == {"finished"}, "the end of both cells")
     assert [(folder / "2.log").exists() for folder in folders] == [False, True]
     text = board.read_tail(folders[1] / "2.log")
-    assert "from step 0" not in text and "train: 60/60" in text
-    assert "train: 60/60" not in board.read_tail(folders[1] / "1.log")
+    assert "from step 1 " in text and "train: 10/10" in text
+    assert "train: 10/10" not in board.read_tail(folders[1] / "1.log")
     watch.finish(checkout, "grid", {folder: watch.state_of(folder) for folder in folders})
     assert local_refs(checkout) == on_hub(checkout) and len(on_hub(checkout)) == 2
 

@@ -30,6 +30,8 @@ for step in range(start, int(code["steps"])):
     saved.with_name("new").write_text(str(step + 1))
     saved.with_name("new").replace(saved)
     print(f"train: {step + 1}/{code['steps']} images  0:01 left", flush=True)
+    while saved.with_name("hold").exists() and os.getppid() == dvc:
+        time.sleep(0.1)
 Path("out.txt").write_text(f"{Path(__file__).parent == Path.cwd()} {code['seed']} {code['steps']}")
 """
 PIPELINE = """

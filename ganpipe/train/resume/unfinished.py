@@ -18,6 +18,7 @@ from ganpipe.common.errors import UserError
 from ganpipe.common.processes import NODE
 from ganpipe.train.signals import dvc_process
 
+MOMENT = 1.0  # seconds to wait for a process that is ending and has removed its note already
 PATIENCE = 60.0  # seconds to wait for a process whose dvc is gone to write its checkpoint
 
 
@@ -64,7 +65,7 @@ def locked(folder: Path, root: Path) -> Iterator[None]:
 
 def _acquire(lock: FileLock, note: Path) -> None:
     with suppress(Timeout):
-        lock.acquire(blocking=False)
+        lock.acquire(timeout=MOMENT)
         return
     reason, remedy = f"{lock.lock_file} is locked", "wait for the process that holds it"
     if holder := _read(note):

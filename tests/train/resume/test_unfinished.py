@@ -4,10 +4,12 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from ganpipe.common.errors import UserError
 from ganpipe.train.resume.unfinished import folder_for, locked, remove
@@ -83,6 +85,18 @@ def test_a_stage_stops_when_dvc_is_gone(tmp_path: Path, shell: bool) -> None:
     assert (tmp_path / "stopped").read_text() == "SIGTERM True"
     with locked(tmp_path / "key", tmp_path):  # waits for the other to end
         pass
+
+
+def test_a_process_that_is_ending_is_waited_for(tmp_path: Path) -> None:
+    """A training would be refused because of one that has removed its note and is about to unlock."""
+    (tmp_path / ".ganpipe").mkdir()
+    lock = FileLock(tmp_path / ".ganpipe" / "train.lock", thread_local=False)
+    lock.acquire()
+    ending = threading.Timer(0.2, lock.release)
+    ending.start()
+    with locked(tmp_path / "key", tmp_path):
+        pass
+    ending.join()
 
 
 def wait_for(path: Path) -> None:
