@@ -23,7 +23,14 @@ from ganpipe.common.stages import stage_folder
 from ganpipe.evaluate.extraction import RealImages, feature_key
 from ganpipe.metrics import copies, extractors, lite0
 from ganpipe.metrics.feature_cache import cached
-from ganpipe.models.generator import images_of, latents_of_seeds, load_generator, png_bytes, z_of_seeds
+from ganpipe.models.generator import (
+    class_number,
+    images_of,
+    latents_of_seeds,
+    load_generator,
+    png_bytes,
+    z_of_seeds,
+)
 from ganpipe.models.pixels import to_uint8
 from ganpipe.sample.latent_paths import between
 from ganpipe.tracking.model import WEIGHTS
@@ -104,12 +111,13 @@ class Explorer:
         self.names = [f"component {i}" for i, _ in enumerate(components, 1)]
         self.names += [f"element {int(element)} of z" for element in elements.argmax(1)]
 
-    def pick(self, seed: int, truncation: float, offsets: Sequence[float]) -> Pick:
+    def pick(self, seed: int, truncation: float, offsets: Sequence[float], class_name: str = "") -> Pick:
         """Return the z of a seed times `truncation`, moved along each direction, within the limits of z.
 
-        With classes the seed's own follows, as in `ganpipe generate`.
+        With classes the named one follows, or without a name the seed's own, as in `ganpipe generate`.
         """
-        z = latents_of_seeds(self.spec, seed, 1, truncation)[0]
+        number = class_number(self.spec, class_name) if class_name else None
+        z = latents_of_seeds(self.spec, seed, 1, truncation, number)[0]
         if any(offsets):
             moved, classes = z.tensor_split([self.spec.params.nz])
             moved = moved + torch.tensor(offsets, dtype=torch.float32) @ self.directions

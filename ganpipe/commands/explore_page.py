@@ -95,17 +95,17 @@ def explore(source: str | None, root: Path, device: str, port: int | None, brows
 class View:
     """Answers to what happens on the page.
 
-    `number` is the place of the snapshot shown, from 1. A pick is a tuple of its seed, truncation and each
-    direction's offset, so that the sliders can be set to it again.
+    `number` is the place of the snapshot shown, from 1. A pick is a tuple of seed, class (empty: the seed's
+    own), truncation and each direction's offset, so that the page can be set to it again.
     """
 
     def __init__(self, explorer: Explorer, folder: Path) -> None:
         self.explorer, self.folder = explorer, folder
 
-    def picture(self, number: int, seed: int, truncation: float, *offsets: float) -> str:
+    def picture(self, number: int, seed: int, class_name: str, truncation: float, *offsets: float) -> str:
         """Show one image, as fast as possible."""
         weights = self.explorer.weights[int(number) - 1]
-        pick = self.explorer.pick(seed, truncation, offsets)
+        pick = self.explorer.pick(seed, truncation, offsets, class_name)
         image, classes = self.explorer.preview(pick, weights), pick.z[self.explorer.spec.params.nz :]
         moved = ", moved" if any(offsets) else ""
         if len(classes):
@@ -113,7 +113,9 @@ class View:
         epoch = "" if weights.epoch is None else f", after epoch {weights.epoch}"
         return f"{_img(image)}<p>seed {seed}{moved}{epoch}</p>"
 
-    def grid(self, number: int, first: str, truncation: float, step: int = 0) -> tuple[str, int, str]:
+    def grid(
+        self, number: int, first: str, class_name: str, truncation: float, step: int = 0
+    ) -> tuple[str, int, str]:
         """Show the images of consecutive seeds, `step` grids after the seed `first`."""
         import gradio as gr
 
@@ -124,7 +126,7 @@ class View:
             raise gr.Error(f"found {first[:30]!r}, expected a whole number", print_exception=False) from None
         except UserError as error:
             raise gr.Error(str(error), print_exception=False) from None
-        picks = [self.explorer.pick(seed + i, truncation, ()) for i in range(GRID_IMAGES)]
+        picks = [self.explorer.pick(seed + i, truncation, (), class_name) for i in range(GRID_IMAGES)]
         images = self.explorer.images(picks, self.explorer.weights[int(number) - 1])
         return str(seed), seed, _buttons(images, picks)
 
@@ -161,7 +163,9 @@ class View:
         yield f"<h4>Pick {chosen + 1} and its nearest training images</h4>{row}<p>{text}</p>"
 
     def _made(self, picks: list[Any]) -> list[Pick]:
-        return [self.explorer.pick(seed, truncation, offsets) for seed, truncation, *offsets in picks]
+        return [
+            self.explorer.pick(seed, truncation, offsets, name) for seed, name, truncation, *offsets in picks
+        ]
 
 
 def _img(image: np.ndarray) -> str:
@@ -198,6 +202,10 @@ def layout(explorer: Explorer, title: str) -> SimpleNamespace:
                 c.take = gr.Button("Pick", elem_id="take", variant="primary", **small)
                 c.reset = gr.Button("Reset", elem_id="reset", **small)
         with gr.Column(scale=4, min_width=280, elem_id="sliders"):
+            names = [("each seed’s own", ""), *explorer.spec.classes]
+            c.class_name = gr.Dropdown(
+                names, value="", label="class", visible=len(names) > 1, elem_id="class", min_width=90
+            )
             c.truncation = gr.Slider(0.1, 1, 1, step=0.05, label="truncation", buttons=[])
             last = len(explorer.weights)
             c.number = gr.Slider(
@@ -248,21 +256,25 @@ def build(explorer: Explorer, folder: Path, title: str) -> Any:
         def remove(picks: list[Any], chosen: int) -> tuple[list[Any], int]:
             return picks[:chosen] + picks[chosen + 1 :], max(0, min(chosen, len(picks) - 2))
 
-        shown = [c.number, c.seed, *sliders]
+        pick = [c.seed, c.class_name, *sliders]
         state, results = [c.picks, c.chosen, c.number], [c.picked, c.film, c.png, c.zip]
-        draw = {"fn": view.picture, "inputs": shown, "outputs": c.picture, **fast}
-        seeds = {"inputs": [c.number, c.first, c.truncation], "outputs": [c.first, c.start, c.grid]}
-        gr.on([s.input for s in (*sliders, c.number)], **draw)
-        gr.on([page.load, c.first.submit, c.truncation.release, c.number.release], view.grid, **seeds)
+        draw = {"fn": view.picture, "inputs": [c.number, *pick], "outputs": c.picture, **fast}
+        seeds = {
+            "inputs": [c.number, c.first, c.class_name, c.truncation],
+            "outputs": [c.first, c.start, c.grid],
+        }
+        gr.on([s.input for s in (*sliders, c.number, c.class_name)], **draw)
+        drawn_anew = [c.first.submit, c.class_name.input, c.truncation.release, c.number.release]
+        gr.on([page.load, *drawn_anew], view.grid, **seeds)
         page.load(**draw)
         for button, step in ((c.back, -1), (c.on, 1)):
             button.click(partial(view.grid, step=step), **seeds)
         c.grid.select(choose, c.start, [c.seed, *c.offsets], queue=False).then(**draw)
         c.reset.click(lambda: [1, *still], None, sliders, queue=False).then(**draw)
         for event in (
-            c.take.click(take, [c.picks, c.seed, *sliders], [c.picks, c.chosen]),
+            c.take.click(take, [c.picks, *pick], [c.picks, c.chosen]),
             c.remove.click(remove, [c.picks, c.chosen], [c.picks, c.chosen]),
-            c.picked.select(reopen, c.picks, [c.chosen, c.seed, *sliders]).then(**draw),
+            c.picked.select(reopen, c.picks, [c.chosen, *pick]).then(**draw),
             c.number.release(lambda: None),
         ):
             event.then(view.picked, state, results, **last).then(view.nearest, state, c.near, **last)

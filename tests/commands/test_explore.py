@@ -1,5 +1,6 @@
 """`ganpipe explore`: directions, picks and what is said of them; the page itself with -m browser."""
 
+import base64
 import io
 import json
 import os
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +23,16 @@ from PIL import Image
 from ruamel.yaml import YAML
 from torch import nn
 
+from ganpipe import models
 from ganpipe.commands import explore_page
 from ganpipe.commands.explore import Explorer, directions_of, write_zip
 from ganpipe.commands.generate import GenerateOptions, generate
 from ganpipe.commands.picks import Pick, file_names, picks_json
 from ganpipe.common import dataset, files
 from ganpipe.common.errors import UserError
-from ganpipe.models.generator import images_of, load_generator, z_of_seeds
+from ganpipe.models.generator import images_of, latents_of_seeds, load_generator, png_bytes, z_of_seeds
+from ganpipe.models.generator import save_generator as write_weights
+from ganpipe.models.layers import NetworkSpec
 from ganpipe.params import Params
 
 KEEP = os.environ.get("GANPIPE_SCREENSHOTS")  # a folder that receives a screenshot, such as docs/
@@ -53,9 +58,7 @@ def root(
     moved = load_generator(train / "generator.safetensors")
     for parameter in moved.network.parameters():
         parameter.mul_(0.9)
-    from ganpipe.models.generator import save_generator as save
-
-    save(moved.network, moved.spec, train / "snapshots/2.safetensors")
+    write_weights(moved.network, moved.spec, train / "snapshots/2.safetensors")
     shutil.copy(train / "generator.safetensors", train / "snapshots/3.safetensors")
     YAML().dump(updated(small_params, evaluate__extractor="lite0").model_dump(), folder / "params.yaml")
     return folder
@@ -115,6 +118,27 @@ def test_sliders_at_rest_leave_the_seeds_image_and_limits_hold(root: Path, small
     assert float(z.abs().max()) == 1 and len(uniform.weights) == 1
     assert uniform.names[:6] == [f"component {i}" for i in range(1, 7)]
     assert sorted({int(re.findall(r"\d+", name)[0]) for name in uniform.names[6:]} - set(range(8))) == []
+
+
+def test_a_pick_is_of_the_class_that_is_chosen(tmp_path: Path, small_params: Params) -> None:
+    """A failure means images of another class than the page says, or than `generate --class` makes."""
+    path = generator_with_classes(tmp_path, small_params)
+    explorer = Explorer(str(path), tmp_path, "cpu")
+    picks = [explorer.pick(7, 0.5, (), name) for name in ("", "cat", "dog")]
+    for pick, number in zip(picks, (None, 0, 1), strict=True):
+        assert torch.equal(pick.z, latents_of_seeds(explorer.spec, 7, 1, 0.5, number)[0])
+    moved = explorer.pick(7, 0.5, [1.0] * 12, "dog").z
+    nz = small_params.model.nz
+    assert torch.equal(moved[nz:], picks[2].z[nz:]) and not torch.equal(moved[:nz], picks[2].z[:nz])
+
+
+def generator_with_classes(folder: Path, values: Params) -> Path:
+    """Save an untrained generator of cats and dogs, and return its file."""
+    model = values.model.model_copy(update={"conditional": True})
+    spec = NetworkSpec(model, 16, 1, {"cat": 3, "dog": 2})
+    torch.manual_seed(0)
+    write_weights(models.build_generator(spec).eval(), spec, folder / "classes.safetensors")
+    return folder / "classes.safetensors"
 
 
 def test_a_film_begins_and_ends_with_picks(root: Path) -> None:
@@ -251,9 +275,15 @@ def test_a_taken_port_is_one_line(root: Path, monkeypatch: pytest.MonkeyPatch) -
 def address(root: Path) -> Iterator[str]:
     """The address that `ganpipe explore` prints; GANPIPE_SHOWN names another checkout, of a real run."""
     pytest.importorskip("gradio")
-    folder = Path(os.environ.get("GANPIPE_SHOWN") or root).resolve()
+    with serving(Path(os.environ.get("GANPIPE_SHOWN") or root).resolve()) as printed:
+        yield printed
+
+
+@contextmanager
+def serving(folder: Path, *source: str) -> Iterator[str]:
+    """Run `ganpipe explore` in a folder, and give the address that it prints."""
     server = subprocess.Popen(
-        [sys.executable, "-m", "ganpipe", "explore", "--no-browser"],
+        [sys.executable, "-m", "ganpipe", "explore", "--no-browser", *source],
         cwd=folder,
         env=os.environ
         | {"PYTHONPATH": str(ROOT), "HTTP_PROXY": "http://127.0.0.1:9", "GRADIO_SHARE": "True"},
@@ -357,6 +387,32 @@ def test_a_slider_moves_the_picture_and_picks_are_downloaded_and_repeated(
     wait(lambda: "seed 7, moved" in text("#picture") and "Pick 1" in text("#near"), "the first pick again")
     click("#remove")
     wait(lambda: len(images("#picks")) == 1 and not images("#film"), "the pick's removal")
+
+
+@pytest.mark.browser
+def test_the_page_shows_the_class_that_is_chosen(tmp_path: Path, small_params: Params, browser: Any) -> None:
+    """A failure means that a user gets images of any class."""
+    path = generator_with_classes(tmp_path, small_params)
+
+    def images(part: str) -> list[str]:
+        script = "return [...document.querySelectorAll(arguments[0] + ' img')].map(i => i.src)"
+        return list(browser.execute_script(script, part))
+
+    with serving(tmp_path, path.name) as address:
+        browser.get(address)
+        wait(lambda: len(images("#grid")) == 24 and images("#picture"), "the images")
+        before = images("#grid")
+        browser.find_element("css selector", "#class input").click()
+        wait(lambda: browser.find_elements("css selector", "[role=option]"), "the classes")
+        browser.find_elements("css selector", "[role=option]")[2].click()
+        wait(lambda: images("#grid") != before, "the grid of dogs")
+        wait(lambda: "class dog" in browser.page_source, "a dog")
+        browser.execute_script("document.querySelector('#take').click()")
+        wait(lambda: len(images("#picks")) == 1, "the pick")
+        explorer = Explorer(str(path), tmp_path, "cpu")
+        dog = explorer.images([explorer.pick(0, 1.0, (), "dog")], explorer.weights[-1])
+        shown = base64.b64decode(images("#picks")[0].partition(",")[2])
+        assert shown == png_bytes(dog[0])
 
 
 @pytest.mark.browser
