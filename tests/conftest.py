@@ -94,6 +94,7 @@ def small_params(default_params: params.Params) -> params.Params:
         model__nz=8,
         model__ngf=4,
         model__ndf=4,
+        model__conditional=False,
         train__epochs=3,
         train__batch_size=16,
         train__dlr=2e-4,
@@ -182,7 +183,7 @@ def save_generator(
         plain = json.loads((folder / "model.json").read_text())
         section = params.Model(**{name: plain[name] for name in params.Model.model_fields})
     else:
-        section = values.model.model_copy(update=model)
+        section = values.model.model_copy(update={"conditional": False} | model)
     torch.manual_seed(0)
     G = models.build_generator(NetworkSpec(section, resolution, channels))
     for name, tensor in G.state_dict().items():

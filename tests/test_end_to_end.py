@@ -31,7 +31,7 @@ TINY = {
     "  resolution: 28": "  resolution: 16",
     "architecture: resize": "architecture: dcgan",
     "  batch_size: 32": "  batch_size: 64",
-    "drift_weight: 1.0": "drift_weight: 0.0",
+    "drift_weight: 0.5": "drift_weight: 0.0",
     "extractor: lite2": "extractor: lite0",
     "ngf: 32": "ngf: 4",
     "ndf: 32": "ndf: 4",

@@ -71,7 +71,7 @@ def test_numbers_as_dvc_writes_them(tmp_path: Path) -> None:
         (r"  glr: .*", "  glr: -1", "train.glr: found -1, but input should be greater than 0"),
         (r"  glr: .*", "  glr: .nan", "train.glr: found nan, but input should be a finite number"),
         (r"  epochs: .*", "  epochs: '5'", "train.epochs: found '5', but input should be a valid integer"),
-        (r"  steps: .*", "  steps: 5", "train: found epochs 10 and steps 5; set one .* other to null"),
+        (r"  steps: .*", "  steps: 5", "train: found epochs 5 and steps 5; set one .* other to null"),
         (r"  epochs: .*", "  epochs: null", "train: found epochs None and steps None; set one of them"),
         (r"  g_label: .*", "  g_label: 0.0", "train.g_label: found 0.0, but input should be greater than 0"),
         (r"  max_images: .*", "  max_images: 0", "preprocess.max_images: found 0"),
