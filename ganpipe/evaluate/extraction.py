@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from ganpipe.common import seeds
-from ganpipe.common.dataset import Images
 from ganpipe.common.progress import Progress
+from ganpipe.common.shards import Images
 from ganpipe.metrics import extractors, lite0
 from ganpipe.metrics.feature_cache import cached
 

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from ganpipe.common import sheets
-from ganpipe.common.dataset import Images
+from ganpipe.common.shards import Images
 from ganpipe.evaluate.extraction import Features
 from ganpipe.evaluate.inputs import Interval
 from ganpipe.evaluate.scores import DistanceNames, Numbers, degenerate

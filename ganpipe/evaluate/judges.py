@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ganpipe.common.dataset import Images
+from ganpipe.common.shards import Images
 from ganpipe.evaluate.extraction import RealImages, extract_features
 from ganpipe.metrics import extractors
 from ganpipe.metrics.kid import kid

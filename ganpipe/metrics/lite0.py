@@ -14,9 +14,9 @@ from torch.nn.functional import adaptive_avg_pool2d
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ganpipe.common import files
-from ganpipe.common.dataset import Images
 from ganpipe.common.errors import UserError
 from ganpipe.common.progress import Progress
+from ganpipe.common.shards import Images
 
 # Cells a side of the grid over which maps are averaged, which keeps where patterns are.
 GRID = 4

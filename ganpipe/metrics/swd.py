@@ -10,7 +10,7 @@ import torch
 from torch.nn.functional import pad
 
 from ganpipe.common import seeds
-from ganpipe.common.dataset import Images
+from ganpipe.common.shards import Images
 
 PATCH, LEAST_SIDE = 7, 16  # pixels a side of a patch, and of the smallest level of larger images
 # The paper: 128 patches of each of 16,384 images, 512 projections. A set has about PATCHES at most here.

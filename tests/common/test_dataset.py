@@ -1,5 +1,8 @@
 """Reading the packed data set."""
 
+import mmap
+import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,8 +11,9 @@ import pandas as pd
 import pytest
 from conftest import divide
 
-from ganpipe.common.dataset import Shards, load, write_description
+from ganpipe.common.dataset import load, write_description
 from ganpipe.common.errors import UserError
+from ganpipe.common.shards import Shards
 
 IMAGES = np.arange(5 * 4 * 4, dtype=np.uint8).reshape(5, 4, 4, 1)
 
@@ -66,6 +70,22 @@ def test_images_in_several_files_are_one_array(
     assert np.array_equal(out, IMAGES[[4, 0, 3]])
     with pytest.raises(IndexError):
         data.images[np.array([5])]
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="only Linux tells how a file is mapped")
+@pytest.mark.parametrize("larger", [False, True])
+def test_a_set_larger_than_memory_is_read_image_by_image(
+    tmp_path: Path, write_packed: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, larger: bool
+) -> None:
+    """Each image of a batch would make the kernel read fifty times its bytes (docs/large-sets.md)."""
+    folder = write_packed(tmp_path, IMAGES)
+    divide(folder, 2)
+    monkeypatch.setattr(mmap, "PAGESIZE", 1)
+    monkeypatch.setattr(os, "sysconf", lambda _: IMAGES.nbytes - larger)
+    data = load(folder)
+    maps = re.findall(rf"{folder}/.*npy\n(?:.*\n)*?VmFlags:(.*)", Path("/proc/self/smaps").read_text())
+    assert len(maps) == 2 and all((" rr " in flags) == larger for flags in maps)
+    assert np.array_equal(data.images[:], IMAGES)
 
 
 @pytest.mark.parametrize("damage", ["missing", "side"])

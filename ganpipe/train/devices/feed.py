@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from ganpipe.common.dataset import Images
+from ganpipe.common.shards import Images
 from ganpipe.models.pixels import to_float
 
 # Rows of the packed array, int64 B, and which of their images are mirrored, bool B on the CPU; None: none.

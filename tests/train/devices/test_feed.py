@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from ganpipe.common.dataset import Images, Shards
+from ganpipe.common.shards import Images, Shards
 from ganpipe.train.devices import feed
 from ganpipe.train.devices.feed import Feed, Way, way_for
 
