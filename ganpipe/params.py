@@ -80,6 +80,7 @@ class Preprocess(Section):
     max_rejected: Share
     duplicates: Literal["report", "drop"]
     max_images: Positive | None
+    shard_mb: Positive | None
 
     @model_validator(mode="after")
     def _sizes_belong_to_the_crop(self) -> Self:

@@ -148,6 +148,14 @@ def write_packed() -> Callable[..., Path]:
     return write
 
 
+def divide(folder: Path, *counts: int) -> None:
+    """Divide a packed data set: so many images to the first files, the rest to the last one."""
+    images = np.load(folder / "images.npy")
+    (folder / "shards").mkdir(exist_ok=True)
+    for number, part in enumerate(np.split(images, np.cumsum(counts))):
+        np.save(folder / f"shards/{number:05}.npy" if number else folder / "images.npy", part)
+
+
 def save_later_outputs(root: Path, picture: Image.Image) -> None:
     """Write what MLflow shows of the sample and evaluate stages: a picture as each sheet, empty tables."""
     for stage in ("sample", "evaluate"):

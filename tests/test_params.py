@@ -75,6 +75,7 @@ def test_numbers_as_dvc_writes_them(tmp_path: Path) -> None:
         (r"  epochs: .*", "  epochs: null", "train: found epochs None and steps None; set one of them"),
         (r"  g_label: .*", "  g_label: 0.0", "train.g_label: found 0.0, but input should be greater than 0"),
         (r"  max_images: .*", "  max_images: 0", "preprocess.max_images: found 0"),
+        (r"  shard_mb: .*", "  shard_mb: 0", "preprocess.shard_mb: found 0"),
         (r"  epochs: .*", "  epochs: true", "train.epochs: found True, but input should be a valid integer"),
         (r"resolution: 28", "resolution: 33", "preprocess.resolution: 33 px .* 32 and 40"),
         (r"  last_stride: .*", "  last_stride: 3", "model: last_stride must be 2 unless .* is dcgan"),

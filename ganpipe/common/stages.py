@@ -7,7 +7,7 @@ STAGES = ("fetch", "preprocess", "train", "sample", "evaluate")
 OUTPUTS: dict[str, tuple[str, ...]] = {
     "fetch": ("images.zip", "manifest.csv", "landmarks.csv", "labels.csv", "source.json"),
     "preprocess": (
-        *("images.npy", "index.csv", "data.json", "rejected.csv", "duplicates.csv"),
+        *("images.npy", "shards", "index.csv", "data.json", "rejected.csv", "duplicates.csv"),
         *("report.json", "report.html", "contact_sheet.png", "histograms.png"),
     ),
     "train": (

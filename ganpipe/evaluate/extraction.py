@@ -10,6 +10,7 @@ import torch
 
 from ganpipe.common import seeds
 from ganpipe.common.progress import Progress
+from ganpipe.common.shards import Images
 from ganpipe.metrics import extractors, lite0
 from ganpipe.metrics.feature_cache import cached
 
@@ -21,9 +22,9 @@ LAYOUT_IMAGES = 2048
 class RealImages:
     """Training and held-out images, uint8 N×H×W×C in [0, 255], which may be in one array; rows are int64."""
 
-    images: np.ndarray
+    images: Images
     train_rows: np.ndarray
-    held_out: np.ndarray
+    held_out: Images
     held_out_rows: np.ndarray
     digest: str  # of all of them
 

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from ganpipe.common import sheets
+from ganpipe.common.shards import Images
 from ganpipe.evaluate.extraction import Features
 from ganpipe.evaluate.inputs import Interval
 from ganpipe.evaluate.scores import DistanceNames, Numbers, degenerate
@@ -24,7 +25,7 @@ SHARES = ("precision", "recall", "density", "coverage")
 COLOURS = {"training": "#9a9a9a", "held out": "#1f77b4", "generated": "#e8590c"}
 
 
-def real_fake_picture(real: np.ndarray, rows: np.ndarray, generated: np.ndarray) -> Image.Image:
+def real_fake_picture(real: Images, rows: np.ndarray, generated: np.ndarray) -> Image.Image:
     """Show up to 64 real images beside as many generated ones, small ones enlarged by a whole factor.
 
     Images are uint8 N×H×W×C in [0, 255]; `rows` of the real ones, in random order, are at most the generated.
@@ -41,7 +42,7 @@ def real_fake_picture(real: np.ndarray, rows: np.ndarray, generated: np.ndarray)
 
 
 def nearest_picture(
-    features: Features, generated: np.ndarray, train: np.ndarray, train_rows: np.ndarray
+    features: Features, generated: np.ndarray, train: Images, train_rows: np.ndarray
 ) -> Image.Image:
     """Show generated images with their three nearest training images, the most suspicious ones first.
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ganpipe.common.shards import Images
 from ganpipe.evaluate.extraction import RealImages, extract_features
 from ganpipe.metrics import extractors
 from ganpipe.metrics.kid import kid
@@ -14,7 +15,7 @@ from ganpipe.metrics.swd import patches, swd
 from ganpipe.params import Evaluate
 
 Numbers = dict[str, float | None]
-Sets = Sequence[tuple[np.ndarray, np.ndarray]]  # images uint8 M×H×W×C in [0, 255], and a set's N rows of them
+Sets = Sequence[tuple[Images, np.ndarray]]  # images uint8 M×H×W×C in [0, 255], and a set's N rows of them
 
 
 def further_numbers(

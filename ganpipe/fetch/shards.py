@@ -64,8 +64,8 @@ def parquet(paths: tuple[Path, ...]) -> Iterator[Contents]:
         with refuse_damage(shard, "a Parquet file"), tables.ParquetFile(shard) as table:
             column = _column(shard, table.schema_arrow)
             row, groups = 0, table.metadata
-            if groups.num_rows + len(pictures) > MAX_FILES:
-                raise UserError(f"{shard}: more than {MAX_FILES:,} pictures with those before it")
+            if groups.num_rows > MAX_FILES:
+                raise UserError(f"{shard}: more than {MAX_FILES:,} pictures; divide it into several files")
             for number in range(groups.num_row_groups):
                 group = groups.row_group(number)
                 if group.total_byte_size > MAX_GROUP:

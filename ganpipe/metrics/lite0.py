@@ -16,6 +16,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from ganpipe.common import files
 from ganpipe.common.errors import UserError
 from ganpipe.common.progress import Progress
+from ganpipe.common.shards import Images
 
 # Cells a side of the grid over which maps are averaged, which keeps where patterns are.
 GRID = 4
@@ -128,7 +129,7 @@ def read_weights(path: Path, sha256: str, network: str, remedy: str) -> dict[str
 
 def extract(
     extractor: torch.nn.Module,
-    images: np.ndarray,
+    images: Images,
     batch_size: int,
     device: str,
     progress: Progress | None = None,

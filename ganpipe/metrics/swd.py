@@ -10,6 +10,7 @@ import torch
 from torch.nn.functional import pad
 
 from ganpipe.common import seeds
+from ganpipe.common.shards import Images
 
 PATCH, LEAST_SIDE = 7, 16  # pixels a side of a patch, and of the smallest level of larger images
 # The paper: 128 patches of each of 16,384 images, 512 projections. A set has about PATCHES at most here.
@@ -33,7 +34,7 @@ def swd(real: dict[int, torch.Tensor], fake: dict[int, torch.Tensor], seed: int)
     return distances
 
 
-def patches(images: np.ndarray, rows: np.ndarray, seed: int, purpose: str) -> dict[int, torch.Tensor]:
+def patches(images: Images, rows: np.ndarray, seed: int, purpose: str) -> dict[int, torch.Tensor]:
     """Cut random patches of 7×7 pixels from each level of the images `rows` of uint8 M×H×W×C in [0, 255].
 
     Returns:

@@ -14,7 +14,7 @@ import pandas as pd
 import psutil
 
 from ganpipe.common import files
-from ganpipe.common.dataset import IMAGES, INDEX, write_description
+from ganpipe.common.dataset import IMAGES, INDEX, SHARDS, header, write_description
 from ganpipe.common.errors import UserError
 from ganpipe.common.progress import Progress
 from ganpipe.common.stages import OUTPUTS, stage_folder
@@ -28,6 +28,9 @@ from ganpipe.preprocess.workers import Limits, in_order
 # What one file may use in a worker, far more than any sound file does.
 LIMITS = Limits(seconds=30, memory=1 << 30)
 BEYOND = "beyond preprocess.max_images"  # why a good picture is left out
+# With shard_mb null: bytes of images in one file at most (more than FAT32, or many a server at once, takes),
+# and the MB of each file where they are more.
+ONE_FILE, SHARD_MB = 4 * 10**9, 1000
 
 
 def preprocess(
@@ -41,8 +44,8 @@ def preprocess(
 
     Reads stages/fetch/; writes the files that stages/preprocess/README.md describes. The options change none
     of their bytes: `workers`, the processes that decode, by default one for each core that this process may
-    use; `max_disk` and `max_memory`, the GB that images.npy may take on disk and when loaded whole, by
-    default the free space and the machine's memory.
+    use; `max_disk` and `max_memory`, the GB that the images may take on disk, by default the free space, and
+    when loaded whole, by default unlimited.
 
     Raises:
         UserError: nothing was fetched, or the images would take too much; or, after everything is written,
@@ -65,12 +68,16 @@ def preprocess(
         index, rejected = _leave_out(temporary, index, rejected, _beyond(index, params.max_images))
         if not drop:
             copies, pairs = _find_copies(temporary, index, drop)
+        drawings = report.drawings(np.load(temporary, mmap_mode="r"), index) if len(index) else {}
+        # A kill between now and the last new file must not leave a mixture of two runs.
         for name in OUTPUTS["preprocess"]:
-            # A kill between now and the last new file must not leave a mixture of two runs.
-            (out / name).unlink(missing_ok=True)
+            if name != SHARDS:
+                (out / name).unlink(missing_ok=True)
+        shutil.rmtree(out / SHARDS, ignore_errors=True)
+        (out / SHARDS).mkdir()
+        _divide(temporary, out / SHARDS, params.shard_mb)
     index = index.drop(columns=["sha256", "hash"])
     numbers = report.numbers(index, rejected, copies, params)
-    drawings = report.drawings(np.load(out / IMAGES, mmap_mode="r"), index) if len(index) else {}
     shown = rejected.sort_values("reason", key=lambda reason: reason == BEYOND, kind="stable")
     page = report.page(numbers, shown, copies, pairs, drawings, fetched.source)
     texts = {"report.json": json.dumps(numbers, indent=2) + "\n", "report.html": page}
@@ -96,13 +103,14 @@ def _check_room(
     """Print how much the images will take at most, and refuse to start where that is too much."""
     need = math.prod(shape) / 1e9
     disk = shutil.disk_usage(folder).free / 1e9 if max_disk is None else max_disk
-    memory = psutil.virtual_memory().total / 1e9 if max_memory is None else max_memory
     images = f"{shape[0]:,} images of {'×'.join(map(str, shape[1:]))}"
     on_disk = f"take up to {need:,.3g} GB on disk ({disk:,.3g} free)"
-    in_memory = f"training is fastest with as much memory ({memory:,.3g} GB installed)"
+    installed = psutil.virtual_memory().total / 1e9
+    in_memory = f"training is fastest with as much memory ({installed:,.3g} GB installed)"
     print(f"preprocess: {images} {on_disk}; {in_memory}", file=sys.stderr)
-    for room, kind, flag in ((disk, "disk", "GANPIPE_MAX_DISK"), (memory, "memory", "GANPIPE_MAX_MEMORY")):
-        if need > room:
+    rooms = (disk, "disk", "GANPIPE_MAX_DISK"), (max_memory, "memory", "GANPIPE_MAX_MEMORY")
+    for room, kind, flag in rooms:
+        if room is not None and need > room:
             raise UserError(
                 f"preprocess.resolution: {images} take {need:,.3g} GB, more than {room:,.3g} GB of {kind}; "
                 f"lower it, use fewer pictures, or allow more with {flag}={math.ceil(need)}"
@@ -182,15 +190,28 @@ def _keep(path: Path, rows: np.ndarray) -> None:
 
 
 def _write_header(path: Path, shape: tuple[int, ...]) -> int:
-    """Make a file an npy file of uint8 and a shape, without changing its pixels; return where they begin.
-
-    NumPy pads the header, so its length does not depend on the number of rows and the pixels stay in place.
-    """
+    """Make a file an npy file of uint8 and a shape, without changing its pixels; return where they begin."""
+    start = header(shape)
     with open(path, "rb+" if path.exists() else "wb") as file:
-        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
-        start = file.tell()
-        file.truncate(start + math.prod(shape))
-    return start
+        file.write(start)
+        file.truncate(len(start) + math.prod(shape))
+    return len(start)
+
+
+def _divide(path: Path, shards: Path, shard_mb: int | None) -> None:
+    """Move the images beyond the first `shard_mb` MB from a packed file to files of as many, if any.
+
+    The last ones first: no more than one file's images are on the disk twice.
+    """
+    images = np.load(path, mmap_mode="r")
+    most = 10**6 * (shard_mb or SHARD_MB) if shard_mb or images.nbytes > ONE_FILE else ONE_FILE
+    count = max(1, most // math.prod(images.shape[1:]))
+    for start in reversed(range(count, len(images), count)):
+        part = images[start : start + count]
+        with files.whole(shards / f"{start // count:05}.npy") as temporary, open(temporary, "wb") as file:
+            file.write(header(part.shape))
+            file.write(part.data)
+        _write_header(path, (start, *images.shape[1:]))
 
 
 def _judge(numbers: dict[str, Any], params: Preprocess) -> None:

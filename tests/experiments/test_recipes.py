@@ -37,6 +37,7 @@ PLAIN = {
     "train.g_label": 1.0,
     "train.steps": None,
     "preprocess.max_images": None,
+    "preprocess.shard_mb": None,
     "model.d_first_channels": None,
     "model.last_stride": 2,
     "model.trunk_halvings": 5,

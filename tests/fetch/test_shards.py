@@ -131,5 +131,8 @@ def test_bad_shards_are_one_sentence(root: Path, tmp_path: Path, monkeypatch: py
     middle[10:60] = bytes(50)
     broken.write_bytes(middle)
     assert "damaged" in refusal("parquet", broken)
+    with monkeypatch.context() as patch:
+        patch.setattr(shards, "MAX_FILES", 2)  # in one file; a set may have more
+        assert "more than 2 pictures; divide it" in refusal("parquet", good)
     monkeypatch.setattr(shards, "MAX_GROUP", 100)
     assert "more than 100; write it again with smaller ones" in refusal("parquet", good)

@@ -24,7 +24,8 @@ def settings(**changes: Any) -> Preprocess:
         "min_side": 8,
     }
     values |= {"resolution": 32, "channels": 3, "background": [255, 255, 255]}
-    values |= {"held_out": 0.2, "max_rejected": 0.05, "duplicates": "report", "max_images": None}
+    values |= {"held_out": 0.2, "max_rejected": 0.05, "duplicates": "report"}
+    values |= {"max_images": None, "shard_mb": None}
     return Preprocess.model_validate({**values, **changes})
 
 

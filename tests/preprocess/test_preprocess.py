@@ -5,6 +5,7 @@ import io
 import itertools
 import json
 import os
+import shutil
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from ganpipe.common.dataset import load
 from ganpipe.common.errors import UserError
 from ganpipe.common.stages import OUTPUTS as STAGE_OUTPUTS
 from ganpipe.fetch.stage import fetch
+from ganpipe.preprocess import stage
 from ganpipe.preprocess.stage import preprocess, split_of
 
 COUNT, BROKEN = 150, 7
@@ -51,6 +53,13 @@ def fetched(root: Path) -> Path:
     return root
 
 
+def sums(root: Path) -> dict[str, str]:
+    """The sha256 of each file that the stage wrote."""
+    out = root / "stages/preprocess"
+    paths = sorted(path for path in out.rglob("*") if path.is_file())
+    return {str(path.relative_to(out)): files.sha256(path) for path in paths}
+
+
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkout with COUNT fetched pictures of several sizes and formats, and BROKEN others."""
@@ -71,9 +80,10 @@ def test_every_file_is_in_one_table_and_row_i_is_image_i(checkout: Path) -> None
     manifest = pd.read_csv(checkout / "stages/fetch/manifest.csv", dtype=str).set_index("name")["sha256"]
     assert sorted([*data.index["name"], *rejected["name"]]) == manifest.index.tolist()
     assert data.index["name"].is_monotonic_increasing
+    index = pd.read_csv(checkout / "stages/preprocess/index.csv", dtype={"name": str})
     assert data.images.shape == (COUNT, 16, 16, 3) and data.images.dtype == np.uint8
     with zipfile.ZipFile(checkout / "stages/fetch/images.zip") as archive:
-        for i, row in enumerate(data.index.to_dict("records")):
+        for i, row in enumerate(index.to_dict("records")):
             expected = prepared(archive.read(row["name"]), section())
             np.testing.assert_array_equal(data.images[i], np.asarray(expected.image))
             assert (row["width"], row["height"], row["scale"]) == (
@@ -86,11 +96,11 @@ def test_every_file_is_in_one_table_and_row_i_is_image_i(checkout: Path) -> None
     assert report["rejected_by_reason"] == {"not a picture of a known format": BROKEN - 1, "empty file": 1}
     assert [report[key] for key in ("read", "accepted", "rejected")] == [COUNT + BROKEN, COUNT, BROKEN]
     assert report["train"] == len(data.train_rows) and report["held_out"] == len(data.held_out_rows)
-    assert report["share_upscaled"] == pytest.approx((data.index["scale"] > 1).mean())
-    assert report["width"] == {"min": 10, "median": data.index["width"].median(), "max": 59}
+    assert report["share_upscaled"] == pytest.approx((index["scale"] > 1).mean())
+    assert report["width"] == {"min": 10, "median": index["width"].median(), "max": 59}
     assert sum(report["scales"].values()) == COUNT
     above = sum(count for low, count in report["scales"].items() if float(low) >= 1)
-    assert above == (data.index["scale"] >= 1).sum()
+    assert above == (index["scale"] >= 1).sum()
 
 
 def test_landmarks_reach_the_crop(tmp_path: Path) -> None:
@@ -113,7 +123,7 @@ def test_the_number_of_workers_changes_no_byte(checkout: Path) -> None:
     digests = []
     for workers in (1, 3):
         run(checkout, workers)
-        digests.append({name: files.sha256(checkout / "stages/preprocess" / name) for name in OUTPUTS})
+        digests.append(sums(checkout))
     assert digests[0] == digests[1]
     assert sorted(p.name for p in (checkout / "stages/preprocess").iterdir()) == sorted(OUTPUTS)
 
@@ -130,7 +140,7 @@ def test_the_order_of_the_files_changes_no_byte(tmp_path: Path) -> None:
                 archive.write(tmp_path / "picture.png", f"{i % 3}/{i}.png")
         fetch(params.Fetch(source="folder", path=str(root / "pictures.zip"), url=None, sha256=None), root)
         run(root)
-        digests.append([files.sha256(root / "stages/preprocess" / name) for name in OUTPUTS])
+        digests.append(sums(root))
     assert digests[0] == digests[1]
 
 
@@ -189,8 +199,7 @@ def test_too_many_rejected_fails_with_everything_written(checkout: Path) -> None
     """The user needs the tables most when the stage fails."""
     share = BROKEN / (COUNT + BROKEN)
     run(checkout, max_rejected=share)
-    for path in (checkout / "stages/preprocess").iterdir():
-        path.unlink()
+    shutil.rmtree(checkout / "stages/preprocess")
     with pytest.raises(
         UserError, match=r"preprocess\.max_rejected.*6 not a picture.*rejected\.csv"
     ) as caught:
@@ -327,6 +336,30 @@ def test_too_many_images_for_disk_or_memory_are_refused(checkout: Path) -> None:
     preprocess(section(), checkout, 1, max_disk=need, max_memory=need)
 
 
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_large_set_is_divided_and_stays_the_same(
+    copied: Path, asked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Images would be lost between the files, or training on them would be another experiment."""
+    changes: dict[str, Any] = {"resolution": 128, "duplicates": "drop", "max_rejected": 0.0}
+    run(copied, **changes)
+    whole, before = load(copied / "stages/preprocess"), sums(copied)
+    pixels = whole.images[:]
+    if not asked:
+        monkeypatch.setattr(stage, "ONE_FILE", whole.images.nbytes - 1)
+        monkeypatch.setattr(stage, "SHARD_MB", 1)
+    run(copied, 2, **changes, shard_mb=1 if asked else None)
+    names = ["images.npy", "shards/00001.npy"]
+    after = sums(copied)
+    assert [name for name in after if after[name] != before.get(name)] == names
+    rows = [len(np.load(copied / "stages/preprocess" / name, mmap_mode="r")) for name in names]
+    assert rows == [20, 10] and 20 * pixels[0].nbytes <= 10**6
+    assert np.array_equal(load(copied / "stages/preprocess").images[:], pixels)
+    monkeypatch.undo()
+    run(copied, **changes)
+    assert sums(copied) == before
+
+
 @pytest.mark.parametrize("after", [0, 1])
 def test_a_kill_while_it_writes_leaves_a_whole_set_or_none(
     checkout: Path, after: int, monkeypatch: pytest.MonkeyPatch
@@ -346,7 +379,7 @@ def test_a_kill_while_it_writes_leaves_a_whole_set_or_none(
         run(checkout, crop="none")
     monkeypatch.undo()
     out = checkout / "stages/preprocess"
-    assert len(list(out.iterdir())) == after
+    assert len(sums(checkout)) == after
     with pytest.raises(UserError, match="run the preprocess stage"):
         load(out)
     run(checkout)

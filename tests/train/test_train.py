@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import ROOT, digits, updated
+from conftest import ROOT, digits, divide, updated
 from torch import nn
 
 from ganpipe.common.errors import Interrupted, UserError
@@ -222,6 +222,18 @@ def test_kill_9_changes_no_byte(
     """A night's training would be lost or, worse, silently continue as another one."""
     kill_in_training(root, small_params, where, count)
     assert list((root / ".ganpipe/unfinished").glob("*/"))
+    run(root, small_params)
+    assert result(root) == undisturbed
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_images_in_several_files_change_no_byte(
+    root: Path, small_params: Params, undisturbed: dict[str, bytes], killed: bool
+) -> None:
+    """A set that is divided because it is large would be trained on in another order, or not resumed."""
+    if killed:  # on the undivided set
+        kill_in_training(root, small_params, "step", 7)
+    divide(root / "stages/preprocess", 20, 17)
     run(root, small_params)
     assert result(root) == undisturbed
 

@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 import torch
 
+from ganpipe.common.shards import Images
 from ganpipe.models.pixels import to_float
 
 # Rows of the packed array, int64 B, and which of their images are mirrored, bool B on the CPU; None: none.
@@ -23,7 +24,7 @@ CHUNK = 2**26  # bytes copied to the device at once, so that the host never hold
 class Feed:
     """Batches on a device of images uint8 N×H×W×C in [0, 255], which may be memory-mapped."""
 
-    def __init__(self, images: np.ndarray, device: torch.device, way: Way) -> None:
+    def __init__(self, images: Images, device: torch.device, way: Way) -> None:
         self.images, self.device, self.way = images, device, way
         # Only from pinned memory is a copy to a GPU asynchronous; without a GPU torch has none.
         self.pinned = way == "ahead" and device.type == "cuda"
@@ -62,7 +63,7 @@ class Feed:
         # Pinned memory comes from torch's pool, which reuses it only after the copy from it has finished.
         batch = torch.empty(shape, dtype=torch.uint8, pin_memory=self.pinned)
         # mode="clip" writes to `out` without a buffer; rows are never out of range.
-        np.take(self.images, rows, axis=0, out=batch.numpy(), mode="clip")
+        self.images.take(rows, axis=0, out=batch.numpy(), mode="clip")
         return batch
 
     def _finish(self, batch: torch.Tensor, mirrored: torch.Tensor | None) -> torch.Tensor:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from ganpipe.common.shards import Images, Shards
 from ganpipe.train.devices import feed
 from ganpipe.train.devices.feed import Feed, Way, way_for
 
@@ -23,17 +24,18 @@ def draws(count: int) -> Iterator[feed.Draw]:
         yield rows, torch.rand(7, generator=source) < 0.5 if step % 3 else None
 
 
-@pytest.fixture
-def mapped(tmp_path: Path) -> np.ndarray:
-    """The images as train sees them: memory-mapped, read-only."""
-    np.save(tmp_path / "images.npy", IMAGES)
-    return np.load(tmp_path / "images.npy", mmap_mode="r")
+@pytest.fixture(params=[1, 3])
+def mapped(tmp_path: Path, request: pytest.FixtureRequest) -> Images:
+    """The images as train sees them: memory-mapped, read-only, in one file or several."""
+    parts = []
+    for number, part in enumerate(np.array_split(IMAGES, request.param)):
+        np.save(tmp_path / f"{number}.npy", part)
+        parts.append(np.load(tmp_path / f"{number}.npy", mmap_mode="r"))
+    return Shards(parts) if len(parts) > 1 else parts[0]
 
 
 @pytest.mark.parametrize("way", ["host", "ahead", "device"])
-def test_every_way_gives_the_same_numbers(
-    mapped: np.ndarray, way: Way, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_way_gives_the_same_numbers(mapped: Images, way: Way, monkeypatch: pytest.MonkeyPatch) -> None:
     """A training on a GPU, or on one with less memory, would see other images."""
     monkeypatch.setattr(feed, "CHUNK", 1000)  # the store is filled in parts
     ours = Feed(mapped, CPU, way)
