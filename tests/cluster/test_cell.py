@@ -3,9 +3,10 @@
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -109,9 +110,14 @@ def test_what_is_wrong_with_a_cell_is_said(checkout: Path, tmp_path: Path) -> No
     assert cell.run(folder) == "failed" and state(folder).reason.startswith("git ls-remote: fatal: ")
 
 
-def started(folder: Path) -> subprocess.Popen[bytes]:
-    """Start a cell in a process of its own."""
-    return subprocess.Popen([sys.executable, "-m", "ganpipe.cluster.cell", str(folder)])
+@contextmanager
+def started(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a cell in a process of its own, which is killed at the latest when the context ends."""
+    with subprocess.Popen([sys.executable, "-m", "ganpipe.cluster.cell", str(folder)]) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def counted(folder: Path) -> int:
@@ -126,10 +132,9 @@ def test_a_killed_cell_is_swept_and_resumed_and_an_older_attempt_stops(checkout:
     hold = folder / "unfinished/hold"  # each attempt waits after its step, until it is to end
     hold.parent.mkdir()
     hold.touch()
-    with started(folder) as killed:
+    with started(folder):
         wait(lambda: counted(folder) == 1, "a checkpoint")
         (clone,) = clones(checkout)
-        os.kill(killed.pid, signal.SIGKILL)
     # Its experiment ends with it, although nobody was there to end it.
     wait(lambda: not _in_use(clone, set()), "the end of the experiment of a killed cell")
     assert clones(checkout) == [clone]
