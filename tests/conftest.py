@@ -1,8 +1,13 @@
 """What several test files share: small params, and small packed data made of the installed digits."""
 
+import os
+
+# One thread: small networks gain nothing from more, and no result depends on the machine. Before NumPy is
+# imported: the threads of its linear algebra would wait for each other by spinning.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import functools
 import io
-import os
 import shutil
 import tarfile
 import time
@@ -19,9 +24,6 @@ from PIL import Image
 from ganpipe import params
 from ganpipe.common import dataset
 from ganpipe.common.stages import OUTPUTS, stage_file
-
-# One thread: small networks gain nothing from more, and no result depends on the machine.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ROOT = Path(__file__).resolve().parent.parent
 # The slowest files: they start first, so that the two processes that share the suite end together.

@@ -48,7 +48,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir()
     for name in ("dvc.yaml", "params.yaml", ".gitignore", ".dvcignore"):
         shutil.copy(ROOT / name, folder)
-    shutil.copytree(ROOT / "ganpipe", folder / "ganpipe", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "ganpipe", folder / "ganpipe")  # with what is compiled already
     (folder / "stages/fetch").mkdir(parents=True)
     shutil.copy(ROOT / "stages/fetch/packaged.txt", folder / "stages/fetch")
     (folder / ".dvc").mkdir()

@@ -36,6 +36,7 @@ os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
 import numpy as np  # noqa: E402
 import pandas as pd  # noqa: E402
 import torch  # noqa: E402
+import torch._dynamo  # noqa: E402  # what optimizers import when first built: once, before the parts are forked
 import typer  # noqa: E402
 from PIL import Image  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402

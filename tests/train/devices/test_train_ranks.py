@@ -40,15 +40,15 @@ def change(root: Path, values: Params) -> None:
 
 
 def start(root: Path, devices: int) -> "subprocess.Popen[str]":
-    """Start to train, with a checkpoint for each step."""
+    """Start to train, with a checkpoint for each step and an address at which no MLflow is even tried."""
     environment = os.environ | {"GANPIPE_DEVICES": str(devices), "GANPIPE_CHECKPOINT_SECONDS": "0"}
-    environment |= {"PYTHONPATH": str(root), "MLFLOW_TRACKING_URI": f"sqlite:///{root}/mlflow.db"}
+    environment |= {"PYTHONPATH": str(root), "MLFLOW_TRACKING_URI": "sqlite:"}
     command = [sys.executable, "-m", "ganpipe", "train"]
     return subprocess.Popen(command, cwd=root, env=environment, text=True, stderr=subprocess.PIPE)
 
 
-def undisturbed(root: Path, values: Params, devices: int) -> bytes:
-    """Train in forked ranks, which need not import torch again; return the generator's bytes."""
+def finished(root: Path, values: Params, devices: int) -> bytes:
+    """Train to the end in forked ranks, which need not import torch again; return the generator's bytes."""
 
     def rank(ranks: Ranks) -> None:
         with pytest.MonkeyPatch.context() as patch:
@@ -64,12 +64,12 @@ def undisturbed(root: Path, values: Params, devices: int) -> bytes:
 
 @pytest.mark.parametrize("count", [2, pytest.param(3, marks=pytest.mark.long)])
 def test_a_killed_rank_ends_the_training_which_resumes(
-    checkout: Path, small_params: Params, count: int
+    checkout: Path, small_params: Params, count: int, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """A training would wait for a dead rank, or end in another model than without the kill."""
     values = updated(small_params, train__epochs=20, train__flip=True, train__extra_update_every=3)
     change(checkout, values)
-    whole = undisturbed(checkout, values, count)
+    whole = finished(checkout, values, count)
     running = start(checkout, count)
     saved: list[Path] = []
     while len(saved) < 1 or int(saved[-1].stem) < 8:
@@ -83,7 +83,6 @@ def test_a_killed_rank_ends_the_training_which_resumes(
     assert running.returncode == 2 and time.monotonic() - began < 60
     assert f"rank 1 of {count} was killed by SIGKILL" in err and "Traceback" not in err
     assert not any(Path(f"/proc/{child}").exists() for child in children)
-    running = start(checkout, count)
-    _, err = running.communicate(timeout=120)
-    assert running.returncode == 0, err
-    assert (checkout / "stages/train/generator.safetensors").read_bytes() == whole
+    capfd.readouterr()
+    assert finished(checkout, values, count) == whole
+    assert "resuming after step " in capfd.readouterr().err
