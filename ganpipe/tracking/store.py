@@ -25,7 +25,7 @@ SETTINGS = {  # silence MLflow, turn off its telemetry, and let it fail fast
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     # A server on SQLite that eight runs write to may take over 5 seconds, or find its database locked.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # at once, and after 4 seconds
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
     "MLFLOW_LOGGING_LEVEL": "ERROR",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "GIT_PYTHON_REFRESH": "quiet",

@@ -693,12 +693,13 @@ def postgresql() -> Iterator[str]:
     if os.geteuid() == 0:  # as which PostgreSQL refuses to run
         shutil.chown(folder, "postgres", "postgres")
         own |= {"user": "postgres", "group": "postgres", "extra_groups": []}
-    initdb = [programs / "initdb", f"--pgdata={folder}/data", "--auth=trust", "--username=ganpipe"]
+    initdb = [f"{programs}/initdb", f"--pgdata={folder}/data", "--auth=trust", "--username=ganpipe"]
     subprocess.run(initdb, check=True, stdout=subprocess.DEVNULL, **own)
-    command = [programs / "postgres", "-D", f"{folder}/data", "-p", port, "-k", folder, "-h", "127.0.0.1"]
+    command = [f"{programs}/postgres", "-D", f"{folder}/data", "-p", port, "-h", "127.0.0.1"]
+    command += ["-k", str(folder)]
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **own)
     try:
-        ready = [programs / "pg_isready", "-q", "-h", "127.0.0.1", "-p", port]
+        ready = [f"{programs}/pg_isready", "-q", "-h", "127.0.0.1", "-p", port]
         wait(lambda: not subprocess.run(ready).returncode, "PostgreSQL")
         yield f"postgresql+psycopg://ganpipe:secret@127.0.0.1:{port}/postgres"
     finally:
