@@ -9,8 +9,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import functools
 import io
 import shutil
+import socket
+import subprocess
+import sys
 import tarfile
 import time
+import urllib.request
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -70,6 +74,33 @@ def wait(condition: Callable[[], Any], what: str, seconds: float = 60) -> Any:
             return value
         time.sleep(0.1)
     pytest.fail(f"{what} did not appear")
+
+
+def closed_address() -> str:
+    """Return an address on loopback where nothing listens."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+def mlflow_server(address: str, store: str, folder: Path) -> "subprocess.Popen[bytes]":
+    """Start MLflow's server, in a session of its own, with its artifacts and its log in `folder`."""
+    folder.mkdir(exist_ok=True)
+    words = ["server", "--backend-store-uri", store, "--artifacts-destination", str(folder / "artifacts")]
+    words += ["--port", address.rpartition(":")[2], "--workers", "1"]
+    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    with open(folder / "server.log", "ab") as log:
+        command = [sys.executable, "-m", "mlflow", *words]
+        return subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
+
+
+def answers(address: str) -> bool:
+    """Return whether MLflow's server answers."""
+    try:
+        with urllib.request.urlopen(f"{address}/health", timeout=2):
+            return True
+    except OSError:
+        return False
 
 
 @pytest.fixture(scope="session", autouse=True)

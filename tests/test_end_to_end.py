@@ -63,10 +63,8 @@ def dvc(checkout: Path, *words: str) -> str:
     return ended.stdout
 
 
-@pytest.fixture(scope="module")
-def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A git checkout of the project as it is here, with a tiny setting, after its first `dvc repro`."""
-    folder = tmp_path_factory.mktemp("checkout")
+def tiny_checkout(folder: Path, epochs: int) -> Path:
+    """Make a folder a git checkout of the project as it is here, with a tiny setting; return it."""
     for name in ("dvc.yaml", "params.yaml", ".gitignore", ".dvcignore"):
         shutil.copy(ROOT / name, folder)
     shutil.copytree(ROOT / "ganpipe", folder / "ganpipe")  # with what is compiled already
@@ -83,7 +81,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     text = (folder / "params.yaml").read_text()
     lines = text.splitlines()
-    text = "\n".join("  epochs: 2" if line.startswith("  epochs:") else line for line in lines) + "\n"
+    text = "\n".join(f"  epochs: {epochs}" if line.startswith("  epochs:") else line for line in lines) + "\n"
     for old, new in TINY.items():
         assert text.count(old) == 1, old
         text = text.replace(old, new)
@@ -94,6 +92,13 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
         subprocess.run(["git", *words], cwd=folder, check=True)
     subprocess.run(["git", "config", "user.name", "test"], cwd=folder, check=True)
     subprocess.run(["git", "config", "user.email", "test@example.com"], cwd=folder, check=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The project with a tiny setting, after its first `dvc repro`."""
+    folder = tiny_checkout(tmp_path_factory.mktemp("checkout"), epochs=2)
     dvc(folder, "repro")
     return folder
 

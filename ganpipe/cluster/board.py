@@ -90,9 +90,11 @@ def current(folder: Path, job_alive: Callable[[str], bool]) -> State:
         with suppress(OSError):
             silent = time.time() - record.stat().st_mtime
     dead = state.node == NODE and not processes.alive(int(state.process[0]), state.process[1])
-    if (state.state == "waiting" or dead or silent > SILENCE) and not job_alive(job_of(folder)):
-        return State("lost", "what ran it is gone; the same command with --run resumes it", state.node)
-    return state
+    if not (state.state == "waiting" or dead or silent > SILENCE):
+        return state
+    if job_alive(job_of(folder)):
+        return State("waiting", node=state.node)  # such as for Slurm, which has queued it again
+    return State("lost", "what ran it is gone; the same command with --run resumes it", state.node)
 
 
 def job_of(folder: Path) -> str:

@@ -3,6 +3,7 @@
 `python -m ganpipe.cluster.cell FOLDER` runs the cell of a folder of the board; the engines call `run`.
 """
 
+import hashlib
 import os
 import shutil
 import subprocess
@@ -22,6 +23,7 @@ from ganpipe.experiments.revisions import open_repo
 from ganpipe.experiments.run import dvc_environment
 
 POLL = 2.0  # seconds between looks at whether the experiment has ended, or must
+EMPTY_FILE = hashlib.md5(b"").hexdigest()  # DVC's name of it
 KEPT = "kept"  # marks the clone of an experiment that could not be pushed
 
 
@@ -186,11 +188,22 @@ def _push_data(clone: Path) -> None:
     with open_repo(clone) as repo:
         name = repo.config["core"]["remote"]
         try:
+            try_remote(repo)  # which tells the reason, unlike a push
             repo.push()
         except Exception as error:  # each kind of store raises its own
             raise UserError(f"the DVC remote {name} does not take the data: {_line(error)}") from None
         if missing := missing_data(repo):
             raise UserError(f"the DVC remote {name} lacks {missing} objects after the push")
+
+
+def try_remote(repo: Any) -> None:
+    """Store an empty file in the default remote; one that fails raises its own kind of error.
+
+    It is not enough to list the remote: S3 lists a bucket that does not exist like an empty one.
+    """
+    odb = repo.cloud.get_remote_odb()
+    if not odb.oids_exist([EMPTY_FILE]):
+        odb.add_bytes(EMPTY_FILE, b"")
 
 
 def missing_data(repo: Any, targets: list[str] | None = None) -> int:

@@ -2,8 +2,11 @@
 
 import math
 import shutil
+import signal
 import subprocess
+import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -21,7 +24,8 @@ def problems(options: Options) -> list[str]:
         return ["submitit is not installed; `pip install 'ganpipe[slurm]'`"]
     if shutil.which("sbatch") is None:
         return ["there is no sbatch on this machine; run this on a login node of the Slurm cluster"]
-    known = _output("sinfo", "--noheader", "--format=%R").split()
+    listed = _ask("sinfo", "--noheader", "--format=%R")
+    known = listed.stdout.split() if listed else []
     if options.where and options.where not in known:
         return [f"--on slurm={options.where}: no such partition; known: {', '.join(known) or 'none'}"]
     return []
@@ -31,14 +35,25 @@ class Cell:
     """A cell as submitit pickles it."""
 
     def __call__(self, folder: Path) -> str:
-        """Run the cell of a folder of the board."""
+        """Run the cell of a folder of the board.
+
+        Slurm sends SIGTERM before it queues the cell again or ends it. This process then exits without a
+        verdict on the cell, whose training has Slurm's KillWait, 30 seconds, to write a checkpoint.
+        """
+        signal.signal(signal.SIGTERM, _exit_once)
         return cell.run(folder)
 
     def checkpoint(self, folder: Path) -> Any:
         """Return what to queue again when the time limit is near: the cell, which resumes its training."""
         from submitit.helpers import DelayedSubmission
 
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it follows, and this process exits already
         return DelayedSubmission(self, folder)
+
+
+def _exit_once(signum: int, frame: object) -> None:
+    signal.signal(signum, signal.SIG_IGN)
+    sys.exit(128 + signum)
 
 
 def submit(folders: Sequence[Path], options: Options, files: Path, cluster: str = "slurm") -> None:
@@ -66,16 +81,16 @@ def gpus_of(options: Options) -> int:
 
 
 def alive(job: str) -> bool:
-    """Return whether a job waits or runs."""
+    """Return whether a job waits or runs; True if Slurm does not answer, as a busy one may not."""
     cluster, number = job.split()
     if cluster == "local":
         return processes.start_of(int(number)) < math.inf
-    return bool(_output("squeue", "--noheader", "--jobs", number))
+    done = _ask("squeue", "--noheader", "--jobs", number)
+    return not done or bool(done.stdout.strip() or (done.returncode and "Invalid job id" not in done.stderr))
 
 
-def _output(*command: str) -> str:
-    """Return what a program of Slurm prints; empty if it fails, as squeue does for a job that is over."""
-    try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=60).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return ""
+def _ask(*command: str) -> subprocess.CompletedProcess[str] | None:
+    """Run a program of Slurm; None: it does not answer."""
+    with suppress(OSError, subprocess.SubprocessError):
+        return subprocess.run(command, capture_output=True, text=True, timeout=60)
+    return None

@@ -102,9 +102,7 @@ def _checkout_problems(root: Path, hub: str, remote: dict[str, str]) -> Iterator
     else:
         try:
             with revisions.open_repo(root) as repo:
-                odb = repo.cloud.get_remote_odb()
-                if not odb.fs.exists(odb.path) and odb.fs.protocol == "local":
-                    odb.fs.makedirs(odb.path)
+                cell.try_remote(repo)
                 tracked = [str(root / path) for path in git_or_error(root, "ls-files", "*.dvc").splitlines()]
                 if missing := cell.missing_data(repo, tracked) if tracked else 0:
                     yield f"the DVC remote {remote['name']} lacks {missing} tracked files; `dvc push`"

@@ -19,20 +19,26 @@ PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # Linux, prctl(2)
 def guard(command: list[str]) -> None:
     """Run the command; after stdin has closed or the command has ended, end all processes of the session."""
     signal.signal(signal.SIGTERM, lambda *_: None)  # the guard outlives the signal that it sends to all
+    # Slurm warns all processes of a job of its time limit; who submitted it ends the command through stdin.
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     _prctl(PR_SET_CHILD_SUBREAPER, 1)  # a training whose dvc has ended becomes the guard's child
     # If the guard itself is killed, as Ray does with children, the command gets SIGTERM.
     end_too = partial(_prctl, PR_SET_PDEATHSIG, signal.SIGTERM)
     server = subprocess.Popen(command, stdin=subprocess.DEVNULL, preexec_fn=end_too)
     ending = threading.Event()
 
-    def end_with_stdin() -> None:
-        sys.stdin.read()
+    def end() -> None:
         ending.set()
         os.killpg(0, signal.SIGTERM)
         threading.Timer(MAX_END, os.killpg, (0, signal.SIGKILL)).start()
 
+    def end_with_stdin() -> None:
+        sys.stdin.read()
+        end()
+
     threading.Thread(target=end_with_stdin, daemon=True).start()
-    server.wait()
+    if server.wait() < 0 and not ending.is_set():  # by a signal, such as Slurm's to all processes of a job
+        end()
     with suppress(ChildProcessError):  # no child is left
         while ending.is_set():
             os.wait()  # such as for a training that writes its checkpoint

@@ -34,8 +34,8 @@ ARTIFACTS: dict[Stage, tuple[str, ...]] = {
 }
 TRAIN_FILES = ("model.json", *TABLES, "grids")
 ENDING = ("ended", "interventions")  # keys of model.json that are written when the training ends
-FINAL_UPDATE = 60.0  # seconds that the end of a stage waits for the last update
-MAX_FINAL_FAILURE = 3.0  # seconds: a server that took longer to fail is not tried again at the end
+FINAL_UPDATE = 180.0  # seconds that the end of a stage waits for the last update, on a busy server
+MAX_FINAL_FAILURE = 8.0  # seconds: a server that took longer to fail is not tried again at the end
 MAX_PAUSE = 60.0  # seconds between attempts while the server is unreachable
 
 

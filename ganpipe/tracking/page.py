@@ -4,7 +4,8 @@ import math
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+from urllib.parse import quote, urlencode
 
 import pandas as pd
 from jinja2 import Template
@@ -19,11 +20,7 @@ from ganpipe.experiments.revisions import Values, experiment_values, flat
 from ganpipe.models.papers import architecture_paper, recipe_paper
 from ganpipe.tracking.identity import COMMIT, DIRTY, GRID, RECIPE
 
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
-
 NOTE = "mlflow.note.content"
-OTHERS = "\n\n**Grid**: "  # begins the last part of the note, which link_grid writes
 
 
 def note(
@@ -60,18 +57,11 @@ def repeat_commands(home: Path, values: Values, commit: str | None, clean: bool)
     return "\n".join([f"git checkout {commit[:12]}", *remark, " ".join(["dvc exp run", *overrides])])
 
 
-def link_grid(client: "MlflowClient", experiment_id: str, grid: str) -> None:
-    """Write links to the grid's other runs into the notes of all its runs."""
-    members = client.search_runs([experiment_id], f"tags.`{GRID}` = '{grid}'", max_results=1000)
-    runs = sorted(members, key=lambda run: run.info.run_name or "")
-    for run in runs:
-        infos = [other.info for other in runs if other is not run]
-        links = [f"[{info.run_name}](#/experiments/{experiment_id}/runs/{info.run_id})" for info in infos]
-        previous = run.data.tags.get(NOTE, "")
-        others = f"other runs: {', '.join(links)}" if links else "no other run yet"
-        linked = f"{previous.partition(OTHERS)[0]}{OTHERS}{grid}; {others}"
-        if linked != previous:
-            client.set_tag(run.info.run_id, NOTE, linked)
+def grid_link(experiment_id: str, grid: str) -> str:
+    """Return the last line of a note: a link to the grid's runs, of which each writes only its own note."""
+    filtered = {"workflowType": "machine_learning", "searchFilter": f"tags.`{GRID}` = '{grid}'"}
+    query = urlencode(filtered, quote_via=quote)
+    return f"\n\n**Grid**: [all runs of {grid}](#/experiments/{experiment_id}/runs?{query})"
 
 
 def summary(folder: Path) -> dict[str, float]:

@@ -193,10 +193,9 @@ class TrackedRun:
 
         values, tags = self._experiment.values, self._tags
         note = page.note(home, values, tags, model, scores)
-        _, separator, others = self.data.tags.get(page.NOTE, "").partition(page.OTHERS)
-        self.set_tags({page.NOTE: note + separator + others})
         if GRID in tags:
-            page.link_grid(self.client, self.info.experiment_id, tags[GRID])
+            note += page.grid_link(self.info.experiment_id, tags[GRID])
+        self.set_tags({page.NOTE: note})
         if not self._has_data:
             location = json.dumps({"uri": values["fetch"]["path"]})
             digest = self._experiment.data_digest[:16]

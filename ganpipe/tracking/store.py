@@ -23,8 +23,9 @@ SERVER_ERROR, UNAVAILABLE = 500, 503  # HTTP status codes
 SETTINGS = {  # silence MLflow, turn off its telemetry, and let it fail fast
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
+    # A server on SQLite that eight runs write to may take over 5 seconds, or find its database locked.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # at once, and after 4 seconds
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
     "MLFLOW_LOGGING_LEVEL": "ERROR",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "GIT_PYTHON_REFRESH": "quiet",
@@ -86,6 +87,7 @@ def connect(home: Path) -> "tuple[MlflowClient, str]":
     uri, artifacts = address(home), home.resolve() / "mlruns"
     name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or "ganpipe"
     from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
     from mlflow.store.db.db_types import DATABASE_ENGINES
     from sqlalchemy import NullPool, create_engine, inspect
 
@@ -100,7 +102,12 @@ def connect(home: Path) -> "tuple[MlflowClient, str]":
     if experiment is None:
         # A server chooses where its artifacts go; for a database MLflow would use the current folder.
         location = None if uri.startswith("http") else (artifacts / name).as_uri()
-        return client, client.create_experiment(name, artifact_location=location)
+        try:
+            return client, client.create_experiment(name, artifact_location=location)
+        except MlflowException:
+            experiment = client.get_experiment_by_name(name)  # another machine was faster
+            if experiment is None:
+                raise
     if experiment.lifecycle_stage != "active":
         restore = f"mlflow experiments restore --experiment-id {experiment.experiment_id}"
         raise UserError(f"MLflow's experiment {name} is deleted; `{restore}`, or set MLFLOW_EXPERIMENT_NAME")

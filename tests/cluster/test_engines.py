@@ -1,17 +1,23 @@
-"""The engines: cells of a toy project through Ray on two nodes of this machine, and through submitit."""
+"""The engines: toy cells and a real training through Ray, on nodes of this machine, and through submitit."""
 
+import json
 import os
 import signal
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
-from conftest import wait
-from toy import git, on_hub, order, toy_project
+from conftest import closed_address, mlflow_server, wait
+from mlflow import MlflowClient
+from ruamel.yaml import YAML
+from test_end_to_end import BATCH_SIZE, dvc, tiny_checkout
+from toy import add_hub, git, on_hub, order, toy_project
 
 from ganpipe.cluster import board, on_ray, on_slurm, watch
 from ganpipe.cluster.options import Options
@@ -19,13 +25,22 @@ from ganpipe.common import files
 from ganpipe.experiments import revisions
 from ganpipe.experiments.grid import _log, _start_workers
 
+EPOCHS, STEPS = 20, 313  # of 1000 images in batches of 64
+MOMENTS = (1, 130, 250)  # steps after whose checkpoint a node dies
+TIMED = "stages/train/perf.csv"  # tells how long it took
 
-@pytest.fixture
-def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A checkout of the toy project; this package is found by the engines' processes."""
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the engines' processes find this package."""
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path.cwd()), *sys.path]))
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A checkout of the toy project."""
     return toy_project(tmp_path, monkeypatch)
 
 
@@ -89,28 +104,28 @@ def cluster() -> Iterator[Any]:
     started.shutdown()
 
 
-def test_a_killed_node_s_cell_runs_on_another(
-    checkout: Path, tmp_path: Path, cluster: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def add_node(cluster: Any, scratch: Path, number: int, cpus: int = 1) -> Any:
+    """Add the node 127.0.0.NUMBER with a scratch folder of its own: nodes share no cache."""
+    with pytest.MonkeyPatch.context() as own:
+        own.setenv("GANPIPE_SCRATCH", str(scratch))
+        place = {"node_ip_address": f"127.0.0.{number}", "object_store_memory": 100_000_000}
+        return cluster.add_node(num_cpus=cpus, **place)
+
+
+def test_a_killed_node_s_cell_runs_on_another(checkout: Path, tmp_path: Path, cluster: Any) -> None:
     """A failure means that a machine that dies takes its cells with it, or that they train anew or twice."""
-
-    def add(place: str) -> Any:
-        monkeypatch.setenv("GANPIPE_SCRATCH", str(tmp_path / place))  # nodes share no cache
-        node = {"num_cpus": 1, "node_ip_address": f"127.0.0.{place}", "object_store_memory": 100_000_000}
-        return cluster.add_node(**node)
-
     folders = [order(checkout, f"grid-{x}-s0", f"steps={5 + 5 * i}", f"seed={i}") for i, x in enumerate("ab")]
     hold = folders[1] / "unfinished/hold"  # a slow machine must not finish the cell before its node is dead
     hold.parent.mkdir()
     hold.touch()
     options = Options(on=f"ray={cluster.address}", gpus=0)
-    doomed = add("21")
+    doomed = add_node(cluster, tmp_path / "21", 21)
     problems, gpus = on_ray.problems(options, [str(tmp_path / "hub.git")], tmp_path / "shared")
     assert (problems, gpus) == ([], 0)
     on_ray.submit(folders[::-1], options, gpus, tmp_path / "ray.log")
     wait(lambda: (folders[1] / "unfinished/step").exists(), "the first step")
     cluster.remove_node(doomed, allow_graceful=False)
-    add("22")
+    add_node(cluster, tmp_path / "22", 22)
     wait(lambda: "stopped with a checkpoint" in board.read_tail(folders[1] / "1.log"), "the end of attempt 1")
     hold.unlink()
     wait(lambda: set(states(folders).values()) == {"finished"}, "the end of both cells")
@@ -126,7 +141,7 @@ def test_a_killed_node_s_cell_runs_on_another(
 def test_cells_survive_a_kill_every_twenty_seconds(checkout: Path, tmp_path: Path, cluster: Any) -> None:
     """A failure means that a grid of a week ends with cells that are missing, failed, or there twice."""
     folders = [order(checkout, f"grid-{number}-s0", "steps=50", f"seed={number}") for number in range(24)]
-    cluster.add_node(num_cpus=4, node_ip_address="127.0.0.21", object_store_memory=100_000_000)
+    add_node(cluster, tmp_path / "scratch", 21, cpus=4)
     options = Options(on=f"ray={cluster.address}", gpus=0)
     on_ray.submit(folders, options, 0, tmp_path / "ray.log")
     kills = 0
@@ -147,4 +162,71 @@ def test_cells_survive_a_kill_every_twenty_seconds(checkout: Path, tmp_path: Pat
     print(f"{kills} kills, {attempts} attempts, {time.monotonic() - start:.0f} s")
     assert set(states(folders).values()) == {"finished"} and len(on_hub(checkout)) == 24
     assert kills >= 2 and attempts == 24 + kills
-    assert not list((tmp_path / "scratch").glob("*@*"))
+    # A cell is finished before it deletes its clone.
+    wait(lambda: not list((tmp_path / "scratch").glob("*@*")), "the end of the last clones")
+
+
+def copied(folder: Path, step: int) -> bool:
+    """Return whether a cell's training has copied a checkpoint of this step, or a later one."""
+    texts = [path.read_text() for path in folder.glob("unfinished/*/*.json")]
+    names = [Path(name) for text in texts if text for name in json.loads(text)["files"]]
+    return any(int(name.stem) >= step for name in names if name.suffix == ".checkpoint")
+
+
+def outputs(checkout: Path, revision: str) -> dict[str, str]:
+    """Return path → md5 of an experiment's outputs."""
+    lock = YAML(typ="safe").load(git(checkout, "show", f"{revision}:dvc.lock"))
+    outs = [out for stage in lock["stages"].values() for out in stage["outs"]]
+    return {out["path"]: out["md5"] for out in outs if out["path"] != TIMED}
+
+
+@pytest.mark.long
+def test_a_training_survives_the_death_of_three_nodes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cluster: Any
+) -> None:
+    """A failure means that a machine's death costs a training, changes its result, or doubles its run."""
+    (tmp_path / "checkout").mkdir()
+    checkout = tiny_checkout(tmp_path / "checkout", EPOCHS)
+    often = checkout / "ganpipe/train/options.py"
+    text = often.read_text()
+    often.write_text(text.replace("checkpoint_seconds: float = 30.0", "checkpoint_seconds: float = 0.2"))
+    assert often.read_text() != text
+    git(checkout, "commit", "-qam", "checkpoints in a training of seconds")
+    add_hub(checkout)
+    dvc(checkout, "exp", "run", "-S", "train.seed=5", "--name", "undisturbed", "train")
+    expected = outputs(checkout, local_refs(checkout)["undisturbed"])
+
+    address = closed_address()
+    server = mlflow_server(address, f"sqlite:///{tmp_path}/server.db", tmp_path / "artifacts")
+    try:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+        folder = order(checkout, "grid-a-s0", "train.seed=5")
+        options = Options(on=f"ray={cluster.address}", gpus=0)
+        for number, step in enumerate(MOMENTS):
+            place = tmp_path / f"node{number}"
+            node = add_node(cluster, place, 21 + number)
+            if number == 0:
+                on_ray.submit([folder], options, 0, tmp_path / "ray.log")
+            wait(partial(copied, folder, step), f"step {step}", 600)
+            for process in psutil.process_iter(["environ"]):  # all at once, also the training and its mirror
+                if (process.info["environ"] or {}).get("GANPIPE_SCRATCH") == str(place):
+                    process.kill()
+            cluster.remove_node(node, allow_graceful=False)
+            assert not on_hub(checkout)
+        wait(lambda: watch.state_of(folder).state == "failed", "the end of the last retry")
+        assert "its worker died 3 times" in watch.state_of(folder).reason
+        add_node(cluster, tmp_path / "node3", 24)
+        on_ray.submit([folder], options, 0, tmp_path / "ray.log")
+        wait(lambda: watch.state_of(folder).state == "finished", "the end of the cell", 600)
+        watch.finish(checkout, "grid", {folder: watch.state_of(folder)})
+        assert outputs(checkout, on_hub(checkout)["grid-a-s0"]).items() >= expected.items()
+
+        client = MlflowClient(address)
+        assert (experiment := client.get_experiment_by_name("ganpipe"))
+        (run,) = client.search_runs([experiment.experiment_id])
+        steps = [point.step for point in client.get_metric_history(run.info.run_id, "train/d_loss")]
+        assert run.info.status == "FINISHED"
+        assert steps == [BATCH_SIZE * i for i in range(1, STEPS + 1)]
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait()

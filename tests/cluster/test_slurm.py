@@ -19,7 +19,7 @@ PROGRAMS = ("munged", "mungekey", "slurmctld", "slurmd", "scontrol")
 CONFIG = """
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
-AuthInfo=socket={folder}/munge.socket
+AuthInfo=socket={folder}/munge.socket,cred_expire=20
 SlurmUser=root
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool.%n
@@ -30,7 +30,6 @@ ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 SelectType=select/cons_tres
 GresTypes=gpu
-KillWait=20
 MinJobAge=300
 NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port=17001 CPUs=1 Gres=gpu:1
 NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port=17002 CPUs=1 Gres=gpu:1
@@ -64,6 +63,7 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     idle = ["sinfo", "--noheader", "--states=idle", "--format=%D"]
     wait(lambda: subprocess.run(idle, capture_output=True, text=True).stdout.strip() == "2", "two idle nodes")
     yield
+    subprocess.run(["scancel", "--user=root"], check=True)  # what a failure has left
     jobs = ["squeue", "--noheader"]
     wait(lambda: not subprocess.run(jobs, capture_output=True, text=True).stdout, "an empty queue")
     for daemon in reversed(daemons):
@@ -71,13 +71,25 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         daemon.wait()
 
 
-@pytest.mark.long
-def test_slurm_places_and_requeues_cells(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slurm: None
-) -> None:
-    """A failure means that a requeued cell trains anew or twice."""
+@pytest.fixture
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A checkout of the toy project; this package is found by Slurm's processes."""
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path.cwd()), *sys.path]))
-    checkout = toy_project(tmp_path, monkeypatch)
+    return toy_project(tmp_path, monkeypatch)
+
+
+def assert_resumed(folder: Path, checkout: Path) -> None:
+    """Check that a cell was interrupted with a checkpoint, resumed once, and leaves no clone."""
+    logs = [board.read_tail(folder / f"{number}.log") for number in (1, 2)]
+    assert "from step 0" in logs[0] and "stopped with a checkpoint" in logs[0]
+    assert "from step 0" not in logs[1] and not (folder / "3.log").exists()
+    assert git(checkout, "ls-remote", "origin", "refs/exps/*").count(folder.name) == 1
+    wait(lambda: not list((checkout.parent / "scratch").glob("*@*")), "the end of all clones")
+
+
+@pytest.mark.long
+def test_slurm_places_and_requeues_cells(checkout: Path, tmp_path: Path, slurm: None) -> None:
+    """A failure means that a requeued cell trains anew or twice, or that it counts as failed meanwhile."""
     assert on_slurm.problems(Options(on="slurm=short")) == []
     assert on_slurm.problems(Options(on="slurm=long")) == ["--on slurm=long: no such partition; known: short"]
     lengths = {"a": 5, "b": 200, "c": 5}
@@ -87,25 +99,28 @@ def test_slurm_places_and_requeues_cells(
     requeued = folders[1]
     wait(lambda: (requeued / "unfinished/step").exists(), "the first step")
     subprocess.run(["scontrol", "requeue", board.job_of(requeued).split()[1]], check=True)
-    # Slurm waits for two minutes before it starts a requeued job.
-    wait(lambda: {watch.state_of(f).state for f in folders} == {"finished"}, "the end of all cells", 300)
-    assert [(folder / "2.log").exists() for folder in folders] == [False, True, False]
-    assert "from step 0" not in board.read_tail(requeued / "2.log")
-    assert len(on_hub(checkout)) == 3 and not list((tmp_path / "scratch").glob("*@*"))
-    assert git(checkout, "ls-remote", "origin", "refs/exps/*").count("grid-") == 3
+    seen = set()
+
+    def over() -> bool:
+        seen.add(watch.state_of(requeued).state)
+        return {watch.state_of(folder).state for folder in folders} == {"finished"}
+
+    wait(over, "the end of all cells", 300)
+    assert "waiting" in seen and not seen & {"failed", "ended", "lost"}
+    assert len(on_hub(checkout)) == 3
+    assert_resumed(requeued, checkout)
 
 
 @pytest.mark.long
-def test_a_cell_longer_than_its_time_limit_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slurm: None
-) -> None:
+def test_a_cell_longer_than_its_time_limit_goes_on(checkout: Path, tmp_path: Path, slurm: None) -> None:
     """A failure means that a training of two days cannot run where Slurm allows one day."""
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path.cwd()), *sys.path]))
-    checkout = toy_project(tmp_path, monkeypatch)
-    folder = order(checkout, "grid-a-s0", "steps=300", "seed=0")
-    # Two minutes, which submitit interrupts 90 seconds before their end.
-    on_slurm.submit([folder], Options(on="slurm", hours=2 / 60, gpus=0), tmp_path / "shared/slurm")
-    wait(lambda: watch.state_of(folder).state == "finished", "the end of the cell", 400)
-    logs = [board.read_tail(folder / f"{number}.log") for number in (1, 2)]
-    assert "from step 0" in logs[0] and "from step 0" not in logs[1]
-    assert list(on_hub(checkout)) == ["grid-a-s0"]
+    folder = order(checkout, "grid-a-s0", "steps=5", "seed=0")
+    hold = folder / "unfinished/hold"
+    hold.parent.mkdir()
+    hold.touch()
+    # Three minutes, which submitit interrupts 90 seconds before their end.
+    on_slurm.submit([folder], Options(on="slurm", hours=3 / 60, gpus=0), tmp_path / "shared/slurm")
+    wait(lambda: "stopped with" in board.read_tail(folder / "1.log"), "the time limit", 240)
+    hold.unlink()
+    wait(lambda: watch.state_of(folder).state == "finished", "the end of the cell", 240)
+    assert_resumed(folder, checkout)

@@ -114,7 +114,7 @@ def test_the_table_tells_the_living_from_the_lost(checkout: Path, monkeypatch: p
     assert "a-s0" in text.get() and "train: 1,200/13,353" in text.get() and "4:39" in text.get()
     for record in records:
         os.utime(record, (0, time.time() - 2 * board.SILENCE))
-    assert [watch.state_of(folder).state for folder in folders] == ["running", "lost", "running", "lost"]
+    assert [watch.state_of(folder).state for folder in folders] == ["waiting", "lost", "waiting", "lost"]
     board.fail(folders[3], "its worker died 3 times")
     with pytest.raises(UserError, match="grid-d-s0: its worker died 3 times"):
         watch.finish(checkout, "grid", {folders[3]: watch.state_of(folders[3])})

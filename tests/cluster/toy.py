@@ -67,18 +67,23 @@ def toy_project(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         git(checkout, "config", f"user.{key}", value)
     git(checkout, "add", ".")
     git(checkout, "commit", "-q", "-m", "base")
-    git(folder, "clone", "-q", "--bare", str(checkout), "hub.git")
-    git(checkout, "remote", "add", "origin", str(folder / "hub.git"))
-    git(checkout, "fetch", "-q", "origin")
+    add_hub(checkout)
     monkeypatch.setenv("GANPIPE_SCRATCH", str(folder / "scratch"))
     return checkout
 
 
-def order(checkout: Path, name: str, *settings: str) -> Path:
-    """Write what a cell is to run into its folder of the board, and return the folder."""
+def add_hub(checkout: Path) -> None:
+    """Make the hub of a checkout, with its commits, beside it."""
+    git(checkout.parent, "clone", "-q", "--bare", str(checkout), "hub.git")
+    git(checkout, "remote", "add", "origin", str(checkout.parent / "hub.git"))
+    git(checkout, "fetch", "-q", "origin")
+
+
+def order(checkout: Path, name: str, *settings: str, url: str = "") -> Path:
+    """Write what a cell is to run into its folder of the board, and return that; `url` is of a DVC remote."""
     folder, commit = checkout.parent, git(checkout, "rev-parse", "HEAD")
     cell = board.folder_of(folder / "shared", commit, name)
-    remote = {"name": "storage", "url": str(folder / "storage")}
+    remote = {"name": "storage", "url": url or str(folder / "storage")}
     Order(name, "grid", commit, list(settings), str(folder / "hub.git"), remote, None).write(cell)
     return cell
 

@@ -221,11 +221,19 @@ def test_a_runs_page_says_what_it_is(home: Path, address: str, browser: Any) -> 
     repeat = ["Repeat this run"] if "Repeat this" in run.data.tags[NOTE] else []  # a commit is known
     for words in ("digest", "Training", "Recipe", "mnist5k", *repeat):
         wait(partial(_contains, browser, words), words)
-    for other in client.search_runs([number]):
-        if GRID in other.data.tags and other.info.run_id != run.info.run_id:
-            assert other.info.run_id in browser.page_source
     time.sleep(1)  # the note unfolds
     keep(browser, "mlflow-run.png")
+    if grid := run.data.tags.get(GRID):
+        outsider = client.create_run(number, run_name="outsider").info.run_id
+        try:
+            link = browser.find_element(By.PARTIAL_LINK_TEXT, f"all runs of {grid}")
+            browser.get(link.get_attribute("href"))  # a click would open another window
+            for other in client.search_runs([number], f"tags.`{GRID}` = '{grid}'"):
+                wait(partial(_contains, browser, f">{other.info.run_name}<"), other.info.run_name)
+            assert ">outsider<" not in browser.page_source
+            keep(browser, "mlflow-grid.png")
+        finally:
+            client.delete_run(outsider)
 
 
 @pytest.mark.browser
