@@ -28,9 +28,9 @@ from ganpipe.preprocess.workers import Limits, in_order
 # What one file may use in a worker, far more than any sound file does.
 LIMITS = Limits(seconds=30, memory=1 << 30)
 BEYOND = "beyond preprocess.max_images"  # why a good picture is left out
-# With shard_mb null: bytes of images in one file at most (more than FAT32, or many a server at once, takes),
-# and the MB of each file where they are more.
-ONE_FILE, SHARD_MB = 4 * 10**9, 1000
+# With shard_mb null: MB of images in one file at most (FAT32 and many servers take no more), MB of each file
+# where they are more, and the most files: each stays open while it is mapped, and 1,024 open files are usual.
+ONE_FILE_MB, SHARD_MB, MOST_FILES = 4000, 1000, 500
 
 
 def preprocess(
@@ -204,8 +204,9 @@ def _divide(path: Path, shards: Path, shard_mb: int | None) -> None:
     The last ones first: no more than one file's images are on the disk twice.
     """
     images = np.load(path, mmap_mode="r")
-    most = 10**6 * (shard_mb or SHARD_MB) if shard_mb or images.nbytes > ONE_FILE else ONE_FILE
-    count = max(1, most // math.prod(images.shape[1:]))
+    total = images.nbytes / 1e6
+    most = shard_mb or (ONE_FILE_MB if total <= ONE_FILE_MB else max(SHARD_MB, total / MOST_FILES))
+    count = max(1, int(most * 1e6 / math.prod(images.shape[1:])))
     for start in reversed(range(count, len(images), count)):
         part = images[start : start + count]
         with files.whole(shards / f"{start // count:05}.npy") as temporary, open(temporary, "wb") as file:

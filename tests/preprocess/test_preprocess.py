@@ -336,24 +336,32 @@ def test_too_many_images_for_disk_or_memory_are_refused(checkout: Path) -> None:
     preprocess(section(), checkout, 1, max_disk=need, max_memory=need)
 
 
-@pytest.mark.parametrize("asked", [True, False])
+@pytest.mark.parametrize(
+    ("shard_mb", "limits", "rows"),
+    [
+        (1, {}, [20, 10]),
+        (None, {"ONE_FILE_MB": 1, "SHARD_MB": 1}, [20, 10]),
+        (None, {"ONE_FILE_MB": 1, "SHARD_MB": 0.1, "MOST_FILES": 2}, [15, 15]),
+    ],
+)
 def test_a_large_set_is_divided_and_stays_the_same(
-    copied: Path, asked: bool, monkeypatch: pytest.MonkeyPatch
+    copied: Path,
+    shard_mb: int | None,
+    limits: dict[str, float],
+    rows: list[int],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Images would be lost between the files, or training on them would be another experiment."""
     changes: dict[str, Any] = {"resolution": 128, "duplicates": "drop", "max_rejected": 0.0}
     run(copied, **changes)
-    whole, before = load(copied / "stages/preprocess"), sums(copied)
-    pixels = whole.images[:]
-    if not asked:
-        monkeypatch.setattr(stage, "ONE_FILE", whole.images.nbytes - 1)
-        monkeypatch.setattr(stage, "SHARD_MB", 1)
-    run(copied, 2, **changes, shard_mb=1 if asked else None)
+    before, pixels = sums(copied), load(copied / "stages/preprocess").images[:]
+    for name, value in limits.items():
+        monkeypatch.setattr(stage, name, value)
+    run(copied, 2, **changes, shard_mb=shard_mb)
     names = ["images.npy", "shards/00001.npy"]
     after = sums(copied)
     assert [name for name in after if after[name] != before.get(name)] == names
-    rows = [len(np.load(copied / "stages/preprocess" / name, mmap_mode="r")) for name in names]
-    assert rows == [20, 10] and 20 * pixels[0].nbytes <= 10**6
+    assert [len(np.load(copied / "stages/preprocess" / name, mmap_mode="r")) for name in names] == rows
     assert np.array_equal(load(copied / "stages/preprocess").images[:], pixels)
     monkeypatch.undo()
     run(copied, **changes)
