@@ -50,12 +50,11 @@ def fetch(offline: Annotated[bool, setting("offline", "Use only earlier download
 def preprocess(
     workers: Annotated[int | None, setting("workers", "Decoding processes; else one a core.", min=1)] = None,
     max_disk: Annotated[float | None, setting("max-disk", "Most GB on disk; else all that is free.")] = None,
-    max_memory: Annotated[float | None, setting("max-memory", "Most GB of images; else all.")] = None,
 ) -> None:
     """Crop, resize and pack the pictures into stages/preprocess/images.npy, and write a report."""
     from ganpipe.preprocess.stage import preprocess
 
-    preprocess(load().preprocess, ROOT, workers, max_disk, max_memory)
+    preprocess(load().preprocess, ROOT, workers, max_disk)
 
 
 @app.command(rich_help_panel=STAGES)

@@ -46,8 +46,8 @@ MAX_FILE_LINES, MAX_FOLDER_LINES, MAX_LINES = 300, 1800, 11_450
 LATER = {
     "the explorer": ("commands/explore.py", "commands/explore_page.py", "commands/picks.py"),
     "several machines": ("cluster/", "train/resume/copies.py"),
-    "sets in shards": ("fetch/shards.py",),
-    "classes": ("fetch/labels.py", "evaluate/classes.py"),
+    "sets in shards": ("fetch/shards.py", "common/shards.py"),
+    "classes": ("fetch/labels.py", "common/classes.py", "evaluate/classes.py"),
     "larger images": ("commands/upscale.py",),
     "the registry": ("tracking/register.py",),
     "further judges": ("evaluate/judges.py", "metrics/swd.py"),

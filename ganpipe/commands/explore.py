@@ -23,14 +23,7 @@ from ganpipe.common.stages import stage_folder
 from ganpipe.evaluate.extraction import RealImages, feature_key
 from ganpipe.metrics import copies, extractors, lite0
 from ganpipe.metrics.feature_cache import cached
-from ganpipe.models.generator import (
-    class_number,
-    images_of,
-    latents_of_seeds,
-    load_generator,
-    png_bytes,
-    z_of_seeds,
-)
+from ganpipe.models.generator import images_of, latents_of_seeds, load_generator, png_bytes, z_of_seeds
 from ganpipe.models.pixels import to_uint8
 from ganpipe.sample.latent_paths import between
 from ganpipe.tracking.model import WEIGHTS
@@ -116,7 +109,7 @@ class Explorer:
 
         With classes the named one follows, or without a name the seed's own, as in `ganpipe generate`.
         """
-        number = class_number(self.spec, class_name) if class_name else None
+        number = [*self.spec.classes].index(class_name) if class_name else None
         z = latents_of_seeds(self.spec, seed, 1, truncation, number)[0]
         if any(offsets):
             moved, classes = z.tensor_split([self.spec.params.nz])

@@ -163,9 +163,8 @@ class View:
         yield f"<h4>Pick {chosen + 1} and its nearest training images</h4>{row}<p>{text}</p>"
 
     def _made(self, picks: list[Any]) -> list[Pick]:
-        return [
-            self.explorer.pick(seed, truncation, offsets, name) for seed, name, truncation, *offsets in picks
-        ]
+        pick = self.explorer.pick
+        return [pick(seed, truncation, offsets, name) for seed, name, truncation, *offsets in picks]
 
 
 def _img(image: np.ndarray) -> str:
@@ -259,10 +258,8 @@ def build(explorer: Explorer, folder: Path, title: str) -> Any:
         pick = [c.seed, c.class_name, *sliders]
         state, results = [c.picks, c.chosen, c.number], [c.picked, c.film, c.png, c.zip]
         draw = {"fn": view.picture, "inputs": [c.number, *pick], "outputs": c.picture, **fast}
-        seeds = {
-            "inputs": [c.number, c.first, c.class_name, c.truncation],
-            "outputs": [c.first, c.start, c.grid],
-        }
+        wanted = [c.number, c.first, c.class_name, c.truncation]
+        seeds = {"inputs": wanted, "outputs": [c.first, c.start, c.grid]}
         gr.on([s.input for s in (*sliders, c.number, c.class_name)], **draw)
         drawn_anew = [c.first.submit, c.class_name.input, c.truncation.release, c.number.release]
         gr.on([page.load, *drawn_anew], view.grid, **seeds)

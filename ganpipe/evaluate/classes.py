@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ganpipe.common import dataset
+from ganpipe.common.classes import read_classes
+from ganpipe.common.dataset import Dataset
 from ganpipe.common.stages import stage_file
 from ganpipe.evaluate.judges import rounded, subset_kid
 from ganpipe.evaluate.scores import Metrics, Scores
@@ -15,9 +16,7 @@ from ganpipe.params import Evaluate
 LEAST = 20  # generated and training images of a class; of fewer, the KID says nothing
 
 
-def score_classes(
-    root: Path, data: dataset.Dataset, scores: Scores, params: Evaluate, first_seed: int
-) -> Metrics:
+def score_classes(root: Path, data: Dataset, scores: Scores, params: Evaluate, first_seed: int) -> Metrics:
     """Compute the KID of each class, if a checkout's generator has classes, from the features of `scores`.
 
     The generated images are those of the seeds from `first_seed` on, which say their classes.
@@ -32,7 +31,7 @@ def score_classes(
         return {}
     fakes = np.concatenate(scores.features.fakes)
     of_fakes = classes_of_seeds(classes, first_seed, len(fakes)).numpy()
-    of_train = dataset.read_classes(root, data)[1][scores.train_rows]
+    of_train = read_classes(root, data)[1][scores.train_rows]
     kids: dict[str, float | None] = {}
     for number, name in enumerate(classes):
         real, fake = scores.features.train[of_train == number], fakes[of_fakes == number]

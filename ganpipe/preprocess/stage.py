@@ -34,18 +34,13 @@ ONE_FILE_MB, SHARD_MB, MOST_FILES = 4000, 1000, 500
 
 
 def preprocess(
-    params: Preprocess,
-    root: Path,
-    workers: int | None = None,
-    max_disk: float | None = None,
-    max_memory: float | None = None,
+    params: Preprocess, root: Path, workers: int | None = None, max_disk: float | None = None
 ) -> None:
     """Turn the fetched files into training images.
 
     Reads stages/fetch/; writes the files that stages/preprocess/README.md describes. The options change none
     of their bytes: `workers`, the processes that decode, by default one for each core that this process may
-    use; `max_disk` and `max_memory`, the GB that the images may take on disk, by default the free space, and
-    when loaded whole, by default unlimited.
+    use; `max_disk`, the GB that the images may take, by default the free space.
 
     Raises:
         UserError: nothing was fetched, or the images would take too much; or, after everything is written,
@@ -54,7 +49,7 @@ def preprocess(
     out = stage_folder(root, "preprocess")
     fetched = read_fetched(root, params.crop == "landmarks")
     shape = (len(fetched.members), params.resolution, params.resolution, params.channels)
-    _check_room(shape, fetched.archive.parent, max_disk, max_memory)
+    _check_room(shape, fetched.archive.parent, max_disk)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with files.whole(out / IMAGES) as temporary:
         temporary.unlink(missing_ok=True)  # a worker of a killed run may still have it open
@@ -97,9 +92,7 @@ def split_of(sha256: str, held_out: float) -> str:
     return "held_out" if int(sha256[:16], 16) / 2**64 < held_out else "train"
 
 
-def _check_room(
-    shape: tuple[int, ...], folder: Path, max_disk: float | None, max_memory: float | None
-) -> None:
+def _check_room(shape: tuple[int, ...], folder: Path, max_disk: float | None) -> None:
     """Print how much the images will take at most, and refuse to start where that is too much."""
     need = math.prod(shape) / 1e9
     disk = shutil.disk_usage(folder).free / 1e9 if max_disk is None else max_disk
@@ -108,13 +101,11 @@ def _check_room(
     installed = psutil.virtual_memory().total / 1e9
     in_memory = f"training is fastest with as much memory ({installed:,.3g} GB installed)"
     print(f"preprocess: {images} {on_disk}; {in_memory}", file=sys.stderr)
-    rooms = (disk, "disk", "GANPIPE_MAX_DISK"), (max_memory, "memory", "GANPIPE_MAX_MEMORY")
-    for room, kind, flag in rooms:
-        if room is not None and need > room:
-            raise UserError(
-                f"preprocess.resolution: {images} take {need:,.3g} GB, more than {room:,.3g} GB of {kind}; "
-                f"lower it, use fewer pictures, or allow more with {flag}={math.ceil(need)}"
-            )
+    if need > disk:
+        raise UserError(
+            f"preprocess.resolution: {images} take {need:,.3g} GB, more than {disk:,.3g} GB of disk; lower "
+            f"it, use fewer pictures, or allow more with GANPIPE_MAX_DISK={math.ceil(need)}"
+        )
 
 
 def _pack(

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from ganpipe.common import dataset
+from ganpipe.common.classes import read_classes
 from ganpipe.common.code import code_digest, import_closure
 from ganpipe.common.seeds import derived_seed, generator
 from ganpipe.common.stages import stage_folder
@@ -65,7 +66,7 @@ def plan_training(model: Model, train: Train, root: Path = Path()) -> Plan:
     """
     data = dataset.load(stage_folder(root, "preprocess"))
     rows = data.train_rows
-    classes, class_of = dataset.read_classes(root, data) if model.conditional else ({}, rows[:0])
+    classes, class_of = read_classes(root, data) if model.conditional else ({}, rows[:0])
     batch_size = train.batch_size_for(data.images.shape[1])
     steps = train.steps or math.ceil((train.epochs or 0) * len(rows) / batch_size)
     last = train.epochs or math.ceil(steps * batch_size / len(rows))
