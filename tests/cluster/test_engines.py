@@ -213,7 +213,7 @@ def test_a_training_survives_the_death_of_three_nodes(
                     process.kill()
             cluster.remove_node(node, allow_graceful=False)
             assert not on_hub(checkout)
-        wait(lambda: watch.state_of(folder).state == "failed", "the end of the last retry")
+        wait(lambda: watch.state_of(folder).state == "failed", "the end of the last retry", 300)
         assert "its worker died 3 times" in watch.state_of(folder).reason
         add_node(cluster, tmp_path / "node3", 24)
         on_ray.submit([folder], options, 0, tmp_path / "ray.log")
