@@ -20,10 +20,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # this checkout, not the installed package
+
 import numpy as np
 import psutil
 from PIL import Image
 from ruamel.yaml import YAML
+
+import ganpipe  # noqa: F401
 
 ROOT = Path(__file__).resolve().parents[2]
 PER_TAR = 10_000
@@ -63,7 +67,7 @@ def checkout(root: Path, tars: Path, shard_mb: int | None) -> None:
     values = yaml.load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     values["fetch"] |= {"source": "webdataset", "path": str(tars)}
     values["preprocess"] |= {"resolution": 64, "channels": 3, "held_out": 0.01, "shard_mb": shard_mb}
-    values["model"] |= {"architecture": "dcgan", "ngf": 8, "ndf": 8}
+    values["model"] |= {"architecture": "dcgan", "ngf": 8, "ndf": 8, "conditional": False}
     values["train"] |= {**TRAIN, "batch_size": 64, "drift_weight": 0.0}
     yaml.dump(values, root / "params.yaml")
 

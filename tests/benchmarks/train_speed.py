@@ -319,7 +319,7 @@ def overhead(side: int, width: int, batch_size: int, seconds: float, device: str
         write_checkout(root, images)
         values = params.load(ROOT / "params.yaml").model_dump()
         values["preprocess"] |= {"resolution": side, "channels": 3}
-        values["model"] |= {"architecture": "dcgan", "ngf": width, "ndf": width}
+        values["model"] |= {"architecture": "dcgan", "ngf": width, "ndf": width, "conditional": False}
         values["train"] |= {"batch_size": batch_size, "snapshot_epochs": []}
         values["train"] |= {"eval_every_kimg": None, "keep": "last", "drift_weight": 0.0}
         step, _, _ = ours(images, width, batch_size, torch.device(device), "float32")

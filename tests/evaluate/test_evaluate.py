@@ -419,7 +419,7 @@ def test_snapshots_score_what_their_images_score_as_samples(
     evaluate(PARAMS, root, "cpu")
     header = "epoch,nimg,kid,fd,layout_kid,precision,recall,density,coverage,diversity,contrast"
     assert (root / "stages/evaluate/snapshots.csv").read_text().split() == [header]
-    model = default_params.model.model_copy(update={"ngf": 4, "nz": 6})
+    model = default_params.model.model_copy(update={"ngf": 4, "nz": 6, "conditional": False})
     params = PARAMS.model_copy(update={"snapshots": True, "feature_resolution": 64})
     with pytest.raises(UserError, match="snapshots: no snapshots of the training"):
         evaluate(params, root, "cpu")

@@ -90,7 +90,7 @@ def test_the_note_has_scores_beside_their_floors(tmp_path: Path, default_params:
         "&emsp;", ""
     )
     for words in (
-        "4,451 images, 10 epochs, batch size 64, seed 0; ended: complete; interventions: 2",
+        "4,451 images, 5 epochs, batch size 64, seed 0; ended: complete; interventions: 2",
         "`mnist5k`, 28 px, digest `dddddddddddddddd`",
         "none found",
         "n=500",

@@ -108,6 +108,7 @@ def run(folder: Path, i: int, cause: str | None) -> None:
     if cause == "frozen G":
         values["train"]["glr"] = 1e-12
     plain = params.load(ROOT / "params.yaml").model_dump()
+    plain["model"]["conditional"] = False
     for section, changes in values.items():
         plain[section] |= changes
     p = params.parse(plain, "trial")

@@ -117,7 +117,7 @@ def values_for(images: np.ndarray, width: int, **changes: Any) -> params.Params:
     values = params.load(ROOT / "params.yaml").model_dump()
     _, side, _, channels = images.shape
     values["preprocess"] |= {"resolution": side, "channels": channels}
-    values["model"] |= {"architecture": "dcgan", "ngf": width, "ndf": width}
+    values["model"] |= {"architecture": "dcgan", "ngf": width, "ndf": width, "conditional": False}
     values["train"] |= {"ema_halflife_kimg": None, "eval_every_kimg": None, "keep": "last", "drift_weight": 0}
     values["train"] |= {"snapshot_epochs": [], "real_label": 1.0, "dlr": 2e-4, "glr": 2e-4}
     values["evaluate"]["extractor"] = "lite0"  # whose weights are there
