@@ -355,8 +355,10 @@ def test_a_large_set_is_divided_and_stays_the_same(
         monkeypatch.setattr(stage, name, value)
     run(copied, 2, **changes, shard_mb=shard_mb)
     names = ["images.npy", "shards/00001.npy"]
+    table = (copied / "stages/preprocess/shards/index.csv").read_text()
+    assert table == f"file,first_row\n../images.npy,0\n00001.npy,{rows[0]}\n"
     after = sums(copied)
-    assert [name for name in after if after[name] != before.get(name)] == names
+    assert [name for name in after if after[name] != before.get(name)] == [*names, "shards/index.csv"]
     assert [len(np.load(copied / "stages/preprocess" / name, mmap_mode="r")) for name in names] == rows
     assert np.array_equal(load(copied / "stages/preprocess").images[:], pixels)
     monkeypatch.undo()
@@ -383,7 +385,7 @@ def test_a_kill_while_it_writes_leaves_a_whole_set_or_none(
         run(checkout, crop="none")
     monkeypatch.undo()
     out = checkout / "stages/preprocess"
-    assert len(sums(checkout)) == after
+    assert len(sums(checkout)) == after + 1  # the list of files in shards, which stands for no set
     with pytest.raises(UserError, match="run the preprocess stage"):
         load(out)
     run(checkout)
