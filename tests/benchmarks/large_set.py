@@ -32,13 +32,8 @@ import ganpipe  # noqa: F401
 ROOT = Path(__file__).resolve().parents[2]
 PER_TAR = 10_000
 # A small network on few batches: the first step is what depends on the size of the set.
-TRAIN: dict[str, Any] = {
-    "steps": 20,
-    "epochs": None,
-    "snapshot_epochs": [],
-    "eval_every_kimg": None,
-    "keep": "last",
-}
+TRAIN: dict[str, Any] = {"steps": 20, "epochs": None, "batch_size": 64, "drift_weight": 0.0}
+TRAIN |= {"snapshot_epochs": [], "eval_every_kimg": None, "keep": "last"}
 
 
 def write_tar(folder: Path, count: int, number: int) -> None:
@@ -68,7 +63,7 @@ def checkout(root: Path, tars: Path, shard_mb: int | None) -> None:
     values["fetch"] |= {"source": "webdataset", "path": str(tars)}
     values["preprocess"] |= {"resolution": 64, "channels": 3, "held_out": 0.01, "shard_mb": shard_mb}
     values["model"] |= {"architecture": "dcgan", "ngf": 8, "ndf": 8, "conditional": False}
-    values["train"] |= {**TRAIN, "batch_size": 64, "drift_weight": 0.0}
+    values["train"] |= TRAIN
     yaml.dump(values, root / "params.yaml")
 
 
