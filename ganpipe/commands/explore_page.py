@@ -46,7 +46,7 @@ CSS = """
 #sliders input[type=number] {width: 56px} #sliders input[type=range] {min-width: 0; width: 100%}
 #sliders .form, #sliders .form > * {min-width: 0 !important}
 #near img:first-child {outline: 3px solid var(--color-accent)}
-h4 {margin: 4px 0 !important}
+#class {grid-column: 1 / -1} h4 {margin: 4px 0 !important}
 @media (max-width: 640px) {
   #side {position: sticky; top: 0; padding: 6px 0} #picture img {width: 190px}
   #grid .images, .images {grid-template-columns: repeat(6, 1fr)}
