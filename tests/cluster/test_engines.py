@@ -41,7 +41,8 @@ TIMED = "stages/train/perf.csv"  # tells how long it took
 
 @pytest.fixture(autouse=True)
 def environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the engines' processes find this package."""
+    """Let the engines' processes find this package, and DVC take a shell that stays beside its command."""
+    monkeypatch.setenv("SHELL", "/bin/sh")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path.cwd()), *sys.path]))
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")

@@ -12,25 +12,26 @@ STAGE = """
 import os, signal, time
 from pathlib import Path
 
+from ganpipe.train.signals import orphaned  # also where the shell between dvc and this process lives on
+
 code = dict(line.split(": ") for line in Path("params.yaml").read_text().splitlines())
 folder = Path(os.environ.get("GANPIPE_UNFINISHED", "."))
 folder.mkdir(parents=True, exist_ok=True)
 saved = folder / "step"
 signal.signal(signal.SIGTERM, lambda *_: None)  # it ends after its step, a second after the signal at most
-dvc = os.getppid()
 start = int(saved.read_text()) if saved.exists() else 0
 print("from step", start, "GPU", os.environ.get("CUDA_VISIBLE_DEVICES"), flush=True)
 if int(code["steps"]) < 0:
     raise SystemExit("ganpipe train: error: train.steps: expected at least 0")
 for step in range(start, int(code["steps"])):
     time.sleep(0.1)
-    if os.getppid() != dvc:  # as ganpipe's training does
+    if orphaned():
         time.sleep(1)
         raise SystemExit("stopped with a checkpoint")
     saved.with_name("new").write_text(str(step + 1))
     saved.with_name("new").replace(saved)
     print(f"train: {step + 1}/{code['steps']} images  0:01 left", flush=True)
-    while saved.with_name("hold").exists() and os.getppid() == dvc:
+    while saved.with_name("hold").exists() and not orphaned():
         time.sleep(0.1)
 Path("out.txt").write_text(f"{Path(__file__).parent == Path.cwd()} {code['seed']} {code['steps']}")
 """
