@@ -146,6 +146,10 @@ GRIDS: dict[str, tuple[tuple[str, ...], list[tuple[Any, ...]]]] = {
         [(1.0, 256), (0.5, 256), (0.4, 256)],
     ),
     "stiff2018-sets": (("fetch.source",), [("mnist",), ("flowers102",), ("cat",)]),
+    "stiff2018-digits": (
+        ("model.architecture", "model.first_channels", "train.epochs", "train.steps", "train.drift_weight"),
+        [("upsample", 64, 25, None, 0.0), ("resize", None, None, 2000, 1.0)],
+    ),
     "celeba64-against-dcgan": (
         ("model.architecture", "fetch.source", "preprocess.crop_size", "train.epochs"),
         [("celeba64", "celeba", 160, 20), ("dcgan", "celeba", 160, 20)],
