@@ -323,7 +323,8 @@ def overhead(side: int, width: int, batch_size: int, seconds: float, device: str
         values["train"] |= {"batch_size": batch_size, "snapshot_epochs": []}
         values["train"] |= {"eval_every_kimg": None, "keep": "last", "drift_weight": 0.0}
         step, _, _ = ours(images, width, batch_size, torch.device(device), "float32")
-        epochs = max(2, math.ceil(step(3.0) * (START + seconds) / PICTURES))
+        # Beyond START also where the training is up to twice as fast as the step was just now.
+        epochs = max(2, math.ceil(step(3.0) * (2 * START + seconds) / PICTURES))
         values["train"] |= {"epochs": epochs}
         rates: dict[str, list[float]] = {"bare": [], "whole": []}
         for seed in range(2 * 3):

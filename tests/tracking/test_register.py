@@ -10,12 +10,15 @@ from typing import Any
 import pytest
 from conftest import save_generator
 from mlflow import MlflowClient, pyfunc
+from mlflow.exceptions import MlflowException
 
 from ganpipe.common.errors import UserError
 from ganpipe.models.generator import images_of, load_generator, png_bytes, z_of_seeds
 from ganpipe.params import Params
-from ganpipe.tracking.model import DIGEST, MODEL, write_model
+from ganpipe.tracking.identity import Experiment
+from ganpipe.tracking.model import DIGEST, MODEL, send_generator, write_model
 from ganpipe.tracking.register import MAX_DESCRIPTION, register, register_run
+from ganpipe.tracking.run import TrackedRun
 from ganpipe.tracking.store import connect
 
 CARD = "# A generator\n\n![Real and generated](real_fake.png)\n\n## Scores\n" + "x" * MAX_DESCRIPTION
@@ -104,6 +107,27 @@ def test_best_loads(
         images_of(here.network, z_of_seeds(here.spec.params, 9, 2, 1.0)), served, strict=True
     ):
         assert answer["png"] == base64.b64encode(png_bytes(image)).decode()
+
+
+def test_new_weights_of_a_run_leave_a_registered_model(
+    home: Path, tmp_path: Path, client: MlflowClient, small_params: Params
+) -> None:
+    """A failure means that training again deletes a generator that was registered."""
+    registered(home, "kept", "w1", 0.1)
+    run_id = str(client.get_model_version("kept", "1").run_id)
+    first = client.get_run(run_id).data.tags[MODEL]
+    save_generator(tmp_path, small_params)
+
+    def send() -> str:
+        send_generator(TrackedRun(client, client.get_run(run_id), Experiment({}, "", "", {}, None)), tmp_path)
+        return client.get_run(run_id).data.tags[MODEL]
+
+    second = send()
+    assert second != first and client.get_logged_model(first)
+    client.set_tag(run_id, DIGEST, "other weights")
+    assert send() != second
+    with pytest.raises(MlflowException):
+        client.get_logged_model(second)
 
 
 def test_the_card_describes_a_version(home: Path, client: MlflowClient) -> None:
