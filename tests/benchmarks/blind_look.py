@@ -1,4 +1,4 @@
-"""Compare generators by eye without knowing which is which.
+"""Compare generators with each other, or with real images, by eye and without knowing which is which.
 
     python tests/benchmarks/blind_look.py prepare OUT --repeats 5 beyond-0:dcgan-0 beyond-1:dcgan-1
     python tests/benchmarks/blind_look.py count OUT 'left right same …'
@@ -6,6 +6,7 @@
 `prepare` writes OUT/01.png, 02.png …: 8×8 images of each generator of a pair, sides and pairs in random
 order, and key.json, which is not to be opened before the choices are written down. A generator is what
 `ganpipe generate` accepts: an experiment of this checkout, a file or a folder. Each repeat has other seeds.
+In place of one, an .npy file, uint8 N×H×W×C, shows its first 64 images, its next ones in the next repeat.
 `count` reads a choice for each picture and prints how often each generator of a pair was preferred.
 """
 
@@ -40,9 +41,7 @@ def prepare(out: Path, pairs: list[str], repeats: Annotated[int, typer.Option(mi
         names = random.sample(pair.split(":"), 2)
         sides = []
         for name in names:
-            generator = find_generator(name)
-            z = z_of_seeds(generator.spec.params, FIRST_SEED + COUNT * repeat, COUNT, 1.0)
-            images = images_of(generator.network, z)
+            images = shown(name, repeat)
             sides.append(np.asarray(sheet(cells(images, COLUMNS), COLUMNS).convert("RGB")))
         gap = np.full((len(sides[0]), 24, 3), 255, np.uint8)
         picture = sheet(np.concatenate([sides[0], gap, sides[1]], 1)[None], 1)
@@ -50,6 +49,18 @@ def prepare(out: Path, pairs: list[str], repeats: Annotated[int, typer.Option(mi
         key[f"{number:02}"] = {"pair": pair, "left": names[0], "right": names[1]}
     (out / "key.json").write_text(json.dumps(key, indent=1))
     print(f"{len(tasks)} pictures: {out}; write down left, right or same for each, then count")
+
+
+def shown(name: str, repeat: int) -> np.ndarray:
+    """Return COUNT images of a generator or of an .npy file, uint8 N×H×W×C, others for each repeat."""
+    if name.endswith(".npy"):
+        images = np.load(name, mmap_mode="r")[COUNT * repeat :][:COUNT]
+        if len(images) < COUNT:
+            raise typer.BadParameter(f"{name}: has no {COUNT * (repeat + 1)} images")
+        return np.array(images)
+    generator = find_generator(name)
+    z = z_of_seeds(generator.spec.params, FIRST_SEED + COUNT * repeat, COUNT, 1.0)
+    return images_of(generator.network, z)
 
 
 @app.command()
