@@ -22,8 +22,7 @@ from ganpipe.experiments.run import dvc_environment
 from ganpipe.fetch.paths import experiment_problem
 from ganpipe.params import Params
 
-POLL = 1.0  # seconds between looks at the queue, at least
-IDLE = 30  # times as long as its own work takes, so that waiting leaves the cores to the trainings
+POLL = 3.0  # seconds between looks at the queue, each of which takes 0.15 s of a busy core
 PATIENCE = 20.0  # seconds without a running experiment after which workers are started again
 ATTEMPTS = 3  # consecutive starts of workers without a running experiment before giving up
 # How the line begins that tells why a stage failed: best is an error of ganpipe, then of Python, then of DVC.
@@ -168,13 +167,12 @@ def _run_queue(repo: Any, root: Path, names: set[str], done: int, jobs: int) -> 
 
 
 def _poll_queue(queue: Any, waiting: dict[str, str], root: Path, jobs: int) -> Iterator[list[Any]]:
-    """Yield the running entries of the queue at least POLL seconds apart while `waiting` is not empty.
+    """Yield the running entries of the queue every POLL seconds while `waiting` is not empty.
 
     Start workers at first, and again when one has died; give up if they end without running an experiment.
     """
     starts, last_active = 0, -PATIENCE
     while waiting:
-        began = time.process_time()
         active = list(queue.iter_active())
         if active:
             starts, last_active = 0, time.monotonic()
@@ -184,7 +182,7 @@ def _poll_queue(queue: Any, waiting: dict[str, str], root: Path, jobs: int) -> I
             _start_workers(queue, root, jobs)
             starts, last_active = starts + 1, time.monotonic()
         yield active
-        time.sleep(max(POLL, IDLE * (time.process_time() - began)) if waiting else 0)
+        time.sleep(POLL if waiting else 0)
 
 
 def _start_workers(queue: Any, root: Path, jobs: int) -> None:

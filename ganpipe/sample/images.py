@@ -36,13 +36,11 @@ def images_of_seeds(
 ) -> Iterator[np.ndarray]:
     """Yield the images of consecutive seeds in batches, uint8 N×H×W×C in [0, 255]; `number` is a class."""
     for first in range(seeds.start, seeds.stop, batch_size):
-        count = min(batch_size, seeds.stop - first)
-        yield generate(latents_of_seeds(spec, first, count, z_scale, number))
+        yield generate(latents_of_seeds(spec, first, min(batch_size, seeds.stop - first), z_scale, number))
 
 
 def write_images(path: Path, shape: tuple[int, ...], batches: Iterable[np.ndarray]) -> None:
     """Write batches of uint8 images as one .npy array of this shape, one batch in memory at a time."""
     with whole(path) as temporary, open(temporary, "wb") as file:
         np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
-        for batch in batches:
-            file.write(batch.tobytes())
+        file.writelines(batch.tobytes() for batch in batches)

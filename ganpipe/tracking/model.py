@@ -35,11 +35,10 @@ def send_generator(run: "TrackedRun", folder: Path) -> None:
         client.log_model_artifacts(model.model_id, f"{temporary}/model")
     client.finalize_logged_model(model.model_id, "READY")
     client.log_outputs(run.id, [LoggedModelOutput(model.model_id, step=0)])
-    if MODEL in tags:
-        # MLflow's registry names a version's model by its folder alone.
-        registered = {version.source for version in client.search_model_versions(f"run_id='{run.id}'")}
-        if client.get_logged_model(tags[MODEL]).artifact_location not in registered:
-            client.delete_logged_model(tags[MODEL])
+    # MLflow's registry names a version's model by its folder alone.
+    registered = {version.source for version in client.search_model_versions(f"run_id='{run.id}'")}
+    if MODEL in tags and client.get_logged_model(tags[MODEL]).artifact_location not in registered:
+        client.delete_logged_model(tags[MODEL])
     run.set_tags({MODEL: model.model_id, DIGEST: digest})
 
 
