@@ -32,10 +32,10 @@ class Verdict:
     seeds_to_tell: int | None
 
     def __str__(self) -> str:
-        numbers = self.difference, self.difference_low, self.difference_high
-        decimals = max(0, 1 - math.floor(math.log10(max(numbers[2] - numbers[1], 1e-9))))
-        mean, low, high = (f"{number:+.{decimals}f}" for number in numbers)
-        text = f"{self.word}: {mean} ({low} to {high})"
+        low, high = self.difference_low, self.difference_high
+        decimals = max(0, 1 - math.floor(math.log10(max(high - low, 1e-9))))
+        more = decimals + (abs(self.difference) < 10**-decimals)  # "+0" would look like no difference
+        text = f"{self.word}: {self.difference:+.{more}f} ({low:+.{decimals}f} to {high:+.{decimals}f})"
         seeds = f"about {self.seeds_to_tell}" if self.seeds_to_tell else f"more than {MOST_SEEDS}"
         return text + (f"; {seeds} seeds would tell" if self.word == "not distinguishable" else "")
 
