@@ -8,6 +8,7 @@ Experiments are those of this checkout, named like those of `ganpipe compare`.
 """
 
 import io
+import re
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -28,7 +29,8 @@ from ganpipe.experiments.compare_page import LOSSES, POINTS, loss_limits  # noqa
 ROOT = Path(__file__).resolve().parents[2]
 MARK = "<!-- Below: tests/benchmarks/study_page.py -->"
 COLUMNS = ("layout_kid", "kid", "swd", "precision", "recall", "coverage", "nn_ratio")
-TILES = 4  # images a side of a seed's picture
+TILES, SMALL_TILES = 4, 8  # images a side of a seed's picture; those of at most 32 px are enlarged
+LONGER = 5  # times as many images in one cell as in another: the losses are shown over their logarithm
 
 
 def main(
@@ -39,12 +41,16 @@ def main(
     if not mark:
         raise typer.BadParameter(f"{page}: found no line {MARK}")
     runs, left_out = read_runs(ROOT, names or [], grid)
+    runs.sort(key=lambda run: run.seed)
     frame = cell_table(runs)
+    # Shorter than the names: without the study's, and without params that are null.
+    titles = [re.sub(r"-\w+=null", "", cell.removeprefix(f"{page.stem}-")) for cell in frame["cell"]]
+    frame.insert(0, "title", titles)
     pictures(frame, runs).save(page.with_suffix(".jpg"), quality=88)
     losses(frame, runs).savefig(page.with_name(f"{page.stem}-losses.png"))
     remarks = "\n".join(f"- {remark}" for remark in [*remarks_on(frame), *left_out])
     images = (
-        f"![The first {TILES}×{TILES} images of each seed, a row a cell]({page.stem}.jpg)\n\n"
+        f"![The first images of each seed, a row a cell]({page.stem}.jpg)\n\n"
         f"![D's and G's loss, a colour a cell, median over seeds]({page.stem}-losses.png)"
     )
     text = f"{head}{MARK}\n\n{table(frame)}\n\n{remarks}\n\n{images}\n"
@@ -63,23 +69,24 @@ def table(frame: pd.DataFrame) -> str:
     rows = [["cell", "seeds", *shown], ["---"] * (len(shown) + 2)]
     for row in frame.to_dict("records"):
         numbers = [plus_minus(row[name], row[f"{name}{SD}"]) for name in shown]
-        rows.append([str(row["cell"]), str(row["runs"]), *numbers])
+        rows.append([row["title"], str(row["runs"]), *numbers])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def pictures(frame: pd.DataFrame, runs: list[Run]) -> Image.Image:
     """Show the first images of each seed side by side, a row a cell."""
     rows = []
-    for cell in frame["cell"]:
+    for cell, title in zip(frame["cell"], frame["title"], strict=True):
         seeds = [run for run in runs if cell_name(run.name) == cell]
         tiles = []
         for run in seeds:
-            side = TILES * run.values["preprocess.resolution"]
+            small = run.values["preprocess.resolution"] <= 32
+            side = (SMALL_TILES if small else TILES) * run.values["preprocess.resolution"]
             with Image.open(io.BytesIO(run.grid)) as picture:
-                tiles.append(np.asarray(picture.convert("RGB").crop((0, 0, side, side))))
-        rows.append(
-            captioned(sheet(np.stack(tiles), len(tiles), gap=8), f"{cell}, seeds {[r.seed for r in seeds]}")
-        )
+                tile = picture.convert("RGB").crop((0, 0, side, side))
+            tiles.append(np.asarray(tile.resize((side * (1 + small),) * 2, Image.Resampling.NEAREST)))
+        caption = f"{title}, seeds {', '.join(str(run.seed) for run in seeds)}"
+        rows.append(captioned(sheet(np.stack(tiles), len(tiles), gap=8), caption))
     width = max(row.width for row in rows)
     canvas = Image.new("RGB", (width, sum(row.height for row in rows)), "white")
     top = 0
@@ -93,15 +100,18 @@ def losses(frame: pd.DataFrame, runs: list[Run]) -> Figure:
     """Plot D's and G's losses side by side, a colour a cell: medians over seeds and neighbouring steps."""
     figure = Figure(figsize=(9, 3), dpi=120, layout="constrained")
     for axes, (column, player) in zip(figure.subplots(1, 2), zip(LOSSES, "DG", strict=True), strict=True):
-        curves = []
-        for cell, colour in zip(frame["cell"], COLOURS, strict=False):
+        curves, lengths = [], []
+        for cell, title, colour in zip(frame["cell"], frame["title"], COLOURS, strict=False):
             steps = pd.concat([run.history for run in runs if cell_name(run.name) == cell])
             points = steps[["nimg", column]].groupby(steps["nimg"] * POINTS // steps["nimg"].max()).median()
             curves.append(points[column].to_numpy())
-            axes.plot(points["nimg"], points[column], color=colour, label=cell, linewidth=1.2)
+            axes.plot(points["nimg"], points[column], color=colour, label=title, linewidth=1.2)
+            lengths.append(points["nimg"].max())
         lowest, highest = loss_limits(curves, outside=0.05)
         if highest > 30:  # a diverged cell would flatten the others
             axes.set_yscale("symlog")
+        if max(lengths) > LONGER * min(lengths):
+            axes.set_xscale("log")
         axes.set(ylim=(lowest, highest), xlabel="images seen", ylabel=f"{player}'s loss")
         axes.spines[["top", "right"]].set_visible(False)
     figure.axes[0].legend(fontsize="small", frameon=False)
