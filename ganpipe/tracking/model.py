@@ -35,10 +35,10 @@ def send_generator(run: "TrackedRun", folder: Path) -> None:
         client.log_model_artifacts(model.model_id, f"{temporary}/model")
     client.finalize_logged_model(model.model_id, "READY")
     client.log_outputs(run.id, [LoggedModelOutput(model.model_id, step=0)])
-    # MLflow's registry names a version's model by its folder alone.
-    registered = {version.source for version in client.search_model_versions(f"run_id='{run.id}'")}
-    if MODEL in tags and client.get_logged_model(tags[MODEL]).artifact_location not in registered:
-        client.delete_logged_model(tags[MODEL])
+    if MODEL in tags:  # a version in MLflow's registry names its model by the folder alone
+        versions = client.search_model_versions(f"run_id='{run.id}'")
+        if client.get_logged_model(tags[MODEL]).artifact_location not in {v.source for v in versions}:
+            client.delete_logged_model(tags[MODEL])
     run.set_tags({MODEL: model.model_id, DIGEST: digest})
 
 

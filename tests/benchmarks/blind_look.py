@@ -5,8 +5,9 @@
 
 `prepare` writes OUT/01.png, 02.png …: 8×8 images of each generator of a pair, sides and pairs in random
 order, and key.json, which is not to be opened before the choices are written down. A generator is what
-`ganpipe generate` accepts: an experiment of this checkout, a file or a folder. Each repeat has other seeds.
-In place of one, an .npy file, uint8 N×H×W×C, shows its first 64 images, its next ones in the next repeat.
+`ganpipe generate` accepts: an experiment of this checkout, a file or a folder. In place of one, an .npy file
+of real images, uint8 N×H×W×C, shows 64 of its rows. No two pictures have the same seeds or rows, so that none
+is recognized.
 `count` reads a choice for each picture and prints how often each generator of a pair was preferred.
 """
 
@@ -35,13 +36,13 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 def prepare(out: Path, pairs: list[str], repeats: Annotated[int, typer.Option(min=1)] = 1) -> None:
     """Write a picture for each repeat of each pair A:B, in random order, and the key."""
     out.mkdir(parents=True)
-    tasks = [(pair, repeat) for pair in pairs for repeat in range(repeats)]
+    tasks = list(enumerate(pair for pair in pairs for _ in range(repeats)))
     random, key = secrets.SystemRandom(), {}
-    for number, (pair, repeat) in enumerate(random.sample(tasks, len(tasks)), 1):
+    for number, (place, pair) in enumerate(random.sample(tasks, len(tasks)), 1):
         names = random.sample(pair.split(":"), 2)
         sides = []
         for name in names:
-            images = shown(name, repeat)
+            images = shown(name, place)
             sides.append(np.asarray(sheet(cells(images, COLUMNS), COLUMNS).convert("RGB")))
         gap = np.full((len(sides[0]), 24, 3), 255, np.uint8)
         picture = sheet(np.concatenate([sides[0], gap, sides[1]], 1)[None], 1)
@@ -51,15 +52,15 @@ def prepare(out: Path, pairs: list[str], repeats: Annotated[int, typer.Option(mi
     print(f"{len(tasks)} pictures: {out}; write down left, right or same for each, then count")
 
 
-def shown(name: str, repeat: int) -> np.ndarray:
-    """Return COUNT images of a generator or of an .npy file, uint8 N×H×W×C, others for each repeat."""
+def shown(name: str, place: int) -> np.ndarray:
+    """Return COUNT images of a generator or of an .npy file, uint8 N×H×W×C, others for each place."""
     if name.endswith(".npy"):
-        images = np.load(name, mmap_mode="r")[COUNT * repeat :][:COUNT]
+        images = np.load(name, mmap_mode="r")[COUNT * place :][:COUNT]
         if len(images) < COUNT:
-            raise typer.BadParameter(f"{name}: has no {COUNT * (repeat + 1)} images")
+            raise typer.BadParameter(f"{name}: has no {COUNT * (place + 1)} images")
         return np.array(images)
     generator = find_generator(name)
-    z = z_of_seeds(generator.spec.params, FIRST_SEED + COUNT * repeat, COUNT, 1.0)
+    z = z_of_seeds(generator.spec.params, FIRST_SEED + COUNT * place, COUNT, 1.0)
     return images_of(generator.network, z)
 
 

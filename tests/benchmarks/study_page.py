@@ -44,16 +44,16 @@ def main(
     runs.sort(key=lambda run: run.seed)
     frame = cell_table(runs)
     # Shorter than the names: without the study's, and without params that are null.
-    titles = [re.sub(r"-\w+=null", "", cell.removeprefix(f"{page.stem}-")) for cell in frame["cell"]]
-    frame.insert(0, "title", titles)
+    frame["title"] = [re.sub(r"-\w+=null", "", cell.removeprefix(f"{page.stem}-")) for cell in frame["cell"]]
     pictures(frame, runs).save(page.with_suffix(".jpg"), quality=88)
     losses(frame, runs).savefig(page.with_name(f"{page.stem}-losses.png"))
-    remarks = "\n".join(f"- {remark}" for remark in [*remarks_on(frame), *left_out])
+    remarks = [*remarks_on(frame.assign(cell=frame["title"])), *left_out]
     images = (
         f"![The first images of each seed, a row a cell]({page.stem}.jpg)\n\n"
         f"![D's and G's loss, a colour a cell, median over seeds]({page.stem}-losses.png)"
     )
-    text = f"{head}{MARK}\n\n{table(frame)}\n\n{remarks}\n\n{images}\n"
+    lines = "\n".join(f"- {remark}" for remark in remarks)
+    text = f"{head}{MARK}\n\n{table(frame)}\n\n{lines}\n\n{images}\n"
     page.write_text(text, encoding="utf-8")
 
 
