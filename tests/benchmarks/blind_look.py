@@ -55,10 +55,12 @@ def prepare(out: Path, pairs: list[str], repeats: Annotated[int, typer.Option(mi
 def shown(name: str, place: int) -> np.ndarray:
     """Return COUNT images of a generator or of an .npy file, uint8 N×H×W×C, others for each place."""
     if name.endswith(".npy"):
-        images = np.load(name, mmap_mode="r")[COUNT * place :][:COUNT]
-        if len(images) < COUNT:
+        images = np.load(name, mmap_mode="r")
+        # Shuffled, because a set with classes is in their order.
+        rows = np.random.default_rng(FIRST_SEED).permutation(len(images))[COUNT * place :][:COUNT]
+        if len(rows) < COUNT:
             raise typer.BadParameter(f"{name}: has no {COUNT * (place + 1)} images")
-        return np.array(images)
+        return np.asarray(images[rows])
     generator = find_generator(name)
     z = z_of_seeds(generator.spec.params, FIRST_SEED + COUNT * place, COUNT, 1.0)
     return images_of(generator.network, z)
