@@ -131,6 +131,24 @@ GRIDS: dict[str, tuple[tuple[str, ...], list[tuple[Any, ...]]]] = {
         ("model.architecture", "train.batch_size", "train.steps", "train.glr", "preprocess.resolution"),
         [("residual", 24, 417, 0.00128, 96), ("dcgan", 128, 79, 0.00128, 96)],
     ),
+    "xin2024-rates": (
+        ("train.dlr", "train.glr", "train.batch_size", "train.steps", "preprocess.resolution", "model.ngf"),
+        [
+            (d, g, 32, 4000, 32, 32)
+            for d, g in (
+                *((rate, rate) for rate in (0.000208, 0.001, 0.0046, 0.0064, 0.01)),
+                *((0.0064, rate) for rate in (0.0032, 0.00128, 0.00064)),
+            )
+        ],
+    ),
+    "xin2024-smoothing": (
+        ("train.dlr", "train.glr", "train.real_label", "train.fake_label", "train.batch_size"),
+        [
+            (d, g, real, fake, 32)
+            for d, g in ((0.0064, 0.00128), (0.000208, 0.000208))
+            for real, fake in ((1.0, 0.0), (0.9, 0.1), (0.99, 0.01))
+        ],
+    ),
     "marchesi2017-resolutions": (
         (
             "preprocess.resolution",
