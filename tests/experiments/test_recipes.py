@@ -143,11 +143,7 @@ GRIDS: dict[str, tuple[tuple[str, ...], list[tuple[Any, ...]]]] = {
     ),
     "xin2024-smoothing": (
         ("train.dlr", "train.glr", "train.real_label", "train.fake_label", "train.batch_size"),
-        [
-            (d, g, real, fake, 32)
-            for d, g in ((0.0064, 0.00128), (0.000208, 0.000208))
-            for real, fake in ((1.0, 0.0), (0.9, 0.1), (0.99, 0.01))
-        ],
+        [(0.0064, 0.00128, real, fake, 32) for real, fake in ((1.0, 0.0), (0.9, 0.1), (0.99, 0.01))],
     ),
     "marchesi2017-resolutions": (
         (
