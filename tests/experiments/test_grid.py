@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT
@@ -15,7 +16,7 @@ from ruamel.yaml import YAML
 from ganpipe import params
 from ganpipe.common.errors import UserError
 from ganpipe.experiments import recipes, revisions
-from ganpipe.experiments.grid import failure_reason, grid, planned
+from ganpipe.experiments.grid import PATIENCE, _poll_queue, failure_reason, grid, planned
 
 GRID = "xin2024-two-rates"
 TINY = [
@@ -227,6 +228,38 @@ def test_a_recipe_runs_with_this_python_and_ends_with_dvcs_exit_code(checkout: P
 def test_the_reason_is_the_line_that_explains_the_failure(log: str, reason: str) -> None:
     """A failure means that users see `failed to reproduce 'train'` instead of the reason."""
     assert failure_reason(log).startswith(reason)
+
+
+def test_a_worker_that_ended_is_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One may end just as a grid begins after another one: the night would go on with half of the cores."""
+    now, workers, starts = [100.0], [0], list[float]()
+
+    def start(*_: object) -> None:
+        starts.append(now[0])
+        workers[0] = 2
+
+    def sleep(seconds: float) -> None:
+        now[0] += seconds
+
+    clock = SimpleNamespace(monotonic=lambda: now[0], sleep=sleep)
+    monkeypatch.setattr("ganpipe.experiments.grid.time", clock)
+    monkeypatch.setattr("ganpipe.experiments.grid._start_workers", start)
+    queue = SimpleNamespace(iter_active=lambda: ["running"] * workers[0])
+    waiting = dict.fromkeys("abc", "cell")
+    looks = _poll_queue(queue, waiting, ROOT, 2)
+    for _ in range(20):
+        next(looks)
+    assert starts == [100]
+    workers[0], ended = 1, now[0]
+    for _ in range(20):
+        next(looks)
+    assert len(starts) == 2 and starts[1] - ended > PATIENCE / 2
+    # The last cell needs no second worker.
+    workers[0] = 1
+    del waiting["a"], waiting["b"]
+    for _ in range(20):
+        next(looks)
+    assert len(starts) == 2
 
 
 @pytest.mark.long
