@@ -29,7 +29,8 @@ from ganpipe.experiments.compare_page import LOSSES, POINTS, loss_limits  # noqa
 ROOT = Path(__file__).resolve().parents[2]
 MARK = "<!-- Below: tests/benchmarks/study_page.py -->"
 COLUMNS = ("layout_kid", "kid", "swd", "precision", "recall", "coverage", "nn_ratio")
-TILES, SMALL_TILES = 4, 8  # images a side of a seed's picture; those of at most 32 px are enlarged
+TILES, SMALL_TILES = 4, 8  # images a side of a seed's picture; those of at most 32 px are enlarged in
+FEW_CELLS = 4  # cells at most, else the file becomes large
 LONGER = 5  # times as many images in one cell as in another: the losses are shown over their logarithm
 
 
@@ -84,7 +85,8 @@ def pictures(frame: pd.DataFrame, runs: list[Run]) -> Image.Image:
             side = (SMALL_TILES if small else TILES) * run.values["preprocess.resolution"]
             with Image.open(io.BytesIO(run.grid)) as picture:
                 tile = picture.convert("RGB").crop((0, 0, side, side))
-            tiles.append(np.asarray(tile.resize((side * (1 + small),) * 2, Image.Resampling.NEAREST)))
+            enlarged = side * (1 + (small and len(frame) <= FEW_CELLS))
+            tiles.append(np.asarray(tile.resize((enlarged, enlarged), Image.Resampling.NEAREST)))
         caption = f"{title}, seeds {', '.join(str(run.seed) for run in seeds)}"
         rows.append(captioned(sheet(np.stack(tiles), len(tiles), gap=8), caption))
     width = max(row.width for row in rows)
@@ -98,14 +100,17 @@ def pictures(frame: pd.DataFrame, runs: list[Run]) -> Image.Image:
 
 def losses(frame: pd.DataFrame, runs: list[Run]) -> Figure:
     """Plot D's and G's losses side by side, a colour a cell: medians over seeds and neighbouring steps."""
-    figure = Figure(figsize=(9, 3), dpi=120, layout="constrained")
+    figure = Figure(figsize=(11, 3), dpi=120, layout="constrained")
     for axes, (column, player) in zip(figure.subplots(1, 2), zip(LOSSES, "DG", strict=True), strict=True):
         curves, lengths = [], []
-        for cell, title, colour in zip(frame["cell"], frame["title"], COLOURS, strict=False):
+        looks = [(colour, dashes) for dashes in ("-", "--") for colour in COLOURS]
+        for cell, title, (colour, dashes) in zip(frame["cell"], frame["title"], looks, strict=False):
             steps = pd.concat([run.history for run in runs if cell_name(run.name) == cell])
             points = steps[["nimg", column]].groupby(steps["nimg"] * POINTS // steps["nimg"].max()).median()
             curves.append(points[column].to_numpy())
-            axes.plot(points["nimg"], points[column], color=colour, label=title, linewidth=1.2)
+            axes.plot(
+                points["nimg"], points[column], color=colour, linestyle=dashes, label=title, linewidth=1.2
+            )
             lengths.append(points["nimg"].max())
         lowest, highest = loss_limits(curves, outside=0.05)
         if highest > 30:  # a diverged cell would flatten the others
@@ -114,7 +119,8 @@ def losses(frame: pd.DataFrame, runs: list[Run]) -> Figure:
             axes.set_xscale("log")
         axes.set(ylim=(lowest, highest), xlabel="images seen", ylabel=f"{player}'s loss")
         axes.spines[["top", "right"]].set_visible(False)
-    figure.axes[0].legend(fontsize="small", frameon=False)
+    lines, titles = figure.axes[0].get_legend_handles_labels()
+    figure.legend(lines, titles, loc="outside right upper", fontsize="small", frameon=False)
     return figure
 
 
