@@ -8,6 +8,7 @@ Experiments are those of this checkout, named like those of `ganpipe compare`.
 """
 
 import io
+import itertools
 import re
 import sys
 from pathlib import Path
@@ -29,8 +30,8 @@ from ganpipe.experiments.compare_page import LOSSES, POINTS, loss_limits  # noqa
 ROOT = Path(__file__).resolve().parents[2]
 MARK = "<!-- Below: tests/benchmarks/study_page.py -->"
 COLUMNS = ("layout_kid", "kid", "swd", "precision", "recall", "coverage", "nn_ratio")
-TILES, SMALL_TILES = 4, 8  # images a side of a seed's picture; those of at most 32 px are enlarged in
-FEW_CELLS = 4  # cells at most, else the file becomes large
+TILES, SMALL_TILES = 4, 8  # images a side of a seed's picture, of more than 32 px and of at most 32 px
+QUALITY = 75  # of JPEG: noise at 88 makes a file of a megabyte
 LONGER = 5  # times as many images in one cell as in another: the losses are shown over their logarithm
 
 
@@ -46,7 +47,7 @@ def main(
     frame = cell_table(runs)
     # Shorter than the names: without the study's, and without params that are null.
     frame["title"] = [re.sub(r"-\w+=null", "", cell.removeprefix(f"{page.stem}-")) for cell in frame["cell"]]
-    pictures(frame, runs).save(page.with_suffix(".jpg"), quality=88)
+    pictures(frame, runs).save(page.with_suffix(".jpg"), quality=QUALITY)
     losses(frame, runs).savefig(page.with_name(f"{page.stem}-losses.png"))
     remarks = [*remarks_on(frame.assign(cell=frame["title"])), *left_out]
     images = (
@@ -84,9 +85,7 @@ def pictures(frame: pd.DataFrame, runs: list[Run]) -> Image.Image:
             small = run.values["preprocess.resolution"] <= 32
             side = (SMALL_TILES if small else TILES) * run.values["preprocess.resolution"]
             with Image.open(io.BytesIO(run.grid)) as picture:
-                tile = picture.convert("RGB").crop((0, 0, side, side))
-            enlarged = side * (1 + (small and len(frame) <= FEW_CELLS))
-            tiles.append(np.asarray(tile.resize((enlarged, enlarged), Image.Resampling.NEAREST)))
+                tiles.append(np.asarray(picture.convert("RGB").crop((0, 0, side, side))))
         caption = f"{title}, seeds {', '.join(str(run.seed) for run in seeds)}"
         rows.append(captioned(sheet(np.stack(tiles), len(tiles), gap=8), caption))
     width = max(row.width for row in rows)
@@ -103,8 +102,8 @@ def losses(frame: pd.DataFrame, runs: list[Run]) -> Figure:
     figure = Figure(figsize=(11, 3), dpi=120, layout="constrained")
     for axes, (column, player) in zip(figure.subplots(1, 2), zip(LOSSES, "DG", strict=True), strict=True):
         curves, lengths = [], []
-        looks = [(colour, dashes) for dashes in ("-", "--") for colour in COLOURS]
-        for cell, title, (colour, dashes) in zip(frame["cell"], frame["title"], looks, strict=False):
+        looks = itertools.cycle(itertools.product(("-", "--"), COLOURS))
+        for cell, title, (dashes, colour) in zip(frame["cell"], frame["title"], looks, strict=False):
             steps = pd.concat([run.history for run in runs if cell_name(run.name) == cell])
             points = steps[["nimg", column]].groupby(steps["nimg"] * POINTS // steps["nimg"].max()).median()
             curves.append(points[column].to_numpy())
