@@ -71,23 +71,24 @@ def loss_limits(losses: Sequence[np.ndarray], outside: float = 0.01) -> tuple[fl
 
 
 def _chart(figures: Sequence[dict[Any, Any]], title: str) -> str | None:
-    """Plot one of CHARTS, a curve a cell, as a PNG file in base64; None: no run has its numbers.
-
-    A point is the median over the seeds and over the steps of 1 / POINTS of the training: spikes, which would
-    hide the other cells' curves, are left out.
-    """
+    """Plot one of CHARTS, a curve a cell, as a PNG file in base64; None: no run has its numbers."""
     table, column = CHARTS[title]
     figure, curves = Figure(figsize=(5, 3), dpi=200, layout="constrained"), []
     axes = figure.subplots()
     for cell in figures:
         rows = pd.concat([getattr(run, table) for run in cell["runs"]])
         if column in rows and len(rows):
-            points = rows[["nimg", column]].groupby(rows["nimg"] * POINTS // rows["nimg"].max()).median()
+            points = medians(rows, column)
             curves.append(points[column].to_numpy())
             style = {"color": cell["colour"], "linestyle": cell["style"], "linewidth": 1.2}
             axes.plot(points["nimg"], points[column], marker="." if len(points) < 20 else None, **style)
     axes.set(ylabel=title, ylim=loss_limits(curves, outside=0.05))
     return _rendered(figure) if curves else None
+
+
+def medians(rows: pd.DataFrame, column: str) -> pd.DataFrame:
+    """Return medians of nimg and a column over each 1 / POINTS of a training: a spike would hide other curves."""
+    return rows[["nimg", column]].groupby((rows["nimg"] - 1) * POINTS // rows["nimg"].max()).median()
 
 
 def _loss_curves(runs: Sequence[Run], limits: tuple[float, float]) -> str:

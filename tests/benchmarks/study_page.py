@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 import typer
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # this checkout, not the installed package
@@ -25,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # this checkout, n
 from ganpipe.common.sheets import COLOURS, captioned, sheet  # noqa: E402
 from ganpipe.experiments.cells import SD, Run, cell_name, cell_table, plus_minus, remarks_on  # noqa: E402
 from ganpipe.experiments.compare import read_runs  # noqa: E402
-from ganpipe.experiments.compare_page import LOSSES, POINTS, loss_limits  # noqa: E402
+from ganpipe.experiments.compare_page import LOSSES, loss_limits, medians  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 MARK = "<!-- Below: tests/benchmarks/study_page.py -->"
@@ -105,7 +106,7 @@ def losses(frame: pd.DataFrame, runs: list[Run]) -> Figure:
         looks = itertools.cycle(itertools.product(("-", "--"), COLOURS))
         for cell, title, (dashes, colour) in zip(frame["cell"], frame["title"], looks, strict=False):
             steps = pd.concat([run.history for run in runs if cell_name(run.name) == cell])
-            points = steps[["nimg", column]].groupby(steps["nimg"] * POINTS // steps["nimg"].max()).median()
+            points = medians(steps, column)
             curves.append(points[column].to_numpy())
             axes.plot(
                 points["nimg"], points[column], color=colour, linestyle=dashes, label=title, linewidth=1.2
@@ -116,6 +117,7 @@ def losses(frame: pd.DataFrame, runs: list[Run]) -> Figure:
             axes.set_yscale("symlog")
         if max(lengths) > LONGER * min(lengths):
             axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.set(ylim=(lowest, highest), xlabel="images seen", ylabel=f"{player}'s loss")
         axes.spines[["top", "right"]].set_visible(False)
     lines, titles = figure.axes[0].get_legend_handles_labels()
