@@ -87,7 +87,7 @@ def _chart(figures: Sequence[dict[Any, Any]], title: str) -> str | None:
 
 
 def medians(rows: pd.DataFrame, column: str) -> pd.DataFrame:
-    """Return medians of nimg and a column over each 1 / POINTS of a training: a spike would hide other curves."""
+    """Return medians of nimg and a column over each 1 / POINTS of a training; spikes would hide others."""
     return rows[["nimg", column]].groupby((rows["nimg"] - 1) * POINTS // rows["nimg"].max()).median()
 
 
