@@ -47,7 +47,7 @@ def evaluate(params: Evaluate, sample: Sample, root: Path, device: str) -> Metri
     metrics, names, features, n = scores.metrics, scores.names, scores.features, scores.features.n
     of_intervals, of_snapshots = scores.others[: len(intervals)], scores.others[len(intervals) :]
     kids = [f"{name}{end}" for name in (names.kid, names.layout_kid) for end in ("", "_sd")]
-    columns = ["factor", *kids, "precision", "recall", "coverage", *DETAILS]
+    columns = ["factor", *kids, "precision", "recall", "density", "coverage", *DETAILS]
     rows = [{"factor": i.factor, **numbers} for i, numbers in zip(intervals, of_intervals, strict=True)]
     interval_table = pd.DataFrame(rows, columns=columns)
     # A length in steps can end within the last snapshot's epoch.

@@ -244,8 +244,8 @@ def test_without_intervals_the_table_is_empty_and_the_picture_a_note(checkout: C
     """If it fails, an output of the stage is missing, or an empty picture has no explanation."""
     root = checkout(IMAGES, 8, GENERATED)
     evaluate(PARAMS, root, "cpu")
-    header = "factor,kid_lite0,kid_lite0_sd,layout_kid_lite0,layout_kid_lite0_sd,precision,recall,coverage,"
-    header += "diversity,contrast\n"
+    header = "factor,kid_lite0,kid_lite0_sd,layout_kid_lite0,layout_kid_lite0_sd,precision,recall,"
+    header += "density,coverage,diversity,contrast\n"
     assert (root / "stages/evaluate/intervals.csv").read_text() == header
     note = np.asarray(Image.open(root / "stages/evaluate/intervals.png").convert("L"))
     ink = np.argwhere(note < 128)
