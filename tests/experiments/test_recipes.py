@@ -145,10 +145,6 @@ GRIDS: dict[str, tuple[tuple[str, ...], list[tuple[Any, ...]]]] = {
         ("train.dlr", "train.glr", "train.real_label", "train.fake_label", "train.batch_size"),
         [(0.0064, 0.00128, real, fake, 32) for real, fake in ((1.0, 0.0), (0.9, 0.1), (0.99, 0.01))],
     ),
-    "marchesi2017-sides": (
-        ("train.extra_update_every", "preprocess.resolution", "train.steps", "train.batch_size"),
-        [(every, side, 2000, 32) for every in (50, None) for side in (32, 64, 128)],
-    ),
     "marchesi2017-resolutions": (
         (
             "preprocess.resolution",
@@ -158,6 +154,10 @@ GRIDS: dict[str, tuple[tuple[str, ...], list[tuple[Any, ...]]]] = {
             "sample.count",
         ),
         [(side, every, 10_000, 0.5, 500) for side, every in EXTRA],
+    ),
+    "marchesi2017-sides": (
+        ("train.extra_update_every", "preprocess.resolution", "train.steps", "train.batch_size"),
+        [(every, side, 2000, 32) for every in (50, None) for side in (32, 64, 128)],
     ),
     "marchesi2017-intervals": (
         ("sample.z_scale", "preprocess.resolution"),
