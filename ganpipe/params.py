@@ -209,7 +209,7 @@ class Evaluate(Section):
     seeds: Positive
     snapshots: bool
     search_images: Positive | None
-    rank_by: Literal["layout_kid", "kid"]
+    rank_by: Literal["layout_mmd", "layout_kid", "kid"]
     neighbours: Positive
     kid_subsets: Positive
     kid_subset_size: Annotated[int, Field(ge=2)]

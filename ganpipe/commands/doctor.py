@@ -121,7 +121,7 @@ def _locks(root: Path, doomed: set[int]) -> Iterator[Finding]:
     hardlink = bool(Config(str(root / ".dvc"))["core"].get("hardlink_lock"))
     folders = root / ".dvc/tmp", root / ".dvc/tmp/exps"
     for path in (folders[0] / "lock", *(folder / "rwlock.lock" for folder in folders)):
-        if hardlink and path.exists() and not _dvc_runs(root, doomed):  # the file does not name its owner
+        if hardlink and path.exists() and not _busy(root, doomed, dvc=True):  # it does not name its owner
             yield Finding(f"{path} is a lock, although no dvc runs here", "remove it", path.unlink)
     for folder in folders:
         guard = make_lock(str(folder / "rwlock.lock"), str(folder), hardlink_lock=hardlink)
@@ -158,7 +158,7 @@ def _stale_entries(path: Path, remove: bool) -> str:
 def _copies(root: Path, doomed: set[int]) -> Iterator[Finding]:
     folder = root / ".dvc/tmp/exps"
     for copy in sorted([*folder.glob("tmp*/"), *folder.glob("standalone/tmp*/")]):
-        if not _dvc_runs(root, doomed) and not _in_use(copy, doomed):
+        if not _busy(root, doomed, dvc=True) and not _busy(copy, doomed):
             size = sum(path.lstat().st_size for path in copy.rglob("*") if not path.is_dir())
             yield Finding(
                 f"{copy} is the copy of a killed experiment, {size / 1e6:,.0f} MB",
@@ -173,7 +173,8 @@ def _branch(root: Path, doomed: set[int]) -> Iterator[Finding]:
     if not head or head != started_from or git(root, "symbolic-ref", "-q", "HEAD"):
         return
     branch = git(root, "rev-parse", "--abbrev-ref", "@{-1}")
-    if branch and git(root, "rev-parse", f"refs/heads/{branch}") == head and not _dvc_runs(root, doomed):
+    same = branch and git(root, "rev-parse", f"refs/heads/{branch}") == head
+    if same and not _busy(root, doomed, dvc=True):
         yield Finding(
             f"HEAD is detached from {branch}, as a killed `dvc exp run` leaves it",
             f"switch to {branch}; no file changes, so params.yaml keeps the experiment's values",
@@ -181,19 +182,11 @@ def _branch(root: Path, doomed: set[int]) -> Iterator[Finding]:
         )
 
 
-def _dvc_runs(root: Path, doomed: set[int]) -> bool:
-    """Return whether a program that uses DVC runs in the checkout or a copy of it, or hides its folder."""
+def _busy(folder: Path, doomed: set[int], dvc: bool = False) -> bool:
+    """Return whether a process works in a folder; with `dvc`, a program of DVC that may hide its folder."""
     for process in psutil.process_iter(["pid", "cwd", "cmdline"]):
         programs = {Path(word).name for word in (process.info["cmdline"] or [])[:4]}
-        folder = process.info["cwd"]
-        inside = folder is None or Path(folder).is_relative_to(root.resolve())
-        if inside and programs & DVC_PROGRAMS and process.pid not in {os.getpid(), *doomed}:
+        inside = Path(cwd).is_relative_to(folder.resolve()) if (cwd := process.info["cwd"]) else dvc
+        if inside and (not dvc or programs & DVC_PROGRAMS) and process.pid not in {os.getpid(), *doomed}:
             return True
     return False
-
-
-def _in_use(folder: Path, doomed: set[int]) -> bool:
-    """Return whether a process works in a folder."""
-    processes = psutil.process_iter(["pid", "cwd"])
-    folders = [process.info["cwd"] for process in processes if process.pid not in doomed]
-    return any(path and Path(path).is_relative_to(folder.resolve()) for path in folders)

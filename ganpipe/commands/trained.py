@@ -73,8 +73,7 @@ def _copy_experiment(name: str, root: Path, folder: Path, beside: Sequence[str])
     with open_repo(root) as repo:
         experiments = finished(repo).get(name)
     if not experiments:
-        remedy = "`dvc exp list -A` names the experiments"
-        raise UserError(f"{name}: no such file, folder or DVC experiment; {remedy}")
+        raise UserError(f"{name}: no such file, folder or DVC experiment; `dvc exp list -A` names the latter")
     try:
         outputs = read_outputs(root, name, experiments[0].revision, [WEIGHTS])
     except UserError as error:

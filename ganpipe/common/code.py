@@ -25,7 +25,9 @@ def import_closure(module: str, root: Path) -> list[str]:
                 paths.add(path)
                 pending += [name.rpartition(".")[0] or name]
                 pending += imports(root / path) if path not in NOT_COUNTED else []
-    return sorted(path for path in paths - NOT_COUNTED if not _is_empty(root / path))
+    packages = [root / path for path in paths if path.endswith("/__init__.py")]
+    empty = {path for path in packages if len(ast.parse(path.read_text(encoding="utf-8")).body) <= 1}
+    return sorted(path for path in paths - NOT_COUNTED if root / path not in empty)
 
 
 def code_digest(paths: Iterable[str], root: Path) -> str:
@@ -45,8 +47,3 @@ def imports(path: Path) -> list[str]:
         elif isinstance(node, ast.ImportFrom) and node.module:
             names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
     return [name for name in names if name.split(".")[0] == "ganpipe"]
-
-
-def _is_empty(path: Path) -> bool:
-    """Say whether a file is a package's `__init__.py` with only a docstring, which changes no result."""
-    return path.name == "__init__.py" and len(ast.parse(path.read_text(encoding="utf-8")).body) <= 1

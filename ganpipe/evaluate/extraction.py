@@ -14,6 +14,7 @@ from ganpipe.common.shards import Images
 from ganpipe.metrics import extractors, lite0
 from ganpipe.metrics.feature_cache import cached
 
+Pair = tuple[np.ndarray, np.ndarray]  # features N×d and details W×(1 + k) of N images, see Features
 # Images of a set whose layout is compared: it is 16 times as long as the features.
 LAYOUT_IMAGES = 2048
 
@@ -48,7 +49,7 @@ class Features:
         fakes: sets of generated images, each N×d.
         held_out: real images held out from training, N×d or fewer rows, even none.
         details: contrast and layout (`extractors.Seen`), W×(1 + k), of the first W images of the reference,
-            of each set and of the held-out images, W being at most N; None: they are not compared.
+            of each set and of the held-out images, W being at most N; None: without `pairs`.
     """
 
     train: np.ndarray
@@ -60,6 +61,13 @@ class Features:
     def n(self) -> int:
         """N."""
         return len(self.fakes[0])
+
+    def pairs(self) -> tuple[Pair, list[Pair], Pair]:
+        """Return the reference, the sets and the held-out images."""
+        details = self.details
+        assert details
+        sets = [*zip(self.fakes, details.fakes, strict=True)]
+        return (self.train[: self.n], details.train), sets, (self.held_out, details.held_out)
 
 
 def feature_key(extractor: extractors.Extractor, digest: str, device: str) -> tuple[str, ...]:
@@ -74,10 +82,10 @@ def extract_features(
     sets: list[list[tuple[Any, np.ndarray]]],
     device: str,
     root: Path | None,
-) -> tuple[Features, list[list[tuple[np.ndarray, np.ndarray]]]]:
+) -> tuple[Features, list[list[Pair]]]:
     """Return the features of the real images and of the first source's sets; those of the others' sets.
 
-    A set is a source of images and the N rows of it; those of other sources are returned with their details.
+    A set is a source of images and the N rows of it.
     """
     seen, size = extractors.Seen(extractor), extractors.batch_size(extractor)
     chosen = [real.train_rows, real.held_out_rows, *(rows for source in sets for _, rows in source)]
@@ -89,8 +97,8 @@ def extract_features(
         def extract(network: torch.nn.Module, images: Any, rows: np.ndarray) -> np.ndarray:
             return lite0.extract(network, images, size, device, progress, rows)
 
-        def extract_both(images: Any, rows: np.ndarray, *key: str) -> tuple[np.ndarray, np.ndarray]:
-            """Return features N×d and details W×(1 + k). Another W leaves the cached features as they are."""
+        def extract_both(images: Any, rows: np.ndarray, *key: str) -> Pair:
+            """Return features and details. Another W leaves the cached features as they are."""
             end, folder = progress.done + len(rows), root if key else None
             head, rest = rows[:first], rows[first:]
             both = cached(folder, (*key, "details", str(head.tolist())), lambda: extract(seen, images, head))

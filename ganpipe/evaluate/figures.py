@@ -137,10 +137,11 @@ def snapshots_picture(
     """Plot the snapshots' numbers over their epochs, which ascend, and the floors among the metrics."""
     if not epochs:
         return _note("No scores of snapshots: evaluate.snapshots is false")
-    figure = Figure(figsize=(12, 4), dpi=100, layout="constrained")
-    titles = ("KID (0 is perfect)", f"{'FID' if names.fd == 'fid' else 'FD'} (lower is better)", "1 is best")
-    panels = ((names.kid, names.layout_kid), (names.fd,), SHARES)
-    for axes, title, panel in zip(figure.subplots(1, 3), titles, panels, strict=True):
+    figure = Figure(figsize=(16, 4), dpi=100, layout="constrained")
+    fd = f"{'FID' if names.fd == 'fid' else 'FD'} (lower is better)"
+    titles = ("KID (0 is perfect)", "layout MMD (0 is perfect)", fd, "1 is best")
+    panels = ((names.kid, names.layout_kid), (names.layout_mmd,), (names.fd,), SHARES)
+    for axes, title, panel in zip(figure.subplots(1, 4), titles, panels, strict=True):
         for name in panel:
             values = np.array([row[name] for row in numbers], float)
             (line,) = axes.plot(epochs, values, "o-", markersize=4, label=name, clip_on=False)
@@ -149,7 +150,7 @@ def snapshots_picture(
         floor = "" if metrics[f"{panel[0]}_floor"] is None else " (dashed: held-out images)"
         axes.set(title=title, xlabel=f"epoch{floor}")
         low, high = axes.get_ylim()
-        axes.set_ylim(min(0, low) if panel == panels[0] else 0, max(1, high) if panel == SHARES else high)
+        axes.set_ylim(min(0, low) if panel in panels[:2] else 0, max(1, high) if panel == SHARES else high)
         axes.set_xlim(0, epochs[-1] * 1.05)
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.legend(frameon=False, fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=4)

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from ganpipe.common.shards import Images
-from ganpipe.evaluate.extraction import RealImages, extract_features
+from ganpipe.evaluate.extraction import Pair, RealImages, extract_features
 from ganpipe.metrics import extractors
-from ganpipe.metrics.kid import kid
+from ganpipe.metrics.kid import gaussian_mmd, kid
 from ganpipe.metrics.swd import patches, swd
 from ganpipe.params import Evaluate
 
@@ -62,23 +62,25 @@ def _patch_distances(real: RealImages, sets: Sets, seed: int) -> list[Numbers]:
 def _second_kids(
     real: RealImages, sets: Sets, params: Evaluate, device: str, root: Path | None
 ) -> list[Numbers]:
-    """Return kid_… and layout_kid_… in `params.second_extractor`."""
+    """Return the kernel distances in `params.second_extractor`."""
     name, n = params.second_extractor, len(sets[0][1])
     assert name
     network = extractors.build(name, params.feature_resolution, None)
     reference = replace(real, train_rows=real.train_rows[:n])
     features, _ = extract_features(network, reference, [list(sets)], device, root)
-    details = features.details
-    assert details
-    pairs = [*zip(features.fakes, details.fakes, strict=True)]
-    pairs += [(features.held_out, details.held_out)] if len(features.held_out) == n else []
-    return [
-        {
-            f"kid_{name}": subset_kid(features.train, pooled, params),
-            f"layout_kid_{name}": subset_kid(details.train[:, 1:], detail[:, 1:], params),
-        }
-        for pooled, detail in pairs
-    ]
+    expected, fakes, held_out = features.pairs()
+    fakes += [held_out] if len(held_out[0]) == n else []
+    return [kernel_distances(name, expected, fake, params) for fake in fakes]
+
+
+def kernel_distances(network: str, real: Pair, fake: Pair, params: Evaluate) -> Numbers:
+    """Return kid_…, layout_kid_… and layout_mmd_…; where a network keeps no places, the last two are None."""
+    layouts = real[1][:, 1:], fake[1][:, 1:]
+    return {
+        f"kid_{network}": subset_kid(real[0], fake[0], params),
+        f"layout_kid_{network}": subset_kid(*layouts, params),
+        f"layout_mmd_{network}": gaussian_mmd(*layouts) if layouts[0].size else None,
+    }
 
 
 def subset_kid(real: np.ndarray, fake: np.ndarray, params: Evaluate) -> float | None:

@@ -9,8 +9,8 @@ import numpy as np
 from jinja2 import Template
 
 from ganpipe.common.errors import ParamError, UserError
-from ganpipe.evaluate.extraction import Features, RealImages, extract_features
-from ganpipe.evaluate.judges import Numbers, further_numbers, kid_quotient, rounded, subset_kid
+from ganpipe.evaluate.extraction import Features, Pair, RealImages, extract_features
+from ganpipe.evaluate.judges import Numbers, further_numbers, kernel_distances, kid_quotient, rounded
 from ganpipe.metrics import copies, extractors, manifold
 from ganpipe.metrics.classifier import c2st_auc
 from ganpipe.metrics.fd import fd
@@ -29,12 +29,13 @@ class DistanceNames(NamedTuple):
     kid: str
     fd: str
     layout_kid: str
+    layout_mmd: str
 
 
 def distance_names(extractor: str) -> DistanceNames:
     """Name the distances after an extractor; the word FID is kept for the network that it is defined for."""
     fd_name = "fid" if extractor == "inception" else f"fd_{extractor}"
-    return DistanceNames(f"kid_{extractor}", fd_name, f"layout_kid_{extractor}")
+    return DistanceNames(f"kid_{extractor}", fd_name, f"layout_kid_{extractor}", f"layout_mmd_{extractor}")
 
 
 @dataclass(frozen=True)
@@ -101,8 +102,8 @@ def score_features(
     numbers of each set and, if there are as many, of N held-out images.
 
     Returns:
-        kid_… and fd_… (fid), with fd_…_ratio to its floor; precision, recall, density, coverage; c2st_auc;
-        diversity; layout_kid_…, contrast; swd…; kid_… and layout_kid_… of a second extractor; nn_ratio,
+        kid_…, layout_kid_…, layout_mmd_… and fd_… (fid), with fd_…_ratio to its floor; precision, recall,
+        density, coverage; c2st_auc; diversity, contrast; swd…; a second extractor's first three; nn_ratio,
         authenticity, near_copies: means over the sets, six digits each. With _sd: standard deviation over the
         sets, None for one set. With _floor: the number of N held-out images in place of the generated ones,
         None if there are fewer. `memorisation`: a line that interprets the last three. `ranked_by`: the
@@ -110,29 +111,26 @@ def score_features(
 
     Raises UserError: there are too few images, their features are not finite, or the real ones are all equal.
     """
-    real, held_out, names = features.train[: features.n], features.held_out, distance_names(params.extractor)
+    reference, fakes, held_out = features.pairs()
+    real, names = reference[0], distance_names(params.extractor)
     if (real == real[0]).all():
         problem = f"the features of all {len(real)} real images are equal ({names.kid})"
         remedy = "nothing can be compared with them; use other real images or another extractor"
         raise UserError(f"metrics: {problem}; {remedy}")
-    enough = len(held_out) >= copies.LEAST_HELD_OUT
-    near_held_out = copies.neighbours(held_out, features.train) if enough else None
-    reference = manifold.balls(real, params.neighbours)
-    details = features.details
+    enough = len(held_out[0]) >= copies.LEAST_HELD_OUT
+    near_held_out = copies.neighbours(held_out[0], features.train) if enough else None
+    balls = manifold.balls(real, params.neighbours)
     sets = []
-    for i, fake in enumerate(features.fakes):
-        near = copies.neighbours(fake, features.train)
+    for i, fake in enumerate(fakes):
+        near = copies.neighbours(fake[0], features.train)
         ratio = copies.nn_ratio(near, near_held_out) if near_held_out else None
-        numbers = _compare(reference, fake, params, classify=True)
-        numbers |= _compare_details(details.train, details.fakes[i], params) if details else {}
         few, expected = copies.near_copies(near, near_held_out) if near_held_out else (None, None)
+        numbers = _compare(balls, reference, fake, params, classify=True) | (more[i] if more else {})
         authenticity = float(near.authentic.mean())
-        numbers |= {"nn_ratio": ratio, "authenticity": authenticity, "near_copies": few}
-        sets.append(numbers | more[i] if more else numbers)
-    floor = _compare(reference, held_out, params, classify=True) if len(held_out) == len(real) else {}
-    if floor and details:
-        floor |= _compare_details(details.train, details.held_out, params)
-    floor |= more[-1] if floor and more else {}
+        sets.append(numbers | {"nn_ratio": ratio, "authenticity": authenticity, "near_copies": few})
+    floor: Numbers = {}
+    if len(held_out[0]) == len(real):
+        floor = _compare(balls, reference, held_out, params, classify=True) | (more[-1] if more else {})
     if near_held_out:
         floor |= {"authenticity": float(near_held_out.authentic.mean()), "near_copies": expected}
     result: Numbers = {}
@@ -140,52 +138,40 @@ def score_features(
         result |= _mean_and_sd(sets, name)
         if name != "nn_ratio":  # it is relative to the held-out images already
             result[f"{name}_floor"] = limit = rounded(floor.get(name))
-        if name == names.fd:
-            for end in ("", "_sd"):
-                value = result[name + end]
-                ratio = value / limit if limit and value is not None else None
-                result[f"{name}_ratio{end}"] = rounded(ratio)
+        for end in ("", "_sd") if name == names.fd else ():
+            value = result[name + end]
+            result[f"{name}_ratio{end}"] = rounded(value / limit if limit and value is not None else None)
     searched = len(features.train)
     return {
         **result,
-        "memorisation": copies.verdict(result, len(held_out), searched, trained_on or searched),
+        "memorisation": copies.verdict(result, len(held_out[0]), searched, trained_on or searched),
         "ranked_by": names.kid if result.get(names.layout_kid) is None else getattr(names, params.rank_by),
         "degenerate": degenerate(result),
     }
 
 
-def _score_others(
-    features: Features, sources: Sequence[Sequence[tuple[np.ndarray, np.ndarray]]], params: Evaluate
-) -> list[Numbers]:
-    """Compare further sources' sets, each features and details, with the reference, unclassified; add _sd."""
-    assert features.details is not None
-    reference, seen = manifold.balls(features.train[: features.n], params.neighbours), features.details.train
-    scored = []
+def _score_others(features: Features, sources: Sequence[Sequence[Pair]], params: Evaluate) -> list[Numbers]:
+    """Compare further sources' sets with the reference; add _sd."""
+    reference, scored = features.pairs()[0], []
+    balls = manifold.balls(reference[0], params.neighbours)
     for source in sources:
-        sets = [_compare(reference, f, params) | _compare_details(seen, d, params) for f, d in source]
+        sets = [_compare(balls, reference, fake, params) for fake in source]
         scored.append({key: v for name in sets[0] for key, v in _mean_and_sd(sets, name).items()})
     return scored
 
 
-def _compare(reference: Balls, fake: np.ndarray, params: Evaluate, classify: bool = False) -> Numbers:
-    """Compare one set of images N×d with the reference N×d, with a classifier too if `classify`."""
-    real, names = reference.points, distance_names(params.extractor)
-    balls = manifold.balls(fake, params.neighbours, "generated")
+def _compare(real: Balls, reference: Pair, fake: Pair, params: Evaluate, classify: bool = False) -> Numbers:
+    """Compare a set of N images with the reference, around whose features the balls are."""
+    balls = manifold.balls(fake[0], params.neighbours, "generated")
+    contrast, expected = (float(details[:, 0].mean()) for _, details in (fake, reference))
     return {
-        names.kid: subset_kid(real, fake, params),
-        names.fd: fd(real, fake),
-        **manifold.overlap(reference, balls),
-        **({"c2st_auc": c2st_auc(real, fake, params.seed)} if classify else {}),
-        "diversity": balls.spread / reference.spread,
+        **kernel_distances(params.extractor, reference, fake, params),
+        distance_names(params.extractor).fd: fd(real.points, fake[0]),
+        **manifold.overlap(real, balls),
+        **({"c2st_auc": c2st_auc(real.points, fake[0], params.seed)} if classify else {}),
+        "diversity": balls.spread / real.spread,
+        "contrast": contrast / expected if expected > 0 else None,
     }
-
-
-def _compare_details(real: np.ndarray, fake: np.ndarray, params: Evaluate) -> Numbers:
-    """Compare contrast and layout of images, each W×(1 + k); k is 0 where the network keeps no places."""
-    layout = subset_kid(real[:, 1:], fake[:, 1:], params)
-    contrast = float(real[:, 0].mean())
-    relative = float(fake[:, 0].mean()) / contrast if contrast > 0 else None
-    return {distance_names(params.extractor).layout_kid: layout, "contrast": relative}
 
 
 def degenerate(numbers: Mapping[str, Any]) -> str | None:

@@ -17,7 +17,7 @@ from ganpipe.params import Evaluate, Sample
 
 # snapshots.csv names its distances without their extractor, so that DVC's plots fit any.
 DETAILS = ["diversity", "contrast"]
-SNAPSHOT_COLUMNS = ["epoch", "nimg", "kid", "fd", "layout_kid", *figures.SHARES, *DETAILS]
+SNAPSHOT_COLUMNS = ["epoch", "nimg", "kid", "fd", "layout_kid", "layout_mmd", *figures.SHARES, *DETAILS]
 
 
 def evaluate(params: Evaluate, sample: Sample, root: Path, device: str) -> Metrics:
@@ -46,7 +46,7 @@ def evaluate(params: Evaluate, sample: Sample, root: Path, device: str) -> Metri
     scores.metrics.update(score_classes(root, data, scores, params, sample.seed))
     metrics, names, features, n = scores.metrics, scores.names, scores.features, scores.features.n
     of_intervals, of_snapshots = scores.others[: len(intervals)], scores.others[len(intervals) :]
-    kids = [f"{name}{end}" for name in (names.kid, names.layout_kid) for end in ("", "_sd")]
+    kids = [f"{name}{end}" for name in (names.kid, names.layout_kid, names.layout_mmd) for end in ("", "_sd")]
     columns = ["factor", *kids, "precision", "recall", "density", "coverage", *DETAILS]
     rows = [{"factor": i.factor, **numbers} for i, numbers in zip(intervals, of_intervals, strict=True)]
     interval_table = pd.DataFrame(rows, columns=columns)

@@ -26,7 +26,7 @@ SD = "_sd_over_seeds"
 NUMBERS = tuple(field.name for field in fields(Verdict) if field.name != "word")
 # Metrics that fit a screen; the CSV has all of them.
 MAIN = re.compile(
-    "(layout_kid|kid|fd)_(lite0|lite2|inception|dinov2_vits14|pixels)"
+    "(layout_mmd|layout_kid|kid|fd)_(lite0|lite2|inception|dinov2_vits14|pixels)"
     "|fid|precision|recall|coverage|c2st_auc|nn_ratio"
 )
 
@@ -159,7 +159,8 @@ def _difference(one: dict[Any, Any], other: dict[Any, Any]) -> str:
 
 def words_of(metric: str) -> str:
     """Name a metric by which cells are ranked."""
-    return "layout KID" if metric.startswith("layout") else "KID"
+    words = metric.split("_")
+    return f"layout {words[1].upper()}" if words[0] == "layout" else words[0].upper()
 
 
 def text_table(frame: pd.DataFrame) -> tuple[list[str], list[list[str]]]:

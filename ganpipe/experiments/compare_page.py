@@ -22,12 +22,12 @@ LOSSES = {"d_loss": "tab:blue", "g_loss": "tab:orange"}
 CHARTS = {
     "D's loss": ("history", "d_loss"),
     "G's loss": ("history", "g_loss"),
-    "KID of the snapshots": ("snapshots", "kid"),
     "Layout KID of the snapshots": ("snapshots", "layout_kid"),
+    "Layout MMD of the snapshots": ("snapshots", "layout_mmd"),
 }
 POINTS = 100  # of a curve at most
 STYLES = ("solid", "dashed", "dotted")  # in matplotlib and CSS, one after the other for each of the colours
-NUMBERS = ("kid", "layout_kid", "fd", "precision", "recall", "coverage")  # written under a snapshot's picture
+NUMBERS = ("layout_mmd", "layout_kid", "kid", "fd", "precision", "recall", "coverage")  # under a snapshot
 # Least width of embedded pictures, twice that on the page, in pixels; images a side of a snapshot's picture.
 GRID_WIDTH, SNAPSHOT_WIDTH, SNAPSHOT_IMAGES = 680, 400, 4
 

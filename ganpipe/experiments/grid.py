@@ -136,12 +136,10 @@ def _run_queue(repo: Any, root: Path, names: set[str], done: int, jobs: int) -> 
     After Ctrl-C running experiments keep a checkpoint, and the others stay in the queue.
     """
     queue, console = repo.experiments.celery_queue, Console(stderr=True, highlight=False, soft_wrap=True)
-    entries = [*queue.iter_active(), *queue.iter_queued()]
-    waiting = {entry.stash_rev: entry.name for entry in entries if entry.name in names}
+    waiting = {e.stash_rev: e.name for e in (*queue.iter_active(), *queue.iter_queued()) if e.name in names}
     total, failed = done + len(waiting), dict[str, str]()
-    names_column = TextColumn("{task.fields[note]}", markup=False)
-    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), names_column)
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+    texts = MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.fields[note]}", markup=False)
+    with Progress(BarColumn(), *texts, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("grid", total=total, completed=done, note="")
         try:
             for active in _poll_queue(queue, waiting, root, jobs):

@@ -25,9 +25,8 @@ def to_eight_bits(image: Image.Image) -> Image.Image:
         return _scaled(image)
     if image.has_transparency_data:
         return image.convert("LA" if image.mode in ("1", "L", "LA", "La") else "RGBA")
-    if image.mode in ("L", "RGB", "CMYK"):
-        return image
-    return image.convert("L" if image.mode == "1" else "RGB")
+    kept = image.mode in ("L", "RGB", "CMYK")
+    return image if kept else image.convert("L" if image.mode == "1" else "RGB")
 
 
 def _scaled(image: Image.Image) -> Image.Image:

@@ -65,13 +65,14 @@ def _last_step(client: "MlflowClient", runs: Iterable["Run"]) -> int:
 def _state(runs: Sequence["Run"], step: int) -> dict[str, Any]:
     """Return the state of MLflow's page: order, columns, charts and sections."""
     metrics = sorted({name for run in runs for name in run.data.metrics})
-    kid = [name for name in metrics if re.fullmatch(r"eval/kid_[a-z0-9]+", name)][:1]
+    network = runs[0].data.params.get("evaluate.extractor") if runs else None  # not the second one
+    kid = [name for kind in ("layout_mmd", "kid") if (name := f"eval/{kind}_{network}") in metrics]
     fd = [name for name in metrics if re.fullmatch(r"eval/(fid|fd_[a-z0-9]+)", name)][:1]
     floor = [f"{name}_floor" for name in fd if f"{name}_floor" in metrics]
     others = [name for name in ("eval/recall", "eval/authenticity") if name in metrics]
     params = sorted({name for run in runs for name in run.data.params})
     differing = [name for name in params if len({run.data.params.get(name) for run in runs}) > 1]
-    during = ("snapshots/kid", "train/kid_light", "train/spread")
+    during = ("snapshots/layout_mmd", "snapshots/kid", "train/kid_light", "train/spread")
     charts = [
         _chart("IMAGE", 0, imageKeys=[FIXED_Z], step=step, showRunParams=False),
         *(_chart("BAR", 1, [name]) for name in kid),

@@ -22,12 +22,11 @@ import ganpipe  # noqa: E402, F401, I001  (before torch: it tells OpenMP's threa
 import numpy as np  # noqa: E402
 import typer  # noqa: E402
 from PIL import Image, ImageFilter  # noqa: E402
-from sklearn.metrics.pairwise import euclidean_distances  # noqa: E402
 
 from ganpipe.commands.score import PROTOCOL, read_images  # noqa: E402
 from ganpipe.evaluate.scores import degenerate  # noqa: E402
 from ganpipe.metrics import extractors, lite0, manifold  # noqa: E402
-from ganpipe.metrics.kid import kid  # noqa: E402
+from ganpipe.metrics.kid import gaussian_mmd, kid  # noqa: E402
 
 
 def main(
@@ -73,19 +72,6 @@ def main(
         cells += [f"{gaussian_mmd(a, b):.3f}" for a, b in pairs]
         cells += [f"{n:.2f}" for n in (square, *numbers.values())]
         print(f"| {name} | {' | '.join(cells)} | {degenerate(numbers) or ''} |", flush=True)
-
-
-def gaussian_mmd(real: np.ndarray, fake: np.ndarray) -> float:
-    """Return the squared maximum mean discrepancy of N×d and N×d under a Gaussian kernel, unbiased.
-
-    The kernel's sd is the median distance between two real rows (Gretton et al. 2012, section 8).
-    """
-    x, y = real.astype(np.float64), fake.astype(np.float64)
-    xx, yy, xy = (euclidean_distances(a, b, squared=True) for a, b in ((x, x), (y, y), (x, y)))
-    between = ~np.eye(len(x), dtype=bool)
-    width = 2 * np.median(xx[between])
-    within = np.exp(-xx[between] / width).mean() + np.exp(-yy[between] / width).mean()
-    return float(within - 2 * np.exp(-xy / width).mean())
 
 
 def changes(real: np.ndarray) -> dict[str, np.ndarray]:

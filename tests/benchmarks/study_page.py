@@ -30,7 +30,7 @@ from ganpipe.experiments.compare_page import LOSSES, loss_limits, medians  # noq
 
 ROOT = Path(__file__).resolve().parents[2]
 MARK = "<!-- Below: tests/benchmarks/study_page.py -->"
-COLUMNS = ("layout_kid", "kid", "swd", "precision", "recall", "coverage", "nn_ratio")
+COLUMNS = ("layout_mmd", "layout_kid", "kid", "swd", "precision", "recall", "coverage", "nn_ratio")
 TILES, SMALL_TILES = 4, 8  # images a side of a seed's picture, of more than 32 px and of at most 32 px
 QUALITY = 75  # of JPEG: noise at 88 makes a file of a megabyte
 LONGER = 5  # times as many images in one cell as in another: the losses are shown over their logarithm

@@ -14,7 +14,7 @@ from conftest import wait
 from toy import git, on_hub, order, toy_project
 
 from ganpipe.cluster import board, cell
-from ganpipe.commands.doctor import _in_use
+from ganpipe.commands.doctor import _busy
 from ganpipe.common import files
 
 
@@ -136,7 +136,7 @@ def test_a_killed_cell_is_swept_and_resumed_and_an_older_attempt_stops(checkout:
         wait(lambda: counted(folder) == 1, "a checkpoint")
         (clone,) = clones(checkout)
     # Its experiment ends with it, although nobody was there to end it.
-    wait(lambda: not _in_use(clone, set()), "the end of the experiment of a killed cell")
+    wait(lambda: not _busy(clone, set()), "the end of the experiment of a killed cell")
     assert clones(checkout) == [clone]
     assert counted(folder) == 1
 

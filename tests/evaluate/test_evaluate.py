@@ -20,7 +20,7 @@ from ganpipe.evaluate.scores import Metrics
 from ganpipe.metrics import extractors, lite0, manifold
 from ganpipe.metrics.copies import neighbours
 from ganpipe.metrics.fd import fd
-from ganpipe.metrics.kid import kid
+from ganpipe.metrics.kid import gaussian_mmd, kid
 from ganpipe.models.generator import images_of, save_generator, z_of_seeds
 from ganpipe.models.layers import NetworkSpec
 from ganpipe.params import Evaluate, Params, Sample
@@ -33,7 +33,7 @@ PARAMS = Evaluate(
     seeds=1,
     snapshots=False,
     search_images=None,
-    rank_by="layout_kid",
+    rank_by="layout_mmd",
     neighbours=3,
     kid_subsets=4,
     kid_subset_size=100,
@@ -134,6 +134,7 @@ def test_the_second_network_scores_the_same_images(checkout: Checkout) -> None:
         real, fake, held_out = (part[:, columns] for part in features)
         assert result[name] == pytest.approx(kid(real, fake, 1, 12, 0)[0], rel=1e-4)
         assert result[f"{name}_floor"] == pytest.approx(kid(real, held_out, 1, 12, 0)[0], rel=1e-3, abs=1e-5)
+    assert result["layout_mmd_lite2"] == pytest.approx(gaussian_mmd(real, fake), rel=1e-4)  # of the layouts
     quotient = number(result, "kid_lite0") / number(result, "kid_lite2")
     assert result["kid_quotient"] == pytest.approx(quotient, rel=1e-3)
     assert without.items() <= result.items() and "kid_lite2" not in without
@@ -244,8 +245,8 @@ def test_without_intervals_the_table_is_empty_and_the_picture_a_note(checkout: C
     """If it fails, an output of the stage is missing, or an empty picture has no explanation."""
     root = checkout(IMAGES, 8, GENERATED)
     evaluate(PARAMS, root, "cpu")
-    header = "factor,kid_lite0,kid_lite0_sd,layout_kid_lite0,layout_kid_lite0_sd,precision,recall,"
-    header += "density,coverage,diversity,contrast\n"
+    names = [f"{name}_lite0{end}" for name in ("kid", "layout_kid", "layout_mmd") for end in ("", "_sd")]
+    header = f"factor,{','.join(names)},precision,recall,density,coverage,diversity,contrast\n"
     assert (root / "stages/evaluate/intervals.csv").read_text() == header
     note = np.asarray(Image.open(root / "stages/evaluate/intervals.png").convert("L"))
     ink = np.argwhere(note < 128)
@@ -417,7 +418,7 @@ def test_snapshots_score_what_their_images_score_as_samples(
     """If it fails, a curve has other z, epochs or generators than it should."""
     root = checkout(np.pad(IMAGES, ((0, 0), (2, 2), (2, 2), (0, 0))), 0, np.zeros((12, 32, 32, 1), np.uint8))
     evaluate(PARAMS, root, "cpu")
-    header = "epoch,nimg,kid,fd,layout_kid,precision,recall,density,coverage,diversity,contrast"
+    header = "epoch,nimg,kid,fd,layout_kid,layout_mmd,precision,recall,density,coverage,diversity,contrast"
     assert (root / "stages/evaluate/snapshots.csv").read_text().split() == [header]
     model = default_params.model.model_copy(update={"ngf": 4, "nz": 6, "conditional": False})
     params = PARAMS.model_copy(update={"snapshots": True, "feature_resolution": 64})
@@ -442,7 +443,7 @@ def test_snapshots_score_what_their_images_score_as_samples(
         np.save(root / "stages/sample/samples.npy", made[epoch])
         np.save(root / "stages/sample/intervals.npy", np.empty((0, *made[epoch].shape), np.uint8))
         alone = evaluate(params.model_copy(update={"snapshots": False}), root, "cpu")
-        names = ("kid_lite0", "fd_lite0", "layout_kid_lite0", *table.columns[5:])
+        names = ("kid_lite0", "fd_lite0", "layout_kid_lite0", "layout_mmd_lite0", *table.columns[6:])
         for column, name in zip(table.columns[2:], names, strict=True):
             assert table[column][i] == alone[name], (epoch, name)
 

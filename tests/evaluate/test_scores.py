@@ -17,6 +17,12 @@ from ganpipe.params import Evaluate, Params
 N = 500
 
 
+def without_places(train: np.ndarray, fake: np.ndarray, held_out: np.ndarray) -> Features:
+    """Return features as of a network that keeps no places, and images that are all of one contrast."""
+    details = [np.ones((len(part), 1), np.float32) for part in (train, fake, held_out)]
+    return Features(train, [fake], held_out, Features(details[0], [details[1]], details[2]))
+
+
 def changed(change: Callable[[Image.Image], Image.Image], images: np.ndarray) -> np.ndarray:
     """Change images one by one with Pillow."""
     return np.stack([np.asarray(change(Image.fromarray(image[:, :, 0]))) for image in images])[..., None]
@@ -56,7 +62,8 @@ def table(default_params: Params) -> dict[str, Metrics]:
     real, beyond = extract(train), extract(held_out)
     params = updated(default_params, evaluate__extractor="lite0", evaluate__feature_resolution=32).evaluate
     return {
-        name: score_features(Features(real, [extract(part)], beyond), params) for name, part in rows.items()
+        name: score_features(without_places(real, extract(part), beyond), params)
+        for name, part in rows.items()
     }
 
 
@@ -118,18 +125,21 @@ def test_the_layout_is_seen(default_params: Params) -> None:
     scores = score_features(moved, params)
     pooled, layout = (float(scores[name] or 0) for name in ("kid_lite0", "layout_kid_lite0"))
     assert layout > 2 * pooled and layout > 20 * abs(float(scores["layout_kid_lite0_floor"] or 0)), scores
-    assert (scores["ranked_by"], scores["degenerate"]) == ("layout_kid_lite0", None)
+    mmd, floor = (float(scores[f"layout_mmd_lite0{end}"] or 0) for end in ("", "_floor"))
+    assert 0.05 < mmd < 2 and mmd > 20 * abs(floor), scores
+    assert (scores["ranked_by"], scores["degenerate"]) == ("layout_mmd_lite0", None)
     by_kid = params.model_copy(update={"rank_by": "kid"})
     assert score_features(moved, by_kid)["ranked_by"] == "kid_lite0"
-    assert (
-        score_features(Features(moved.train, moved.fakes, moved.held_out), params)["ranked_by"] == "kid_lite0"
-    )
+    pooled_only = without_places(moved.train, moved.fakes[0], moved.held_out)
+    assert score_features(pooled_only, params)["ranked_by"] == "kid_lite0"
 
 
 def test_names_keep_the_word_fid_for_inception() -> None:
     """If it fails, numbers of other networks are compared with published FIDs."""
-    assert distance_names("inception") == ("kid_inception", "fid", "layout_kid_inception")
-    assert distance_names("lite0") == ("kid_lite0", "fd_lite0", "layout_kid_lite0")
+    layouts = ("layout_kid_{}", "layout_mmd_{}")
+    for network, fd_name in (("inception", "fid"), ("lite0", "fd_lite0")):
+        names = (f"kid_{network}", fd_name, *(name.format(network) for name in layouts))
+        assert distance_names(network) == names
 
 
 @pytest.mark.parametrize(
@@ -144,14 +154,14 @@ def test_features_that_cannot_be_compared_are_reported_in_one_line(
     sets = {"fine": fine, "equal": np.ones_like(fine), "nan": np.where(fine > 2, np.nan, fine)}
     params: Evaluate = default_params.evaluate
     with pytest.raises(UserError, match=words) as error:
-        score_features(Features(sets[real], [sets[fake]], fine[:0]), params)
+        score_features(without_places(sets[real], sets[fake], fine[:0]), params)
     assert "\n" not in str(error.value)
 
 
 def test_a_collapsed_generator_is_scored(default_params: Params) -> None:
     """If it fails, the worst run of a sweep has no numbers."""
     real = np.random.default_rng(0).standard_normal((60, 4)).astype(np.float32)
-    scores = score_features(Features(real, [np.ones((60, 4))], real[:0]), default_params.evaluate)
+    scores = score_features(without_places(real, np.ones((60, 4)), real[:0]), default_params.evaluate)
     assert (scores["diversity"], scores["recall"]) == (0, 0) and scores["c2st_auc"] == pytest.approx(
         1, abs=0.1
     )

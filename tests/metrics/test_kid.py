@@ -1,4 +1,4 @@
-"""The kernel distance, against torchmetrics, torch-fidelity and values computed by hand."""
+"""The kernel distances, KID against torchmetrics, torch-fidelity and values computed by hand."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from torch_fidelity.metric_kid import kernel_mmd
 from torchmetrics.image.kid import KernelInceptionDistance
 
 from ganpipe.common.errors import UserError
-from ganpipe.metrics.kid import _draw, kid
+from ganpipe.metrics.kid import _draw, gaussian_mmd, kid
 
 
 def test_kid_is_that_of_torchmetrics() -> None:
@@ -67,3 +67,29 @@ def test_bad_features_are_reported_in_one_line(real: np.ndarray, fake: np.ndarra
     with pytest.raises(UserError, match=words) as error:
         kid(real, fake, 2, 2, 0)
     assert "\n" not in str(error.value)
+    with pytest.raises(UserError, match=words):
+        gaussian_mmd(real, fake)
+
+
+def test_the_gaussian_kernel_is_that_of_torch_fidelity() -> None:
+    """If it fails, the number is another one than its docstring says."""
+    real = REAL[:45]
+    sd = np.median([np.linalg.norm(a - b) for i, a in enumerate(real) for b in real[:i]])
+    theirs = kernel_mmd(real, FAKE, kid_kernel="rbf", kid_kernel_rbf_sigma=sd)
+    assert gaussian_mmd(real, FAKE) == pytest.approx(theirs, rel=1e-9)
+    assert gaussian_mmd(real.astype(np.float32), FAKE.astype(np.float32)) == pytest.approx(theirs, rel=1e-4)
+
+
+def test_sets_of_one_distribution_have_no_distance_on_average() -> None:
+    """If it fails, the floor depends on the number of images."""
+    random = np.random.default_rng(0)
+    values = [gaussian_mmd(*random.standard_normal((2, 20, 5))) for _ in range(400)]
+    assert abs(np.mean(values)) < 4 * np.std(values) / 400**0.5
+
+
+def test_shortened_features_are_further_away_than_longer_ones() -> None:
+    """If it fails, images in noise, whose features are short, rank before others, as they do by KID."""
+    random = np.random.default_rng(0)
+    real, fake = random.gamma(0.3, 1, (2, 300, 64))  # few large values, as of real images
+    assert gaussian_mmd(real, 1.5 * fake) < 0.8 * gaussian_mmd(real, 0.4 * fake)
+    assert kid(real, 1.5 * fake, 5, 100, 0)[0] > kid(real, 0.4 * fake, 5, 100, 0)[0]

@@ -71,7 +71,7 @@ def home(
 
 def made(root: Path, values: Params, write_packed: Callable[..., Path], glr: float, noise: float) -> Path:
     """Write the stages' files; the grids are digits with noise that decreases with the epochs."""
-    values = updated(values, train__glr=glr, train__batch_size=50)
+    values = updated(values, train__glr=glr, train__batch_size=50, evaluate__extractor="lite2")
     for name in ("train", "sample", "evaluate"):
         (root / "ganpipe" / name).mkdir(parents=True)
         (root / "ganpipe" / name / "stage.py").write_text(f'"""{name}."""\n')
@@ -103,6 +103,8 @@ def made(root: Path, values: Params, write_packed: Callable[..., Path], glr: flo
     scores = [f"{epoch},{epoch * IMAGES},{noise / epoch},9" for epoch in EPOCHS]
     stage_file(root, "snapshots.csv").write_text("\n".join(["epoch,nimg,kid,fd", *scores]) + "\n")
     numbers = {
+        "layout_mmd_lite2": noise / 400,
+        "kid_lite0": noise / 200,
         "kid_lite2": noise / 100,
         "kid_lite2_sd": 0.01,
         "fd_lite2": noise,
@@ -130,8 +132,8 @@ def test_the_view_holds_what_is_looked_at_first(home: Path) -> None:
     assert len(set(before.values())) == len(before) >= 3
     tag = json.loads(client.get_experiment(number).tags[TAG])
     state = json.loads(zlib.decompress(base64.b64decode(tag["state"].removeprefix("deflate;"))))
-    assert state["selectedColumns"][:3] == [
-        f"metrics.`eval/{name}`" for name in ("kid_lite2", "fd_lite2", "fd_lite2_floor")
+    assert state["selectedColumns"][:3] == [  # none of Lite0, which a training may have seen
+        f"metrics.`eval/{name}`" for name in ("layout_mmd_lite2", "kid_lite2", "fd_lite2")
     ]
     assert "params.`train.glr`" in state["selectedColumns"]
     assert state["compareRunCharts"][0]["step"] > 0

@@ -76,9 +76,8 @@ class Feed:
 
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """Copy a tensor on the CPU to a device; a GPU's work so far is not waited for."""
-    if device.type == "cuda":
-        return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor.to(device)
+    cuda = device.type == "cuda"
+    return tensor.pin_memory().to(device, non_blocking=True) if cuda else tensor.to(device)
 
 
 def way_for(nbytes: int, device: torch.device, memory_gb: float | None = None) -> Way:
