@@ -31,7 +31,7 @@ from ganpipe.experiments.compare_page import LOSSES, loss_limits, medians  # noq
 ROOT = Path(__file__).resolve().parents[2]
 MARK = "<!-- Below: tests/benchmarks/study_page.py -->"
 COLUMNS = ("layout_mmd", "layout_kid", "kid", "swd", "precision", "recall", "coverage", "nn_ratio")
-TILES, SMALL_TILES = 4, 8  # images a side of a seed's picture, of more than 32 px and of at most 32 px
+TILES = {32: 8, 96: 4, 1024: 2}  # pixels a side at most → images a side of a seed's picture
 QUALITY = 75  # of JPEG: noise at 88 makes a file of a megabyte
 LONGER = 5  # times as many images in one cell as in another: the losses are shown over their logarithm
 
@@ -83,8 +83,8 @@ def pictures(frame: pd.DataFrame, runs: list[Run]) -> Image.Image:
         seeds = [run for run in runs if cell_name(run.name) == cell]
         tiles = []
         for run in seeds:
-            small = run.values["preprocess.resolution"] <= 32
-            side = (SMALL_TILES if small else TILES) * run.values["preprocess.resolution"]
+            resolution = run.values["preprocess.resolution"]
+            side = resolution * next(count for most, count in TILES.items() if resolution <= most)
             with Image.open(io.BytesIO(run.grid)) as picture:
                 tiles.append(np.asarray(picture.convert("RGB").crop((0, 0, side, side))))
         caption = f"{title}, seeds {', '.join(str(run.seed) for run in seeds)}"
