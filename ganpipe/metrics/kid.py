@@ -41,7 +41,7 @@ def gaussian_mmd(real: np.ndarray, fake: np.ndarray) -> float:
     """Squared maximum mean discrepancy under a Gaussian kernel, unbiased, of float N×d and M×d; at most 2.
 
     Unlike KID's, this kernel does not grow with the features' length, which noise shortens. Its sd is the
-    median distance between two different real rows (Gretton et al. 2012, eq. 3 and section 8).
+    median distance between two different real rows (Gretton et al. 2012, eq. 3 and section 8), 1 without any.
 
     Raises UserError: they cannot be compared.
     """
@@ -49,7 +49,7 @@ def gaussian_mmd(real: np.ndarray, fake: np.ndarray) -> float:
 
     check_features(real, fake)
     distances = euclidean_distances(real)
-    gamma = 0.5 / float(np.median(distances[distances > 0])) ** 2
+    gamma = 0.5 / float(np.median(distances[distances > 0]) if distances.any() else 1) ** 2
     xx, yy, xy = (rbf_kernel(a, b, gamma) for a, b in ((real, real), (fake, fake), (real, fake)))
     within = sum((k.sum(dtype=np.float64) / len(k) - 1) / (len(k) - 1) for k in (xx, yy))
     return float(within - 2 * xy.mean(dtype=np.float64))

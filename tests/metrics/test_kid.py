@@ -80,6 +80,12 @@ def test_the_gaussian_kernel_is_that_of_torch_fidelity() -> None:
     assert gaussian_mmd(real.astype(np.float32), FAKE.astype(np.float32)) == pytest.approx(theirs, rel=1e-4)
 
 
+def test_equal_real_images_have_a_distance() -> None:
+    """If it fails, a warning of numpy and a NaN precede the line that says what is wrong."""
+    equal = np.ones((5, 3))
+    assert gaussian_mmd(equal, equal) == 0 and gaussian_mmd(equal, equal + 9) == pytest.approx(2)
+
+
 def test_sets_of_one_distribution_have_no_distance_on_average() -> None:
     """If it fails, the floor depends on the number of images."""
     random = np.random.default_rng(0)
