@@ -22,7 +22,7 @@ LOSSES = {"d_loss": "tab:blue", "g_loss": "tab:orange"}
 CHARTS = {
     "D's loss": ("history", "d_loss"),
     "G's loss": ("history", "g_loss"),
-    "Layout KID of the snapshots": ("snapshots", "layout_kid"),
+    "KID of the snapshots": ("snapshots", "kid"),
     "Layout MMD of the snapshots": ("snapshots", "layout_mmd"),
 }
 POINTS = 100  # of a curve at most
