@@ -49,7 +49,7 @@ class Features:
         fakes: sets of generated images, each N×d.
         held_out: real images held out from training, N×d or fewer rows, even none.
         details: contrast and layout (`extractors.Seen`), W×(1 + k), of the first W images of the reference,
-            of each set and of the held-out images, W being at most N; None: without `pairs`.
+            of each set and of the held-out images, W being at most N; None: none to compare.
     """
 
     train: np.ndarray

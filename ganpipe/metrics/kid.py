@@ -45,14 +45,14 @@ def gaussian_mmd(real: np.ndarray, fake: np.ndarray) -> float:
 
     Raises UserError: they cannot be compared.
     """
-    from sklearn.metrics.pairwise import euclidean_distances, rbf_kernel
+    from sklearn.metrics.pairwise import euclidean_distances
 
     check_features(real, fake)
-    distances = euclidean_distances(real)
-    gamma = 0.5 / float(np.median(distances[distances > 0]) if distances.any() else 1) ** 2
-    xx, yy, xy = (rbf_kernel(a, b, gamma) for a, b in ((real, real), (fake, fake), (real, fake)))
-    within = sum((k.sum(dtype=np.float64) / len(k) - 1) / (len(k) - 1) for k in (xx, yy))
-    return float(within - 2 * xy.mean(dtype=np.float64))
+    x, y = real.astype(np.float64), fake.astype(np.float64)
+    distances = [euclidean_distances(a, b) for a, b in ((x, x), (y, y), (x, y))]
+    sd = float(np.median(distances[0][distances[0] > 0])) if distances[0].any() else 1.0
+    xx, yy, xy = (np.exp(-np.square(distance / sd) / 2) for distance in distances)
+    return float(sum((k.sum() / len(k) - 1) / (len(k) - 1) for k in (xx, yy)) - 2 * xy.mean())
 
 
 def check_features(real: np.ndarray, fake: np.ndarray) -> None:

@@ -31,7 +31,7 @@ from ganpipe.experiments.compare_page import LOSSES, loss_limits, medians  # noq
 ROOT = Path(__file__).resolve().parents[2]
 MARK = "<!-- Below: tests/benchmarks/study_page.py -->"
 COLUMNS = ("layout_mmd", "layout_kid", "kid", "swd", "precision", "recall", "coverage", "nn_ratio")
-TILES = {32: 8, 96: 4, 1024: 2}  # pixels a side at most → images a side of a seed's picture
+TILES = {32: 6, 96: 3, 1024: 2}  # pixels a side at most → images a side of a seed's picture
 QUALITY = 75  # of JPEG: noise at 88 makes a file of a megabyte
 LONGER = 5  # times as many images in one cell as in another: the losses are shown over their logarithm
 
