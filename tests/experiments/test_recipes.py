@@ -172,6 +172,10 @@ GRIDS: dict[str, tuple[tuple[str, ...], list[tuple[Any, ...]]]] = {
         ("model.architecture", "fetch.source", "preprocess.crop_size", "train.epochs"),
         [("celeba64", "celeba", 160, 20), ("dcgan", "celeba", 160, 20)],
     ),
+    "celeba64-equal-updates": (
+        ("model.architecture", "model.discriminator_norm", "preprocess.resolution", "train.steps", "model.ngf"),
+        [("celeba64", "none", 64, 4700, 16), ("dcgan", "batch", 64, 4700, 16)],
+    ),
     "beyond-against-dcgan": (
         ("model.architecture", "train.glr", "train.drift_weight", "train.steps", "evaluate.extractor"),
         [("resize", 0.001, 1.0, 1300, "lite2"), ("dcgan", 0.0004, 0.0, 2812, "lite2")],
