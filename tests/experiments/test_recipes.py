@@ -173,8 +173,8 @@ GRIDS: dict[str, tuple[tuple[str, ...], list[tuple[Any, ...]]]] = {
         [("celeba64", "celeba", 160, 20), ("dcgan", "celeba", 160, 20)],
     ),
     "celeba64-equal-updates": (
-        ("model.architecture", "model.discriminator_norm", "preprocess.resolution", "train.steps", "model.ngf"),
-        [("celeba64", "none", 64, 4700, 16), ("dcgan", "batch", 64, 4700, 16)],
+        ("model.architecture", "model.discriminator_norm", "preprocess.resolution", "train.steps"),
+        [("celeba64", "none", 64, 4700), ("dcgan", "batch", 64, 4700)],
     ),
     "beyond-against-dcgan": (
         ("model.architecture", "train.glr", "train.drift_weight", "train.steps", "evaluate.extractor"),
