@@ -90,6 +90,14 @@ def trained(folder: Path, values: Params, write_packed: Callable[..., Path]) -> 
     real = lite0.extract(network, images[count : 2 * count], 256, "cpu")
     changes = {"train__epochs": max(EPOCHS), "train__snapshot_epochs": list(EPOCHS)}
     changes |= {"model__nz": 16, "model__ngf": 8, "model__ndf": 8, "train__ema_halflife_kimg": 1.0}
+    # Plain DCGANs, whatever the default run is.
+    changes |= {"model__architecture": "dcgan", "model__conditional": False, "train__drift_weight": 0.0}
+    changes |= {
+        "train__batch_size": 64,
+        "train__dlr": 2e-4,
+        "train__glr": 4e-4,
+        "train__eval_every_kimg": 20.0,
+    }
     for seed in range(RUNS):
         root, params = folder / str(seed), updated(values, train__seed=seed, **changes)
         write_packed(root, images, held_out=count)
