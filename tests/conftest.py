@@ -30,7 +30,7 @@ from ganpipe.common import dataset
 from ganpipe.common.stages import OUTPUTS, stage_file
 
 ROOT = Path(__file__).resolve().parent.parent
-# The slowest files: they start first, so that the processes that share the suite end together.
+# The slowest files: they start first, so that the two processes that share the suite end together.
 SLOWEST = {
     *("test_end_to_end.py", "test_mirror.py", "test_train_ranks.py", "test_gpu.py", "test_scores.py"),
     *("test_train.py", "test_export.py", "test_doctor.py", "test_cell.py", "test_engines.py"),
