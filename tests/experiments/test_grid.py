@@ -284,10 +284,7 @@ def test_a_grid_runs_once_survives_a_failure_and_is_compared(checkout: Path) -> 
     assert compared.returncode == 0 and (checkout / "table.csv").read_text().count("\n") == 4
     cells = [line.split()[0] for line in compared.stdout.splitlines() if line.lstrip().startswith("glr=")]
     assert set(cells[:3]) == {"glr=0.0032", "glr=0.00128", "glr=0.00064"}
-    assert (
-        f"{cells[0]}: lowest layout MMD" in compared.stdout
-        or f"{cells[0]}: better than all" in compared.stdout
-    )
+    assert f"{cells[0]}: lowest KID" in compared.stdout or f"{cells[0]}: better than all" in compared.stdout
 
     with open(checkout / "params.yaml", "a") as file:
         file.write("  mixed:\n  - model.first_channels=1,8\n")
