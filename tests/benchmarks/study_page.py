@@ -87,7 +87,8 @@ def pictures(frame: pd.DataFrame, runs: list[Run]) -> Image.Image:
             side = resolution * next(count for most, count in TILES.items() if resolution <= most)
             with Image.open(io.BytesIO(run.grid)) as picture:
                 tiles.append(np.asarray(picture.convert("RGB").crop((0, 0, side, side))))
-        caption = f"{title}, seeds {', '.join(str(run.seed) for run in seeds)}"
+        word = "seeds" if len(seeds) > 1 else "seed"
+        caption = f"{title}, {word} {', '.join(str(run.seed) for run in seeds)}"
         rows.append(captioned(sheet(np.stack(tiles), len(tiles), gap=8), caption))
     width = max(row.width for row in rows)
     canvas = Image.new("RGB", (width, sum(row.height for row in rows)), "white")
