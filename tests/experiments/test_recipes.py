@@ -131,6 +131,15 @@ GRIDS: dict[str, tuple[tuple[str, ...], list[tuple[Any, ...]]]] = {
         ("model.architecture", "train.batch_size", "train.steps", "train.glr", "preprocess.resolution"),
         [("residual", 24, 417, 0.00128, 96), ("dcgan", 128, 79, 0.00128, 96)],
     ),
+    "xin2024-few-epochs": (
+        ("model.architecture", "train.glr", "train.batch_size", "train.steps", "preprocess.resolution"),
+        [
+            ("residual", 0.00128, 24, 2083, 96),
+            ("dcgan", 0.0002, 128, 391, 96),
+            ("dcgan", 0.00128, 128, 391, 96),
+            ("dcgan", 0.0002, 24, 2083, 96),
+        ],
+    ),
     "xin2024-rates": (
         ("train.dlr", "train.glr", "train.batch_size", "train.steps", "preprocess.resolution", "model.ngf"),
         [
