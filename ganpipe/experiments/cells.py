@@ -141,20 +141,20 @@ def remarks_on(frame: pd.DataFrame) -> list[str]:
             f"Verdicts are against the lowest {name} of two seeds and more: the difference in it, lower is "
             "better, and its 95 % interval over common seeds, for all comparisons of the set together."
         )
-    for row in others:
-        remarks.append(f"No verdict between sets {first['set']} and {row['set']}: {_difference(first, row)}.")
+    if others:
+        remarks.append(f"No verdict between sets: {_differences([first, *others])}.")
     return remarks
 
 
-def _difference(one: dict[Any, Any], other: dict[Any, Any]) -> str:
-    """Name what makes the metrics of two cells incomparable: training images, or parts of the protocol."""
-    facts = [
-        f"training images {row['data'][:8]}; {row['protocol']}; ranked by {words_of(row['ranked_by'])}"
-        for row in (one, other)
-    ]
-    first, second = (re.split("[;,] ", text) for text in facts)
-    sides = [[fact for fact in a if fact not in b] for a, b in ((first, second), (second, first))]
-    return " against ".join(", ".join(side) or "nothing" for side in sides)
+def _differences(sets: list[dict[Any, Any]]) -> str:
+    """Name what makes the metrics of sets incomparable: training images, or parts of the protocol."""
+    having: dict[str, list[str]] = defaultdict(list)  # fact → the numbers of its sets
+    for row in sets:
+        text = f"training images {row['data'][:8]}; {row['protocol']}; ranked by {words_of(row['ranked_by'])}"
+        for fact in re.split("[;,] ", text):
+            having[fact].append(str(row["set"]))
+    differing = {fact: numbers for fact, numbers in having.items() if len(numbers) < len(sets)}
+    return "; ".join(f"{fact} (in {', '.join(numbers)})" for fact, numbers in differing.items())
 
 
 def words_of(metric: str) -> str:
