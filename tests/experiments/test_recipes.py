@@ -177,6 +177,10 @@ GRIDS: dict[str, tuple[tuple[str, ...], list[tuple[Any, ...]]]] = {
         ("model.architecture", "model.first_channels", "train.epochs", "train.steps", "train.drift_weight"),
         [("upsample", 64, 25, None, 0.0), ("resize", None, None, 2000, 1.0)],
     ),
+    "stiff2018-cats": (
+        ("preprocess.crop", "preprocess.resolution", "model.first_channels", "train.steps"),
+        [("landmarks", 64, 64, 4690), ("square", 64, 64, 4690)],
+    ),
     "celeba64-against-dcgan": (
         ("model.architecture", "fetch.source", "preprocess.crop_size", "train.epochs"),
         [("celeba64", "celeba", 160, 20), ("dcgan", "celeba", 160, 20)],
