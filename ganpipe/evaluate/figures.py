@@ -1,9 +1,9 @@
 """The evaluate stage's pictures: images side by side, nearest training images, features and curves."""
 
-import io
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
@@ -164,6 +164,6 @@ def _note(text: str) -> Image.Image:
 def _rendered(figure: Figure) -> Image.Image:
     for axes in figure.axes:
         axes.spines[["top", "right"]].set_visible(False)
-    file = io.BytesIO()
-    figure.savefig(file, format="png")
-    return Image.open(file)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()  # savefig draws twice
+    return Image.fromarray(np.asarray(canvas.buffer_rgba()))

@@ -15,7 +15,7 @@ from PIL import Image
 
 from ganpipe import models
 from ganpipe.common.errors import UserError
-from ganpipe.evaluate import stage
+from ganpipe.evaluate import figures, stage
 from ganpipe.evaluate.scores import Metrics
 from ganpipe.metrics import extractors, lite0, manifold
 from ganpipe.metrics.copies import neighbours
@@ -49,6 +49,12 @@ Checkout = Callable[..., Path]
 def evaluate(params: Evaluate, root: Path, device: str) -> Metrics:
     """Run the stage on the sample section that all tests share."""
     return stage.evaluate(params, SAMPLE, root, device)
+
+
+@pytest.fixture(autouse=True)
+def no_plot(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the plot of features, half of a small evaluation's time; test_figures.py draws it."""
+    monkeypatch.setattr(figures, "features_picture", lambda features: Image.new("L", (8, 8)))
 
 
 @pytest.fixture
