@@ -1,6 +1,7 @@
-"""Sheets of images, with gaps, labels and captions: how this project shows a batch."""
+"""Sheets of images, with gaps, labels and captions, and drawn plots: how this project shows what it has."""
 
 import math
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
@@ -72,3 +73,14 @@ def captioned(picture: Image.Image, text: str, size: int = 24) -> Image.Image:
     ImageDraw.Draw(canvas).text((width / 2, size * 3 / 4), text, fill=(0, 0, 0), font=font, anchor="mm")
     canvas.paste(picture, ((width - picture.width) // 2, size * 3 // 2))
     return canvas
+
+
+def plot_image(figure: Any) -> Image.Image:
+    """Draw a matplotlib Figure, without the frames' upper and right lines, once; savefig does so twice."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # here, because training draws no plots
+
+    for axes in figure.axes:
+        axes.spines[["top", "right"]].set_visible(False)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba()))

@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
@@ -107,7 +106,7 @@ def features_picture(features: Features) -> Image.Image:
     right.set_xlim(left=0)
     for axes in (left, right):
         axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=3)
-    return _rendered(figure)
+    return sheets.plot_image(figure)
 
 
 def intervals_picture(
@@ -154,16 +153,8 @@ def snapshots_picture(
         axes.set_xlim(0, epochs[-1] * 1.05)
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.legend(frameon=False, fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=4)
-    return _rendered(figure)
+    return sheets.plot_image(figure)
 
 
 def _note(text: str) -> Image.Image:
     return sheets.captioned(Image.new("L", (540, 8), 255), text, 16)
-
-
-def _rendered(figure: Figure) -> Image.Image:
-    for axes in figure.axes:
-        axes.spines[["top", "right"]].set_visible(False)
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()  # savefig draws twice
-    return Image.fromarray(np.asarray(canvas.buffer_rgba()))

@@ -126,11 +126,11 @@ def _judged(cells: list[list[Run]]) -> list[tuple[list[Run], dict[str, Any]]]:
 def remarks_on(frame: pd.DataFrame) -> list[str]:
     """Return the sentences below a table of cells: floors, verdicts, and why sets are not compared."""
     remarks = []
-    first, *others = frame.drop_duplicates("set").to_dict("records")
-    for row in (first, *others):
+    sets = frame.drop_duplicates("set").to_dict("records")
+    for row in sets:
         floors = {name: row.get(f"{name}_floor", math.nan) for name in filter(MAIN.fullmatch, map(str, row))}
         scores = ", ".join(f"{name} {floor:.3g}" for name, floor in floors.items() if not math.isnan(floor))
-        where = f" in set {row['set']}" if others else ""
+        where = f" in set {row['set']}" if len(sets) > 1 else ""
         remarks += [f"Floor, the score of as many real images{where}: {scores}."] if scores else []
     for row in _without_shared_prefix(frame).to_dict("records"):
         words = "; ".join(filter(None, (row["verdict"], row["marks"])))
@@ -141,8 +141,8 @@ def remarks_on(frame: pd.DataFrame) -> list[str]:
             f"Verdicts are against the lowest {name} of two seeds and more: the difference in it, lower is "
             "better, and its 95 % interval over common seeds, for all comparisons of the set together."
         )
-    if others:
-        remarks.append(f"No verdict between sets: {_differences([first, *others])}.")
+    if len(sets) > 1:
+        remarks.append(f"No verdict between sets: {_differences(sets)}.")
     return remarks
 
 

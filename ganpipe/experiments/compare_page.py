@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 from PIL import Image
 
-from ganpipe.common.sheets import COLOURS
+from ganpipe.common.sheets import COLOURS, plot_image
 from ganpipe.experiments.cells import Run, plus_minus, text_table, words_of
 
 LOSSES = {"d_loss": "tab:blue", "g_loss": "tab:orange"}
@@ -113,8 +113,7 @@ def _rendered(figure: Figure) -> str:
     axes.set(xlabel="images seen")
     axes.locator_params(axis="x", nbins=4)
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(file, format="png")
+    plot_image(figure).save(file, "PNG")
     return base64.b64encode(file.getvalue()).decode()
 
 

@@ -11,7 +11,7 @@ from jinja2 import StrictUndefined, Template
 from matplotlib.figure import Figure
 from PIL import Image
 
-from ganpipe.common.sheets import sheet
+from ganpipe.common.sheets import plot_image, sheet
 from ganpipe.params import Preprocess
 
 NEAREST, LANCZOS = Image.Resampling.NEAREST, Image.Resampling.LANCZOS
@@ -106,10 +106,7 @@ def histograms(index: pd.DataFrame, resolution: int) -> bytes:
         axes.set_xlim(min(edges[0], mark) / 1.2, max(edges[-1], mark) * 1.2)
         axes.xaxis.set_major_formatter(lambda v, _: f"{v:g}" if v >= 1 else f"1/{1 / v:g}")
         axes.set(xlabel=label, ylabel="pictures")
-        axes.spines[["top", "right"]].set_visible(False)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
-    return buffer.getvalue()
+    return _png(plot_image(figure))
 
 
 def page(

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ganpipe.common import sheets
 from ganpipe.evaluate import figures
 from ganpipe.evaluate.extraction import Features
 from ganpipe.evaluate.scores import Numbers, distance_names
@@ -58,13 +59,13 @@ def test_the_curves_are_the_snapshots_numbers_over_their_epochs(
     distances, epochs = distance_names("lite0"), [1, 5, 20]
     names = (*distances, *figures.SHARES)
     drawn: list[Any] = []
-    render = figures._rendered
+    render = sheets.plot_image
 
     def record(figure: Any) -> Image.Image:
         drawn.append(figure)
         return render(figure)
 
-    monkeypatch.setattr(figures, "_rendered", record)
+    monkeypatch.setattr(sheets, "plot_image", record)
     numbers: list[Numbers] = [{name: 0.1 * i + epoch for i, name in enumerate(names)} for epoch in epochs]
     all_floors = {f"{name}_floor": floors.get(f"{name}_floor") for name in names}
     picture = figures.snapshots_picture(epochs, numbers, distances, all_floors)
