@@ -16,7 +16,7 @@ import tarfile
 import time
 import urllib.request
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +107,14 @@ def answers(address: str) -> bool:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def no_waiting_for_the_disk() -> Iterator[None]:
+    """Leave out fsync in the tests' own process: thousands of files, and no test cuts the power."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda file: None)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def forks_may_train() -> None:
     """Start autograd before an export makes torch know more devices: threads for those would forbid forks."""
     import torch  # not before OMP_NUM_THREADS is set
@@ -123,8 +131,10 @@ def default_params() -> params.Params:
 @pytest.fixture(scope="session")
 def small_params(default_params: params.Params) -> params.Params:
     """A training of 12 steps that takes a second."""
+    # All recipes and grids are most of the file, which these tests read hundreds of times.
+    few: dict[str, Any] = {"recipes": {}, "grids": {"xin2024-two-rates": []}}
     return updated(
-        default_params,
+        params.parse(default_params.model_dump() | few, "test"),
         preprocess__resolution=16,
         model__architecture="dcgan",
         model__nz=8,
