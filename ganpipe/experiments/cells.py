@@ -127,10 +127,11 @@ def remarks_on(frame: pd.DataFrame) -> list[str]:
     """Return the sentences below a table of cells: floors, verdicts, and why sets are not compared."""
     remarks = []
     sets = frame.drop_duplicates("set").to_dict("records")
-    for row in sets:
-        floors = {name: row.get(f"{name}_floor", math.nan) for name in filter(MAIN.fullmatch, map(str, row))}
-        scores = ", ".join(f"{name} {floor:.3g}" for name, floor in floors.items() if not math.isnan(floor))
-        where = f" in set {row['set']}" if len(sets) > 1 else ""
+    for _, rows in frame.groupby(["data", "protocol"], sort=False):  # sets may share a floor
+        first = rows.bfill().iloc[0].dropna()  # a number that the first of them lacks comes from another
+        named = [name for name in map(str, frame) if MAIN.fullmatch(name) and f"{name}_floor" in first]
+        scores = ", ".join(f"{name} {first[f'{name}_floor']:.3g}" for name in named)
+        where = f" in set {', '.join(map(str, rows['set'].unique()))}" if len(sets) > 1 else ""
         remarks += [f"Floor, the score of as many real images{where}: {scores}."] if scores else []
     for row in _without_shared_prefix(frame).to_dict("records"):
         words = "; ".join(filter(None, (row["verdict"], row["marks"])))

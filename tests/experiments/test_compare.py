@@ -129,9 +129,11 @@ def test_evaluate_names_the_number_that_cells_are_ranked_by() -> None:
     assert list(frame["verdict"])[0] == "better than all others"
     assert "layout_kid_lite0" in text_table(frame)[0]
     assert "against the lowest layout KID of two seeds" in remarks_on(frame)[-1]
-    runs[-1].metrics["ranked_by"] = "kid_lite0"
-    refused = remarks_on(cell_table(runs))[-1]
+    runs[-1].metrics.update(ranked_by="kid_lite0", layout_kid_lite0_floor=0.002)
+    floor, *_, refused = remarks_on(cell_table(runs))
     assert refused == "No verdict between sets: ranked by layout KID (in 1); ranked by KID (in 2)."
+    shared = "kid_lite0 0.001, layout_kid_lite0 0.002"
+    assert floor == f"Floor, the score of as many real images in set 1, 2: {shared}."
 
 
 def test_images_without_content_are_marked() -> None:
