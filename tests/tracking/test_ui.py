@@ -100,8 +100,9 @@ def made(root: Path, values: Params, write_packed: Callable[..., Path], glr: flo
         picture = sheet(noisy.clip(0, 255).astype(np.uint8), 8)
         picture.save(train / f"grids/{epoch}.png")
     save_later_outputs(root, picture)
-    scores = [f"{epoch},{epoch * IMAGES},{noise / epoch},9" for epoch in EPOCHS]
-    stage_file(root, "snapshots.csv").write_text("\n".join(["epoch,nimg,kid,fd", *scores]) + "\n")
+    scores = [f"{epoch},{epoch * IMAGES},{noise / epoch},9,{noise / epoch / 4}" for epoch in EPOCHS]
+    header = "epoch,nimg,kid,fd,layout_mmd"
+    stage_file(root, "snapshots.csv").write_text("\n".join([header, *scores]) + "\n")
     numbers = {
         "layout_mmd_lite2": noise / 400,
         "kid_lite0": noise / 200,
@@ -138,7 +139,8 @@ def test_the_view_holds_what_is_looked_at_first(home: Path) -> None:
     assert "params.`train.glr`" in state["selectedColumns"]
     assert state["compareRunCharts"][0]["step"] > 0
     later = [chart["metricKey"] for chart in state["compareRunCharts"] if chart["metricSectionId"] == "s3"]
-    assert later == ["snapshots/kid", "train/kid_light", "train/spread"], "real_spread has a single point"
+    snapshots = ["snapshots/layout_mmd", "snapshots/kid"]
+    assert later == [*snapshots, "train/kid_light", "train/spread"], "real_spread has a single point"
     write_view(client, number)
     assert {run.info.run_id: run.data.tags[COLOUR] for run in client.search_runs([number])} == before
 
