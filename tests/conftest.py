@@ -106,13 +106,6 @@ def answers(address: str) -> bool:
         return False
 
 
-@pytest.fixture(autouse=True)
-def no_waiting_for_the_disk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave out fsync, of thousands of files, except where its failures are tried."""
-    if request.path.name != "test_reliability.py":
-        monkeypatch.setattr(os, "fsync", lambda file: None)
-
-
 @pytest.fixture(scope="session", autouse=True)
 def forks_may_train() -> None:
     """Start autograd before an export makes torch know more devices: threads for those would forbid forks."""
@@ -130,7 +123,8 @@ def default_params() -> params.Params:
 @pytest.fixture(scope="session")
 def small_params(default_params: params.Params) -> params.Params:
     """A training of 12 steps that takes a second."""
-    # All recipes and grids are most of the file, which these tests read hundreds of times.
+    # Recipes and grids are most of the file, which these tests read hundreds of times.
+    # Some of their runs are named after this grid.
     few: dict[str, Any] = {"recipes": {}, "grids": {"xin2024-two-rates": []}}
     return updated(
         params.parse(default_params.model_dump() | few, "test"),

@@ -18,7 +18,7 @@ from ganpipe.train.plan import plan_training
 from ganpipe.train.stage import train
 
 # The honesty trial: digits of 16 px, small networks after so many epochs; seeds a cell, partitions to cells.
-SIDE, EPOCHS, RUNS, SEEDS, PARTITIONS = 16, (4, 6, 8, 12, 16, 24), 27, 3, 40
+SIDE, EPOCHS, RUNS, SEEDS, PARTITIONS = 16, (4, 6, 8, 12, 16, 24), 27, 3, 3
 # Columns of EPOCHS: the second training is about three times as long as the first.
 LONGER = ((0, 3), (1, 4), (2, 5))
 
@@ -144,7 +144,6 @@ def test_the_verdict_is_honest_on_real_trainings(
         print({word: words.count(word) for word in ("better", "worse", "not distinguishable")})
     for a, b in LONGER:  # over all runs there is no doubt about the order
         assert stats.ttest_rel(kids[:, a], kids[:, b]).statistic > 10
-    assert len(longer) >= 20 and len(equal) >= 900
+    assert len(longer) >= 20 and len(equal) >= 60
     assert "worse" not in longer and longer.count("not distinguishable") <= 0.2 * len(longer)
-    # As in the simulation above: 5 %, and what chance adds on 27 trainings.
-    assert equal.count("better") + equal.count("worse") < 0.07 * len(equal)
+    assert equal.count("better") + equal.count("worse") <= 0.05 * len(equal)
