@@ -58,8 +58,7 @@ def generate(source: str | None, out: Path, options: GenerateOptions, root: Path
     number = None if name is None else class_number(generator.spec, name)
     spec, G = generator.spec, generator.network.to(options.device)
     n = len(picks) if picks else options.n
-    side = spec.resolution * options.upscale
-    shape = (n, side, side, spec.channels)
+    shape = (n, side := spec.resolution * options.upscale, side, spec.channels)
     _check_space(out, math.prod(shape))
     seeds = range(options.seed, options.seed + n)
     # Small batches, because a network that enlarges takes a second an image.
@@ -67,12 +66,9 @@ def generate(source: str | None, out: Path, options: GenerateOptions, root: Path
     note = ""
     with Progress("generate", n) as progress:
         generate = generate_with(G, progress)
-        batches: Iterator[np.ndarray]
+        batches = images_of_seeds(generate, spec, seeds, options.z_scale, batch, number)
         if picks:
-            parts = torch.stack([pick.z for pick in picks]).split(batch)
-            batches = map(generate, parts)
-        else:
-            batches = images_of_seeds(generate, spec, seeds, options.z_scale, batch, number)
+            batches = map(generate, torch.stack([pick.z for pick in picks]).split(batch))
         if options.upscale > 1:
             enlarge, method = enlarger(options.upscale)
             batches = map(enlarge, batches)

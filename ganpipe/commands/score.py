@@ -35,8 +35,7 @@ PROTOCOL = Evaluate(
     kid_subset_size=100,
     seed=0,
 )
-# The usual input of DINOv2 in pixels a side; 128 is no multiple of its patches.
-DINOV2_SIDE = 224
+DINOV2_SIDE = 224  # pixels a side, DINOv2's usual input; 128 is no multiple of its patches
 # The values of the section that errors may be about → the options that set them here, if named otherwise.
 OPTIONS = {"seeds": "--sets", "neighbours": "--sets"}
 
@@ -68,7 +67,8 @@ def score(
         except UserError as error:
             raise UserError(f"{option}: {error}") from None
         if images[option].shape[1:] != images["--real"].shape[1:]:
-            found, expected = (_format(images[name]) for name in (option, "--real"))
+            shapes = (images[name].shape for name in (option, "--real"))
+            found, expected = (f"{w}×{h} px in {'colour' if c == 3 else 'grey'}" for _, h, w, c in shapes)
             remedy = "convert both in the same way before: resizing and greyscale change the numbers"
             raise UserError(f"{option}: {path}: found {found}, but those of --real have {expected}; {remedy}")
     reference = images["--real"]
@@ -151,7 +151,3 @@ def _decode(path: Path, openers: dict[str, Opener]) -> np.ndarray:
         file.flush()
         array = np.memmap(file, np.uint8, "r", shape=(len(openers), height, width, 3))
     return array[..., :1] if grey else array
-
-
-def _format(images: np.ndarray) -> str:
-    return f"{images.shape[2]}×{images.shape[1]} px in {'colour' if images.shape[3] == 3 else 'grey'}"

@@ -15,8 +15,7 @@ from ganpipe.metrics import extractors, lite0
 from ganpipe.metrics.feature_cache import cached
 
 Pair = tuple[np.ndarray, np.ndarray]  # features N×d and details W×(1 + k) of N images, see Features
-# Images of a set whose layout is compared: it is 16 times as long as the features.
-LAYOUT_IMAGES = 2048
+LAYOUT_IMAGES = 2048  # of a set whose layout is compared: it is 16 times as long as the features
 
 
 @dataclass(frozen=True)

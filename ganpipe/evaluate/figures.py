@@ -13,14 +13,11 @@ from ganpipe.evaluate.inputs import Interval
 from ganpipe.evaluate.scores import DistanceNames, Numbers, degenerate
 from ganpipe.metrics.copies import neighbours
 
-# real_fake.png: width of one half in pixels.
-HALF_WIDTH = 540
+HALF_WIDTH = 540  # of real_fake.png: one half in pixels
 # nearest.png: rows, groups in a row, width in pixels; training images in a group.
 ROWS, COLUMNS, WIDTH, NEAREST = 10, 3, 1200, 3
-# nearest.png, in pixels: space between groups, height of the number under one, size of its font.
-GAP, STRIP, FONT = 12, 20, 13
-# snapshots.png: the numbers of the last panel.
-SHARES = ("precision", "recall", "density", "coverage")
+GAP, STRIP, FONT = 12, 20, 13  # pixels: space between groups, height of the number under one, its font
+SHARES = ("precision", "recall", "density", "coverage")  # snapshots.png: the numbers of the last panel
 COLOURS = {"training": "#9a9a9a", "held out": "#1f77b4", "generated": "#e8590c"}
 
 
@@ -89,9 +86,9 @@ def features_picture(features: Features) -> Image.Image:
         label = f"{name} ({len(x)})"
         left.scatter(x, y, s=9, alpha=0.55, color=COLOURS[name], linewidths=0, label=label)
     shares = plane.explained_variance_ratio_
-    left.set_title("Features on the principal components of the training images")
-    left.set_xlabel(f"first component ({shares[0]:.0%} of the variance)")
-    left.set_ylabel(f"second component ({shares[1]:.0%})")
+    left.set(title="Features on the principal components of the training images")
+    x_label = f"first component ({shares[0]:.0%} of the variance)"
+    left.set(xlabel=x_label, ylabel=f"second component ({shares[1]:.0%})")
     del sets["training"]
     distances = {name: neighbours(rows, features.train, 1).distances[:, 0] for name, rows in sets.items()}
     edges = np.histogram_bin_edges(np.concatenate(list(distances.values())), 40)
@@ -100,10 +97,8 @@ def features_picture(features: Features) -> Image.Image:
         style = {"alpha": 0.5, "color": COLOURS[name], "label": f"{name} ({len(values)})"}
         right.hist(values, edges, weights=weights, **style)
         right.axvline(float(np.median(values)), color=COLOURS[name], linestyle="--", linewidth=1.2)
-    right.set_title("Distance to the nearest training image; 0 is a copy")
-    right.set_xlabel("distance between features (dashed: median)")
-    right.set_ylabel("% of the images")
-    right.set_xlim(left=0)
+    right.set(title="Distance to the nearest training image; 0 is a copy", ylabel="% of the images")
+    right.set(xlabel="distance between features (dashed: median)", xlim=(0, None))
     for axes in (left, right):
         axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=3)
     return sheets.plot_image(figure)

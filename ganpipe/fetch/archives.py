@@ -37,8 +37,7 @@ RATIO_FROM = 10**8
 # hundred. The time in which tarfile parses a header grows with the square of the digits in a row.
 MAX_HEADER = 1 << 16
 DIGITS = re.compile(rb"\d{256}")
-# Memory for unpacking xz: its strongest preset needs 65 MiB, a hostile file may ask for 4 GiB.
-XZ_MEMORY = 1 << 28
+XZ_MEMORY = 1 << 28  # for unpacking xz: its strongest preset needs 65 MiB, a hostile file may ask for 4 GiB
 # Characters of a name, counted from its end; zip allows 65,535 bytes, file systems 255 a part.
 MAX_NAME = 1000
 # Compression methods of a zip that are read. LZMA, the only other one that Python knows, takes as much memory

@@ -20,8 +20,7 @@ from ganpipe.common import files
 from ganpipe.common.errors import UserError
 from ganpipe.common.progress import Progress
 
-# Seconds without a byte from the server after which a connection is given up.
-TIMEOUT = 60.0
+TIMEOUT = 60.0  # seconds without a byte from the server after which a connection is given up
 # Connections in a row without a new byte before an address is given up, with waits of 1, 2, 4 and 8 s.
 ATTEMPTS = 5
 # Status codes of a server that is busy or failing for the moment; all other errors are final.

@@ -6,8 +6,7 @@ from ganpipe.metrics.kid import check_features
 
 # Principal components that the classifier sees, and folds of its cross-validation.
 COMPONENTS, FOLDS = 64, 5
-# Components with less than this share of the largest variance are rounding errors.
-LEAST_VARIANCE = 1e-10
+LEAST_VARIANCE = 1e-10  # components with less than this share of the largest variance are rounding errors
 
 
 def c2st_auc(real: np.ndarray, fake: np.ndarray, seed: int) -> float:

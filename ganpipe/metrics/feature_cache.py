@@ -1,10 +1,6 @@
-"""Features of real images, computed once for each protocol and data set, cached in `.ganpipe/features/`.
-
-A file contains a sha256 in hexadecimal and then the .npy that it belongs to. It may be deleted at any time.
-"""
+"""Features of real images, computed once for each protocol and data set, cached in `.ganpipe/features/`."""
 
 import hashlib
-import io
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,8 +9,6 @@ import numpy as np
 from filelock import FileLock
 
 from ganpipe.common import files
-
-DIGEST_LENGTH = 64
 
 
 def cached(root: Path | None, key: tuple[str, ...], compute: Callable[[], np.ndarray]) -> np.ndarray:
@@ -27,18 +21,15 @@ def cached(root: Path | None, key: tuple[str, ...], compute: Callable[[], np.nda
         return compute()
     folder = files.main_checkout(root) / ".ganpipe" / "features"
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{hashlib.sha256(repr(key).encode()).hexdigest()[:16]}.features"
+    path = folder / f"{hashlib.sha256(repr(key).encode()).hexdigest()[:16]}.npz"
     with FileLock(path.with_suffix(".lock")):
         if path.exists():
-            content = path.read_bytes()
-            digest, npy = content[:DIGEST_LENGTH], content[DIGEST_LENGTH:]
-            if hashlib.sha256(npy).hexdigest().encode() == digest:
-                return np.load(io.BytesIO(npy), allow_pickle=False)
-            print(f"{path}: damaged, computed again", file=sys.stderr)
+            try:
+                with np.load(path, allow_pickle=False) as arrays:  # checks the zip's CRC-32
+                    return arrays["features"]
+            except Exception:  # whatever the damage makes of the zip's and the array's headers
+                print(f"{path}: damaged, computed again", file=sys.stderr)
         array = compute()
-        buffer = io.BytesIO()
-        np.save(buffer, array, allow_pickle=False)
-        npy = buffer.getvalue()
-        with files.whole(path) as temporary:
-            temporary.write_bytes(hashlib.sha256(npy).hexdigest().encode() + npy)
+        with files.whole(path) as temporary, open(temporary, "wb") as file:
+            np.savez(file, features=array)
         return array

@@ -18,8 +18,7 @@ from ganpipe.common.errors import UserError
 from ganpipe.common.progress import Progress
 from ganpipe.common.shards import Images
 
-# Cells a side of the grid over which maps are averaged, which keeps where patterns are.
-GRID = 4
+GRID = 4  # cells a side of the grid over which maps are averaged, which keeps where patterns are
 
 
 class Lite(torch.nn.Module):

@@ -50,7 +50,7 @@ def overlap(real: Balls, fake: Balls) -> dict[str, float]:
         share of real balls that contain a fake point (Naeem et al. 2020, eq. 3 and 4). A point on a ball's
         surface is inside.
     """
-    precise = contained = start = 0
+    precise = contained = start = np.int64(0)
     recalled = covered = np.zeros(len(real.points), bool)
     for block in squared_distances(fake.points, real.points):
         inside = block <= real.squared_radii

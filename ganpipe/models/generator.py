@@ -25,8 +25,7 @@ from ganpipe.models.layers import NetworkSpec
 from ganpipe.models.pixels import to_uint8
 from ganpipe.params import Model
 
-# Images per forward pass: as fast as 64 on a CPU, and 16 images of 1,024 px fit in any memory.
-BATCH = 16
+BATCH = 16  # images per forward pass: as fast as 64 on a CPU, and 16 of 1,024 px fit in any memory
 # Upper limits of a request: number of images, factor on z, and seeds (exclusive).
 MAX_IMAGES = 10_000_000
 MAX_Z_SCALE = 100.0
@@ -39,8 +38,7 @@ UNSTATED |= {"conditional": False, "classes": {}}
 # Length of a class beside z, in units of √nz, the length of a normal z. After 1,391 steps on digits, with
 # 0.1, 0.3 and 1, 81, 97 and 65 % of the images were of their class; with 1 each class was nearly one image.
 CLASS_LENGTH = 0.3
-# Rows of a grid that has a row for each class: 16, or fewer at a resolution above 64 px.
-CLASS_ROWS = 16
+CLASS_ROWS = 16  # of a grid that has a row for each class, or fewer at a resolution above 64 px
 
 
 @dataclass(frozen=True)
@@ -153,9 +151,8 @@ def latents_of_seeds(
     z = z_of_seeds(spec.params, first_seed, count, z_scale)
     if not spec.classes:
         return z
-    if number is None:
-        return with_classes(spec, z, classes_of_seeds(spec.classes, first_seed, count))
-    return with_classes(spec, z, torch.full((count,), number))
+    own = classes_of_seeds(spec.classes, first_seed, count)
+    return with_classes(spec, z, own if number is None else torch.full((count,), number))
 
 
 def class_rows(spec: NetworkSpec, z: torch.Tensor) -> torch.Tensor:

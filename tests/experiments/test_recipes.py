@@ -193,6 +193,14 @@ GRIDS: dict[str, tuple[tuple[str, ...], list[tuple[Any, ...]]]] = {
         ("model.architecture", "train.glr", "train.drift_weight", "train.steps", "evaluate.extractor"),
         [("resize", 0.001, 1.0, 1300, "lite2"), ("dcgan", 0.0004, 0.0, 2812, "lite2")],
     ),
+    "precisions-digits": (
+        ("train.precision", "model.architecture", "train.epochs", "preprocess.resolution"),
+        [("float32", "resize", 5, 28), ("bfloat16", "resize", 5, 28)],
+    ),
+    "precisions-faces": (
+        ("train.precision", "model.architecture", "train.steps", "preprocess.resolution"),
+        [("float32", "dcgan", 1000, 64), ("bfloat16", "dcgan", 1000, 64)],
+    ),
 }
 
 

@@ -18,6 +18,7 @@ from torch import nn
 from ganpipe import models
 from ganpipe.common.errors import UserError
 from ganpipe.models.layers import NetworkSpec
+from ganpipe.models.resize import Double
 from ganpipe.params import Model, base_and_doublings, reaches
 
 SIDES = (28, 32, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
@@ -242,6 +243,17 @@ def test_networks_compute_what_the_papers_write(name: str, discriminator_norm: s
     logits = discriminator(D_weights, images, discriminator_norm == "batch")
     torch.testing.assert_close(logits, networks[1](images), rtol=1e-5, atol=1e-5)
     assert next(G_weights, None) is None and next(D_weights, None) is None
+
+
+def test_a_gpu_doubles_sides_as_a_cpu_does() -> None:
+    """A generator would sample other images on a GPU than those it was judged by on a CPU."""
+    double, results = Double(3), []
+    for way in (double, double.by_convolution):
+        x = torch.randn(2, 3, 5, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        images = way(x)
+        images.square().sum().backward()
+        results.append((images, x.grad))
+    torch.testing.assert_close(*results)
 
 
 def formula(architecture: str, side: int, channels: int, params: Model) -> tuple[int, int]:

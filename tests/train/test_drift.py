@@ -185,7 +185,7 @@ def test_the_bank_is_cached_and_mirrored(root: Path, drifting: Params) -> None:
     assert len(mirrored.bank) == 60  # thirty images and their mirrors
     plain = Drift(plan_of(root, updated(drifting, train__flip=False)), cpu)
     assert torch.equal(plain.bank, mirrored.bank[:30])
-    files = {path: path.stat().st_mtime_ns for path in (root / ".ganpipe/features").glob("*.features")}
+    files = {path: path.stat().st_mtime_ns for path in (root / ".ganpipe/features").glob("*.npz")}
     assert len(files) == 2
     again = Drift(plan_of(root, updated(drifting, train__glr=0.1)), cpu)
     assert torch.equal(again.bank, mirrored.bank)

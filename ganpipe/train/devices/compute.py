@@ -32,6 +32,16 @@ def prepare_network(network: nn.Module, params: Train, options: TrainOptions, ra
     return network
 
 
+def precision_warning(precision: str, device: str) -> str | None:
+    """Warn of bfloat16 on a CPU that has no instructions for it; None otherwise."""
+    read: Any = getattr(torch.cpu, "get_capabilities", dict)  # the oldest torch that we allow has none
+    able = {"avx512_bf16", "amx_bf16", "bf16", "sve_bf16"} & {name for name, has in read().items() if has}
+    if precision != "bfloat16" or torch.device(device).type != "cpu" or able or not read():
+        return None
+    reason = "this processor has no instructions for bfloat16, such as AVX512_BF16, and computes it slowly"
+    return f"train.precision: {reason}; use float32"
+
+
 def replace_modules(network: nn.Module, replacement: Callable[[nn.Module], nn.Module]) -> nn.Module:
     """Replace every module, the inner ones first, by `replacement(module)`, possibly the module itself."""
     for name, module in network.named_children():

@@ -13,6 +13,7 @@ from ganpipe.train.devices.compute import (
     Bfloat16,
     Recomputed,
     SyncBatchNorm2d,
+    precision_warning,
     prepare_network,
     recompute,
     replace_modules,
@@ -66,6 +67,16 @@ def test_layers_compute_in_bfloat16_and_give_float32() -> None:
     assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in network.parameters())
     torch.testing.assert_close(out, expected, rtol=0.05, atol=0.05)
     assert not torch.equal(out, expected)
+
+
+@pytest.mark.parametrize("name", ["avx512_bf16", "amx_bf16", "bf16"])
+def test_a_slow_processor_is_named(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Someone would wait twice as long for a night's training, or be told to change a fast one."""
+    for found in (False, True):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=found: {name: found}, raising=False)
+        text = precision_warning("bfloat16", "cpu")
+        assert text is None if found else text and "use float32" in text
+        assert precision_warning("float32", "cpu") is precision_warning("bfloat16", "cuda:0") is None
 
 
 def test_nothing_is_replaced_without_being_requested(small_params: Params) -> None:
