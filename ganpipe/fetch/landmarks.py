@@ -12,10 +12,8 @@ Points = dict[str, tuple[float, ...]]
 
 # The name of a user's own table, in the same folder or archive as the pictures.
 TABLE_NAME = "landmarks.csv"
-# A table of 200,000 pictures with nine points has 12 MB.
-MAX_TABLE_BYTES = 1 << 28
-# Lines above the first picture: CelebA's count, and the names of the columns.
-HEADINGS = 2
+MAX_TABLE_BYTES = 1 << 28  # a table of 200,000 pictures with nine points has 12 MB
+HEADINGS = 2  # lines above the first picture: CelebA's count, and the names of the columns
 
 
 def read_table(name: str, opener: Opener) -> Points:

@@ -4,8 +4,7 @@ import numpy as np
 
 from ganpipe.metrics.kid import check_features
 
-# Principal components that the classifier sees, and folds of its cross-validation.
-COMPONENTS, FOLDS = 64, 5
+COMPONENTS, FOLDS = 64, 5  # principal components that the classifier sees, and folds of its cross-validation
 LEAST_VARIANCE = 1e-10  # components with less than this share of the largest variance are rounding errors
 
 

@@ -19,8 +19,7 @@ SPARE = 2
 # their authenticity. The bounds lie between generators of one dense category of digits (0.76, 0.76 at 32 px)
 # and 30 % copies (0.85, 0.65 at 64 px).
 LOW_DISTANCE, LOW_AUTHENTICITY = 0.6, 0.7
-# Share of near copies beyond that of the held-out images which is suspicious.
-MOST_NEAR_COPIES = 0.02
+MOST_NEAR_COPIES = 0.02  # share of near copies beyond that of the held-out images which is suspicious
 
 
 @dataclass(frozen=True)

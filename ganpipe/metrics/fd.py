@@ -6,8 +6,7 @@ import numpy as np
 
 from ganpipe.metrics.kid import check_features
 
-# Rows that are added to a normal distribution at a time.
-ROWS = 4096
+ROWS = 4096  # rows that are added to a normal distribution at a time
 
 
 class Normal:

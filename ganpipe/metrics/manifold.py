@@ -8,8 +8,7 @@ import numpy as np
 from ganpipe.common.errors import ParamError
 from ganpipe.metrics.kid import check_features
 
-# Entries in a block of the distance matrix: 256 MiB in float64.
-BLOCK = 2**25
+BLOCK = 2**25  # entries in a block of the distance matrix: 256 MiB in float64
 
 
 @dataclass(frozen=True)

@@ -27,10 +27,8 @@ Lost = NewType("Lost", str)  # the reason why a task has no result: the same tex
 START, AHEAD = 120.0, 8
 # Imported once, by the server that forks all workers; not ganpipe, which may not be on the server's path.
 PRELOADED = ["numpy", "PIL.Image", "pebble", "psutil", "pydantic", "ruamel.yaml"]
-# Exit code of a worker that reached its memory limit.
-OUT_OF_MEMORY = 77
-# What pebble raises for a task whose worker died or was stopped.
-LOSSES = ProcessExpired, TimeoutError
+OUT_OF_MEMORY = 77  # exit code of a worker that reached its memory limit
+LOSSES = ProcessExpired, TimeoutError  # what pebble raises for a task whose worker died or was stopped
 
 
 class Limits(NamedTuple):

@@ -7,8 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-# Steps that an alarm looks back over; the history is judged every WINDOW steps.
-WINDOW = 100
+WINDOW = 100  # steps that an alarm looks back over; the history is judged every WINDOW steps
 # No alarm before this step: at first D wins easily, and the images of G, or of its average, are alike.
 WARM_UP = 200
 

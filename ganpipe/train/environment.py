@@ -5,6 +5,7 @@ import platform
 import re
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -18,7 +19,7 @@ def describe(device: str, graph: bool = False) -> dict[str, str]:
         "the device": torch.device(device).type,
         "the number of ranks": os.environ.get("WORLD_SIZE", "1"),
         "the processor": _processor(),
-        "the instruction set": torch.backends.cpu.get_cpu_capability(),
+        "the instruction set": torch.backends.cpu.get_cpu_capability() + " bfloat16" * bool(has_bfloat16()),
         "the thread count": str(torch.get_num_threads()),
         "oneDNN": f"{'on' if onednn else 'off'}{os.environ.get('ONEDNN_MAX_CPU_ISA', '')}",
     }
@@ -28,6 +29,13 @@ def describe(device: str, graph: bool = False) -> dict[str, str]:
         environment["CUDA"] = str(torch.version.cuda)
         environment["cuDNN"] = str(torch.backends.cudnn.version())
     return environment
+
+
+def has_bfloat16() -> bool | None:
+    """Say whether the processor has instructions for bfloat16; None: old versions of torch do not tell."""
+    read: Any = getattr(torch.cpu, "get_capabilities", None)
+    names = "avx512_bf16", "amx_bf16", "bf16", "sve_bf16"  # the last two are ARM's
+    return any(read().get(name, False) for name in names) if read else None
 
 
 def hardware_of(environment: dict[str, str]) -> str:

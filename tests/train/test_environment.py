@@ -1,5 +1,6 @@
 """The description of the hardware and libraries that a training runs on."""
 
+import pytest
 import torch
 
 from ganpipe.train.environment import describe, differences, hardware_of
@@ -14,6 +15,17 @@ def test_environments_are_compared_in_words() -> None:
     assert differences(before, now) == (
         f"torch was 2.0 and is {torch.__version__}; the thread count was 64 and is {torch.get_num_threads()}"
     )
+
+
+def test_instructions_for_bfloat16_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Virtual machines hide the processor: a training resumed without the instructions is not exact."""
+    known = []
+    for able in (True, False):
+        monkeypatch.setattr(
+            torch.cpu, "get_capabilities", lambda able=able: {"amx_bf16": able}, raising=False
+        )
+        known.append(describe("cpu"))
+    assert differences(*known).startswith("the instruction set was")
 
 
 def test_the_hardware_is_named() -> None:

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from ganpipe.models.resize import Double
 from ganpipe.params import Train
 from ganpipe.train.devices.ranks import Ranks
+from ganpipe.train.environment import has_bfloat16
 from ganpipe.train.options import TrainOptions
 
 
@@ -34,9 +35,7 @@ def prepare_network(network: nn.Module, params: Train, options: TrainOptions, ra
 
 def precision_warning(precision: str, device: str) -> str | None:
     """Warn of bfloat16 on a CPU that has no instructions for it; None otherwise."""
-    read: Any = getattr(torch.cpu, "get_capabilities", dict)  # the oldest torch that we allow has none
-    able = {"avx512_bf16", "amx_bf16", "bf16", "sve_bf16"} & {name for name, has in read().items() if has}
-    if precision != "bfloat16" or torch.device(device).type != "cpu" or able or not read():
+    if precision != "bfloat16" or torch.device(device).type != "cpu" or has_bfloat16() in (True, None):
         return None
     reason = "this processor has no instructions for bfloat16, such as AVX512_BF16, and computes it slowly"
     return f"train.precision: {reason}; use float32"
