@@ -131,7 +131,8 @@ def remarks_on(frame: pd.DataFrame) -> list[str]:
         first = rows.bfill().iloc[0].dropna()  # a number that the first of them lacks comes from another
         named = [name for name in map(str, frame) if MAIN.fullmatch(name) and f"{name}_floor" in first]
         scores = ", ".join(f"{name} {first[f'{name}_floor']:.3g}" for name in named)
-        where = f" in set {', '.join(map(str, rows['set'].unique()))}" if len(sets) > 1 else ""
+        numbers = [str(number) for number in rows["set"].unique()]
+        where = f" in set{'s' * (len(numbers) > 1)} {' and '.join(numbers)}" if len(sets) > 1 else ""
         remarks += [f"Floor, the score of as many real images{where}: {scores}."] if scores else []
     for row in _without_shared_prefix(frame).to_dict("records"):
         words = "; ".join(filter(None, (row["verdict"], row["marks"])))

@@ -133,7 +133,7 @@ def test_evaluate_names_the_number_that_cells_are_ranked_by() -> None:
     floor, *_, refused = remarks_on(cell_table(runs))
     assert refused == "No verdict between sets: ranked by layout KID (in 1); ranked by KID (in 2)."
     shared = "kid_lite0 0.001, layout_kid_lite0 0.002"
-    assert floor == f"Floor, the score of as many real images in set 1, 2: {shared}."
+    assert floor == f"Floor, the score of as many real images in sets 1 and 2: {shared}."
 
 
 def test_images_without_content_are_marked() -> None:
