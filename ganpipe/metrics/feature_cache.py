@@ -1,4 +1,4 @@
-"""Features of real images, computed once for each protocol and data set, cached in `.ganpipe/features/`."""
+"""Features of real images, computed once for a protocol and a data set; `.ganpipe/features` may be deleted."""
 
 import hashlib
 import sys

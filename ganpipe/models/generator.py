@@ -151,8 +151,9 @@ def latents_of_seeds(
     z = z_of_seeds(spec.params, first_seed, count, z_scale)
     if not spec.classes:
         return z
-    own = classes_of_seeds(spec.classes, first_seed, count)
-    return with_classes(spec, z, own if number is None else torch.full((count,), number))
+    if number is None:
+        return with_classes(spec, z, classes_of_seeds(spec.classes, first_seed, count))
+    return with_classes(spec, z, torch.full((count,), number))
 
 
 def class_rows(spec: NetworkSpec, z: torch.Tensor) -> torch.Tensor:
