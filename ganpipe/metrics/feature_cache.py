@@ -1,4 +1,4 @@
-"""Features of real images, computed once for a protocol and a data set; `.ganpipe/features` may be deleted."""
+"""Features of real images, computed once for a protocol and data set; `.ganpipe/features` may be deleted."""
 
 import hashlib
 import sys
