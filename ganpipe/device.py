@@ -16,7 +16,7 @@ def resolve(name: str) -> str:
     """
     import torch  # here, so that the command line starts without it
 
-    keep_freed_memory()
+    keep_freed_memory()  # here, because every command that computes resolves its device first
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:

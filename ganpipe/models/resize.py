@@ -29,7 +29,7 @@ from ganpipe.models.layers import NetworkSpec, block, initialize, pyramid
 class Double(nn.Module):
     """Double the sides of float N×channels×H×W, bilinear with replicated edges.
 
-    On a CPU grouped transposed convolutions take 1.5 times as long as `interpolate`, in bfloat16 ten times;
+    On a CPU grouped transposed convolutions take longer than `interpolate`, in bfloat16 ten times as long;
     on a GPU the gradients of `interpolate` do not repeat.
     """
 

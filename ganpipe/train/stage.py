@@ -75,7 +75,8 @@ def _publish(source: Path, target: Path) -> None:
     """Copy the finished outputs into the stage's folder; `source` stays, in case of a kill meanwhile."""
     for name in OUTPUTS["train"]:
         if (source / name).is_dir():
-            shutil.rmtree(target / name, ignore_errors=True)
+            if (target / name).is_dir():
+                shutil.rmtree(target / name)
             shutil.copytree(source / name, target / name)
         else:
             with whole(target / name) as temporary:
