@@ -93,5 +93,4 @@ def _read(folder: Path) -> tuple[list[np.ndarray], pd.DataFrame, dict[str, int]]
     if (count := sum(map(len, parts))) != len(index):
         raise ValueError(f"{count} images in {len(paths)} files do not fit {INDEX} with {len(index)} rows")
     splits = {split: int((index["split"] == split).sum()) for split in ("train", "held_out")}
-    counts = {"images": count, **splits, "resolution": resolution, "channels": channels}
-    return parts, index, counts
+    return parts, index, {"images": count, **splits, "resolution": resolution, "channels": channels}

@@ -10,7 +10,7 @@ import numpy as np
 from ganpipe.common.shards import Images
 from ganpipe.evaluate.extraction import Pair, RealImages, extract_features
 from ganpipe.metrics import extractors
-from ganpipe.metrics.kid import gaussian_mmd, kid
+from ganpipe.metrics.kid import Known, gaussian_mmd, kid, products
 from ganpipe.metrics.swd import patches, swd
 from ganpipe.params import Evaluate
 
@@ -26,9 +26,9 @@ def further_numbers(
     The reference is the first N training images.
     """
     numbers = _patch_distances(real, sets, params.seed)
-    if params.second_extractor in (None, params.extractor):
+    if not params.second_extractor or params.second_extractor == params.extractor:
         return numbers
-    seconds = _second_kids(real, sets, params, device, root)
+    seconds = _second_kids(params.second_extractor, real, sets, params, device, root)
     return [of_set | second for of_set, second in zip(numbers, seconds, strict=True)]
 
 
@@ -60,11 +60,10 @@ def _patch_distances(real: RealImages, sets: Sets, seed: int) -> list[Numbers]:
 
 
 def _second_kids(
-    real: RealImages, sets: Sets, params: Evaluate, device: str, root: Path | None
+    name: str, real: RealImages, sets: Sets, params: Evaluate, device: str, root: Path | None
 ) -> list[Numbers]:
-    """Return the kernel distances in `params.second_extractor`."""
-    name, n = params.second_extractor, len(sets[0][1])
-    assert name
+    """Return the kernel distances in the features of another extractor."""
+    n = len(sets[0][1])
     network = extractors.build(name, params.feature_resolution, None)
     reference = replace(real, train_rows=real.train_rows[:n])
     features, _ = extract_features(network, reference, [list(sets)], device, root)
@@ -76,14 +75,15 @@ def _second_kids(
 def kernel_distances(network: str, real: Pair, fake: Pair, params: Evaluate) -> Numbers:
     """Return kid_…, layout_kid_… and layout_mmd_…; where a network keeps no places, the last two are None."""
     layouts = real[1][:, 1:], fake[1][:, 1:]
+    known = products(*layouts)
     return {
         f"kid_{network}": subset_kid(real[0], fake[0], params),
-        f"layout_kid_{network}": subset_kid(*layouts, params),
-        f"layout_mmd_{network}": gaussian_mmd(*layouts) if layouts[0].size else None,
+        f"layout_kid_{network}": subset_kid(*layouts, params, known),
+        f"layout_mmd_{network}": gaussian_mmd(*layouts, known) if layouts[0].size else None,
     }
 
 
-def subset_kid(real: np.ndarray, fake: np.ndarray, params: Evaluate) -> float | None:
-    """Return the KID of features N×d over the params' subsets; None for features without columns."""
+def subset_kid(real: np.ndarray, fake: np.ndarray, params: Evaluate, known: Known = None) -> float | None:
+    """Return `kid` of features N×d over the params' subsets; None for features without columns."""
     size = min(len(real), len(fake), params.kid_subset_size)
-    return kid(real, fake, params.kid_subsets, size, params.seed)[0] if real.size else None
+    return kid(real, fake, params.kid_subsets, size, params.seed, known)[0] if real.size else None

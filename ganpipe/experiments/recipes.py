@@ -68,8 +68,7 @@ def apply_settings(values: Params, settings: Iterable[str], origin: str) -> Para
 
 def hydra_overrides(settings: Iterable[str]) -> list[str]:
     """Return settings in Hydra's syntax, in which `dvc exp run -S` takes them: text in double quotes."""
-    pairs = map(_split, settings)
-    return [f"{key}={json.dumps(_parse(text), ensure_ascii=False)}" for key, text in pairs]
+    return [f"{key}={json.dumps(_parse(text), ensure_ascii=False)}" for key, text in map(_split, settings)]
 
 
 def grid_cells(values: Params, grid: str, settings: Iterable[str] = ()) -> list[Cell]:

@@ -39,5 +39,4 @@ def run(
 
 def dvc_environment() -> dict[str, str]:
     """Return the environment in which DVC's workers (`dvc`) and the stages (`python`) use this Python."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-    return os.environ | {"PATH": path}
+    return os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"}

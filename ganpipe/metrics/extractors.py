@@ -8,12 +8,11 @@ from typing import Any, NamedTuple
 import torch
 
 from ganpipe.common.errors import ParamError, UserError
-from ganpipe.metrics.lite0 import Lite0, Lite2, grid_means, read_weights, resized
+from ganpipe.metrics.lite0 import Extractor, Lite0, Lite2, read_weights, resized
 
 FOLDER_VARIABLE = "GANPIPE_WEIGHTS"
 PATCH_SIDE = 14  # of DINOv2, in pixels
-# ImageNet's mean and standard deviation of each colour, with which DINOv2 was trained.
-IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and sd of each colour, for DINOv2
 # Pixels of a batch. 16 images of 128 px are fastest on the CPU; the bound also limits the memory.
 BATCH_PIXELS = 16 * 128**2
 
@@ -26,7 +25,6 @@ class Weights(NamedTuple):
     address: str
 
 
-# Inception's sha256 begins as the name of its published file says; many projects quote both digests.
 WEIGHTS = {
     "inception": Weights(
         "weights-inception-2015-12-05-6726825d.pth",
@@ -41,7 +39,7 @@ WEIGHTS = {
 }
 
 
-class Inception(torch.nn.Module):
+class Inception(Extractor):
     """The Inception network of the FID, ported from TensorFlow with its own bilinear resize, at 299 px."""
 
     name = "inception"
@@ -68,19 +66,14 @@ class Inception(torch.nn.Module):
             "299 px TensorFlow 1 bilinear, (x-128)/128"
         )
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Map uint8 N×C×H×W in [0, 255], C 1 or 3, to float32 N×2048."""
-        return self.with_layout(images)[0]
-
-    def with_layout(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return what `forward` does and, from the same pass, `grid_means` of the maps before the pooling."""
+    def _features_and_maps(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         maps: list[torch.Tensor] = []
         with self.network.Mixed_7c.register_forward_hook(lambda _module, _inputs, out: maps.append(out)):
             (features,) = self.network(images.expand(-1, 3, -1, -1))
-        return features, grid_means(maps[0])
+        return features, maps[0]
 
 
-class DinoV2(torch.nn.Module):
+class DinoV2(Extractor):
     """DINOv2's small vision transformer (Oquab et al. 2023) as timm builds it; its class token."""
 
     name = "dinov2_vits14"
@@ -112,19 +105,13 @@ class DinoV2(torch.nn.Module):
         )
         self.eval().requires_grad_(False)
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Map uint8 N×C×H×W in [0, 255], C 1 or 3, to float32 N×384."""
-        return self.with_layout(images)[0]
-
-    def with_layout(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return what `forward` does and, from the same pass, `grid_means` of the patches' tokens."""
+    def _features_and_maps(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         tokens = self.network.forward_features((resized(images, self.resolution) - self.mean) / self.sd)
         patches = tokens[:, self.network.num_prefix_tokens :].transpose(1, 2)
-        maps = patches.unflatten(2, (self.resolution // PATCH_SIDE, -1))
-        return self.network.forward_head(tokens), grid_means(maps)
+        return self.network.forward_head(tokens), patches.unflatten(2, (self.resolution // PATCH_SIDE, -1))
 
 
-class Pixels(torch.nn.Module):
+class Pixels(Extractor):
     """The pixels themselves as features, for tests: brightness in [0, 1] at a resolution."""
 
     name = "pixels"
@@ -134,19 +121,16 @@ class Pixels(torch.nn.Module):
         self.resolution, self.dimension = resolution, 3 * resolution**2
         self.protocol = f"pixels, {resolution} px float bilinear antialias, x/255"
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Map uint8 N×C×H×W in [0, 255], C 1 or 3, to float32 N×3·resolution²."""
-        return resized(images, self.resolution).expand(-1, 3, -1, -1).flatten(1).div(255)
-
     def with_layout(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the pixels twice: they know their places."""
-        return (features := self.forward(images)), features
+        features = resized(images, self.resolution).expand(-1, 3, -1, -1).flatten(1).div(255)
+        return features, features
 
 
 class Seen(torch.nn.Module):
     """All that is measured of an image in one pass: features, their layout, and the image's contrast."""
 
-    def __init__(self, extractor: "Extractor") -> None:
+    def __init__(self, extractor: Extractor) -> None:
         super().__init__()
         self.extractor = extractor
 
@@ -158,13 +142,6 @@ class Seen(torch.nn.Module):
         contrast = images.float().var((2, 3), correction=0).mean(1, keepdim=True).sqrt()
         features, layout = self.extractor.with_layout(images)
         return torch.cat([features, contrast, layout], 1)
-
-
-# A module that maps uint8 N×C×H×W in [0, 255], C 1 or 3 (grey is repeated), to float32 N×d, with attributes
-# with_layout: the same and N×k, which also say where things are, from one pass;
-# name: as in the names of metrics; dimension: d; resolution: pixels a side at which it sees the images;
-# protocol: network, sha256 of its weights, resolution, resize and normalisation.
-Extractor = Lite0 | Lite2 | Inception | DinoV2 | Pixels
 
 
 def build(name: str, resolution: int, weights: str | None) -> Extractor:

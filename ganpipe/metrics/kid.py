@@ -6,8 +6,12 @@ import torch
 from ganpipe.common import seeds
 from ganpipe.common.errors import UserError
 
+Known = tuple[np.ndarray, np.ndarray, np.ndarray] | None  # what `products` returns, where it is known
 
-def kid(real: np.ndarray, fake: np.ndarray, subsets: int, subset_size: int, seed: int) -> tuple[float, float]:
+
+def kid(
+    real: np.ndarray, fake: np.ndarray, subsets: int, size: int, seed: int, known: Known = None
+) -> tuple[float, float]:
     """Squared maximum mean discrepancy under the kernel (x·y/d + 1)³, unbiased (Bińkowski et al. 2018).
 
     Sums are float64. For two sets of one distribution its expectation is 0 at any N: values below 0 occur.
@@ -16,28 +20,37 @@ def kid(real: np.ndarray, fake: np.ndarray, subsets: int, subset_size: int, seed
         real: the reference set, float N×d.
         fake: the set to score, float M×d.
         subsets: pairs of subsets to average over.
-        subset_size: rows in a subset, drawn without replacement, at most the rows of either set.
+        size: rows in a subset, drawn without replacement, at most the rows of either set.
         seed: determines the subsets.
+        known: the sets' products; None: those of each pair of subsets are computed.
 
     Returns:
         Mean and standard deviation over the subsets (their spread, not the mean's error), not times 1000.
 
-    Raises UserError: `subset_size` does not fit the sets, or they cannot be compared.
+    Raises UserError: `size` does not fit the sets, or they cannot be compared.
     """
     check_features(real, fake)
     most = min(len(real), len(fake))
-    if not 2 <= subset_size <= most:
+    if not 2 <= size <= most:
         expected = f"2 to {most}, the images of the smaller set"
-        raise UserError(f"kid_subset_size: found {subset_size}, expected {expected}")
+        raise UserError(f"kid_subset_size: found {size}, expected {expected}")
     values = []
     for i in range(subsets):
-        x = real[_draw(len(real), subset_size, seed, "kid/real", i)]
-        y = fake[_draw(len(fake), subset_size, seed, "kid/fake", i)]
-        values.append(_squared_mmd(x.astype(np.float64), y.astype(np.float64)))
+        x = _draw(len(real), size, seed, "kid/real", i)
+        y = _draw(len(fake), size, seed, "kid/fake", i)
+        blocks = zip(known, ((x, x), (y, y), (x, y)), strict=True) if known else ()
+        xx, yy, xy = [all_of[np.ix_(*pair)] for all_of, pair in blocks] or products(real[x], fake[y])
+        values.append(_squared_mmd(xx, yy, xy, real.shape[1]))
     return float(np.mean(values)), float(np.std(values))
 
 
-def gaussian_mmd(real: np.ndarray, fake: np.ndarray) -> float:
+def products(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return x·xᵀ, y·yᵀ and x·yᵀ of features N×d and M×d, float64: all that both kernels need of them."""
+    x, y = x.astype(np.float64), y.astype(np.float64)
+    return x @ x.T, y @ y.T, x @ y.T
+
+
+def gaussian_mmd(real: np.ndarray, fake: np.ndarray, known: Known = None) -> float:
     """Squared maximum mean discrepancy under a Gaussian kernel, unbiased, of float N×d and M×d; at most 2.
 
     Unlike KID's, this kernel does not grow with the features' length, which noise shortens. Its sd is the
@@ -45,13 +58,13 @@ def gaussian_mmd(real: np.ndarray, fake: np.ndarray) -> float:
 
     Raises UserError: they cannot be compared.
     """
-    from sklearn.metrics.pairwise import euclidean_distances
-
     check_features(real, fake)
-    x, y = real.astype(np.float64), fake.astype(np.float64)
-    distances = [euclidean_distances(a, b) for a, b in ((x, x), (y, y), (x, y))]
-    sd = float(np.median(distances[0][distances[0] > 0])) if distances[0].any() else 1.0
-    xx, yy, xy = (np.exp(-np.square(distance / sd) / 2) for distance in distances)
+    xx, yy, xy = known or products(real, fake)
+    dx, dy = xx.diagonal(), yy.diagonal()
+    squares = [(np.add.outer(a, b) - 2 * p).clip(0) for a, b, p in ((dx, dx, xx), (dy, dy, yy), (dx, dy, xy))]
+    different = squares[0][squares[0] > 0]
+    variance = np.median(np.sqrt(different)) ** 2 if len(different) else 1.0
+    xx, yy, xy = (np.exp(square / (-2 * variance)) for square in squares)
     return float(sum((k.sum() / len(k) - 1) / (len(k) - 1) for k in (xx, yy)) - 2 * xy.mean())
 
 
@@ -77,9 +90,9 @@ def _draw(count: int, size: int, seed: int, purpose: str, step: int) -> np.ndarr
     return torch.randperm(count, generator=seeds.generator(seed, purpose, step))[:size].numpy()
 
 
-def _squared_mmd(x: np.ndarray, y: np.ndarray) -> float:
-    """Return the U-statistic (Gretton et al. 2012, eq. 3); x and y have m rows each."""
-    m, d = x.shape
-    xx, yy, xy = ((a @ b.T / d + 1) ** 3 for a, b in ((x, x), (y, y), (x, y)))
+def _squared_mmd(xx: np.ndarray, yy: np.ndarray, xy: np.ndarray, d: int) -> float:
+    """Return the U-statistic (Gretton et al. 2012, eq. 3) from the products of m rows of d features each."""
+    m = len(xx)
+    xx, yy, xy = ((each / d + 1) ** 3 for each in (xx, yy, xy))
     within = xx.sum() - np.trace(xx) + yy.sum() - np.trace(yy)
     return float(within / (m * (m - 1)) - 2 * xy.mean())

