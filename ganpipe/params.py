@@ -139,7 +139,7 @@ class Train(Section):
     flip: bool
     ema_halflife_kimg: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None
     seed: Seed
-    augment: list[Literal["colour", "translation", "cutout"]]
+    augment: list[Literal["colour", "translation", "cutout", "jitter"]]
     drift_weight: Annotated[float, Field(ge=0, le=1000, allow_inf_nan=False)]
     drift_fade_from: Share
     drift_taus: Annotated[list[Tau], Field(min_length=1)]

@@ -56,8 +56,7 @@ class Run:
     @property
     def saw_judge(self) -> bool:
         """Whether the metric is of the network in whose features the drifting loss trained."""
-        weight = float(self.values.get("train.drift_weight", 0))
-        return aimed_at(weight, str(self.metrics["ranked_by"]))
+        return aimed_at(float(self.values.get("train.drift_weight", 0)), str(self.metrics["ranked_by"]))
 
     @property
     def mark(self) -> str:
@@ -143,6 +142,9 @@ def remarks_on(frame: pd.DataFrame) -> list[str]:
             f"Verdicts are against the lowest {name} of two seeds and more: the difference in it, lower is "
             "better, and its 95 % interval over common seeds, for all comparisons of the set together."
         )
+    drift = pd.to_numeric(frame.get("train.drift_weight", pd.Series(dtype=float)), errors="coerce")
+    if (drift > 0).nunique() > 1:
+        remarks.append("Features of ImageNet favour train.drift_weight: look at the images (docs/beyond.md).")
     if len(sets) > 1:
         remarks.append(f"No verdict between sets: {_differences(sets)}.")
     return remarks

@@ -44,8 +44,7 @@ def grid(
         UserError: before anything is queued, one line for each wrong cell; or, after all have ended, one line
             for each experiment that failed.
     """
-    values = params.load(root / params.PARAMS_FILE)
-    plan = planned(values, root, name, seeds, settings)
+    plan = planned(params.load(root / params.PARAMS_FILE), root, name, seeds, settings)
     with revisions.open_repo(root) as repo:
         missing, states = to_run(repo, root, plan)
         for experiment in missing:

@@ -86,8 +86,7 @@ def grid_cells(values: Params, grid: str, settings: Iterable[str] = ()) -> list[
         pairs = map(_split, itertools.chain(*varying))
         labels = [text if key == RECIPE else f"{key.rpartition('.')[2]}={text}" for key, text in pairs]
         name = re.sub(r"[^\w.=,+-]", "_", "-".join([grid, *labels]))
-        expanded = _expanded(values, [*itertools.chain(*choice), *settings])
-        cells.append(Cell(name, tuple(expanded.values())))
+        cells.append(Cell(name, tuple(_expanded(values, [*itertools.chain(*choice), *settings]).values())))
     return cells
 
 

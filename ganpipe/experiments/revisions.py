@@ -82,8 +82,7 @@ def unpack(root: Path, revision: str, folder: Path) -> tuple[Params, str | None]
     archive = folder / "revision.zip"
     git(root, "archive", f"--output={archive}", revision, *paths)
     shutil.unpack_archive(archive, folder)
-    last = last_valid(folder) if "dvc.lock" in paths else None
-    return params.load(folder / params.PARAMS_FILE), last
+    return params.load(folder / params.PARAMS_FILE), last_valid(folder) if "dvc.lock" in paths else None
 
 
 def read_outputs(root: Path, name: str, revision: str, outputs: Sequence[str]) -> dict[str, bytes]:

@@ -39,8 +39,11 @@ def kid(
         x = _draw(len(real), size, seed, "kid/real", i)
         y = _draw(len(fake), size, seed, "kid/fake", i)
         blocks = zip(known, ((x, x), (y, y), (x, y)), strict=True) if known else ()
-        xx, yy, xy = [all_of[np.ix_(*pair)] for all_of, pair in blocks] or products(real[x], fake[y])
-        values.append(_squared_mmd(xx, yy, xy, real.shape[1]))
+        parts = [all_of[np.ix_(*pair)] for all_of, pair in blocks] or products(real[x], fake[y])
+        # The U-statistic (Gretton et al. 2012, eq. 3).
+        xx, yy, xy = ((part / real.shape[1] + 1) ** 3 for part in parts)
+        within = xx.sum() - np.trace(xx) + yy.sum() - np.trace(yy)
+        values.append(within / (size * (size - 1)) - 2 * xy.mean())
     return float(np.mean(values)), float(np.std(values))
 
 
@@ -88,11 +91,3 @@ def check_features(real: np.ndarray, fake: np.ndarray) -> None:
 
 def _draw(count: int, size: int, seed: int, purpose: str, step: int) -> np.ndarray:
     return torch.randperm(count, generator=seeds.generator(seed, purpose, step))[:size].numpy()
-
-
-def _squared_mmd(xx: np.ndarray, yy: np.ndarray, xy: np.ndarray, d: int) -> float:
-    """Return the U-statistic (Gretton et al. 2012, eq. 3) from the products of m rows of d features each."""
-    m = len(xx)
-    xx, yy, xy = ((each / d + 1) ** 3 for each in (xx, yy, xy))
-    within = xx.sum() - np.trace(xx) + yy.sum() - np.trace(yy)
-    return float(within / (m * (m - 1)) - 2 * xy.mean())

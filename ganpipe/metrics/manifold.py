@@ -56,8 +56,7 @@ def overlap(real: Balls, fake: Balls) -> dict[str, float]:
         precise += inside.any(1).sum()
         contained += inside.sum()
         covered = covered | inside.any(0)
-        radii = fake.squared_radii[start : start + len(block), None]
-        recalled = recalled | (block <= radii).any(0)
+        recalled = recalled | (block <= fake.squared_radii[start : start + len(block), None]).any(0)
         start += len(block)
     return {
         "precision": float(precise / len(fake.points)),

@@ -64,8 +64,7 @@ def rectifier(slope: float) -> nn.Module:
 
 def block(convolution: nn.Conv2d | nn.ConvTranspose2d, norm: bool, slope: float) -> list[nn.Module]:
     """Follow a convolution by batch norm, where `norm` is true, and by a rectifier of this slope."""
-    batch_norm = [nn.BatchNorm2d(convolution.out_channels)] if norm else []
-    return [convolution, *batch_norm, rectifier(slope)]
+    return [convolution, *[nn.BatchNorm2d(convolution.out_channels)] * norm, rectifier(slope)]
 
 
 def initialize(module: nn.Module) -> None:

@@ -44,8 +44,7 @@ def between(
     a: torch.Tensor, b: torch.Tensor, t: torch.Tensor, nz: int, limit: float | None = None
 ) -> torch.Tensor:
     """Interpolate latent vectors, float32 inputs → T×inputs: z with `slerp`, classes on a straight line."""
-    classes = torch.lerp(a[nz:], b[nz:], t[:, None])
-    return torch.cat([slerp(a[:nz], b[:nz], t, limit), classes], 1)
+    return torch.cat([slerp(a[:nz], b[:nz], t, limit), torch.lerp(a[nz:], b[nz:], t[:, None])], 1)
 
 
 def influence(generate: Generate, z: torch.Tensor, ends: tuple[float, float], nz: int) -> np.ndarray:

@@ -198,8 +198,7 @@ class TrackedRun:
         self.set_tags({page.NOTE: note})
         if not self._has_data:
             location = json.dumps({"uri": values["fetch"]["path"]})
-            digest = self._experiment.data_digest[:16]
-            data = Dataset(values["fetch"]["source"], digest, "local", location)
+            data = Dataset(values["fetch"]["source"], self._experiment.data_digest[:16], "local", location)
             context = [InputTag("mlflow.data.context", "training")]
             self.client.log_inputs(self.id, datasets=[DatasetInput(data, context)])
         if "ended" in model:

@@ -2,21 +2,23 @@
 
 Zhao, Liu, Lin, Zhu & Han 2020, "Differentiable Augmentation for Data-Efficient GAN Training", with the
 strengths of the authors' code. G gets its gradients through the augmentation, and does not learn to draw it.
+`jitter` is ours, of real images only, and G does learn it.
 """
 
 from collections.abc import Sequence
 from typing import Literal, get_args
 
 import torch
-from torch.nn.functional import pad
+from torch.nn.functional import affine_grid, grid_sample, pad
 
 from ganpipe.common import seeds
 from ganpipe.train.devices.feed import to_device
 
 Use = Literal["real", "fake", "g"]  # D on real images, D on generated images, G through D
 USES: tuple[Use, ...] = get_args(Use)
-NUMBERS = 7  # for each image: three for its colours, two for its translation, two for its cutout
+NUMBERS = 11  # for each image: three for colour, two for translation, two for cutout, four for jitter
 SHIFT, HOLE = 1 / 8, 1 / 2  # of the side: the largest translation, and the side of the square cut out
+JITTER = 0.12  # the largest turn, in radians, and the share of the side that an enlargement cuts off at most
 
 
 class Augment:
@@ -38,11 +40,27 @@ class Augment:
     def __call__(self, images: torch.Tensor, use: Use, part: slice) -> torch.Tensor:
         """Augment float32 n×C×side×side in [-1, 1], which are `part` of this rank's batch."""
         uniform = self.uniform[USES.index(use), part]
+        if "jitter" in self.kinds and use == "real":
+            images = jitter(images, uniform[:, 7:])
         if "colour" in self.kinds:
             images = colour(images, uniform[:, :3])
         if "translation" in self.kinds:
             images = translate(images, uniform[:, 3:5])
         return cut_out(images, uniform[:, 5:7]) if "cutout" in self.kinds else images
+
+
+def jitter(images: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+    """Turn, enlarge and move real images n×C×side×side, as if they had been cropped a little differently.
+
+    G learns to draw such images, so that few pictures stand for more. `uniform`, n×4 in [0, 1), says how far
+    to turn, to enlarge and to move; what comes in at the edges is mirrored.
+    """
+    angle, share = JITTER * (2 * uniform[:, 0] - 1), 1 - JITTER * uniform[:, 1]
+    down, right = (1 - share) * (2 * uniform[:, 2:].T - 1)
+    cosine, sine = share * angle.cos(), share * angle.sin()
+    places = torch.stack([cosine, -sine, right, sine, cosine, down], 1).view(-1, 2, 3)
+    grid = affine_grid(places, list(images.shape), align_corners=False)
+    return grid_sample(images, grid, "bicubic", "reflection", align_corners=False).clamp(-1, 1)
 
 
 def colour(images: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:

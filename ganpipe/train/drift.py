@@ -15,6 +15,7 @@ from ganpipe.common import seeds
 from ganpipe.metrics.feature_cache import cached
 from ganpipe.metrics.lite0 import Lite0
 from ganpipe.models.pixels import to_float
+from ganpipe.train.augment import JITTER, jitter
 from ganpipe.train.devices.feed import to_device
 from ganpipe.train.plan import Plan
 
@@ -87,8 +88,7 @@ class FrozenFeatures(nn.Module):
         x = ((seen - 127) / 128).expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
         for maps in self.network.forward_intermediates(x, indices=STAGES, intermediates_only=True):
             pixels = maps.permute(0, 2, 3, 1).flatten(1, 2)
-            deviations = (pixels.var(1, correction=0) + 1e-6).sqrt()
-            moments = torch.cat([pixels.mean(1), deviations], 1)
+            moments = torch.cat([pixels.mean(1), (pixels.var(1, correction=0) + 1e-6).sqrt()], 1)
             features += [cell_means(maps, PLACES), moments[:, None]]
         return features
 
@@ -110,20 +110,24 @@ class Drift:
         seen = params.drift_resolution or min(max(images.shape[1], SIDES[0]), SIDES[1])
         self.network = FrozenFeatures(images.shape[1], seen).to(device)
         order = torch.randperm(len(plan.rows), generator=seeds.generator(params.seed, "drift/bank")).numpy()
-        rows = np.sort(plan.rows[order[: params.drift_bank]])
+        jittered = "jitter" in params.augment
+        order = np.resize(order, params.drift_bank) if jittered else order[: params.drift_bank]
+        rows = np.sort(plan.rows[order])
         batches = np.split(rows, range(BATCH, len(rows), BATCH))
 
         def compute() -> np.ndarray:
-            parts = []
+            parts, source = [], seeds.generator(params.seed, "drift/jitter")
             for part in batches:
                 real = to_float(torch.from_numpy(images[part]).to(device))
+                if jittered:
+                    real = jitter(real, torch.rand(len(part), 4, generator=source).to(device))
                 for batch in (real, real.flip(3)) if params.flip else (real,):
                     parts.append(torch.cat([f.flatten(1) for f in self.network(batch)], 1).cpu())
             return torch.cat(parts).numpy()
 
         root = plan.folder.parents[2]  # the main checkout, whose cache all experiments share
         # Other threads or devices round differently: a training must not depend on who filled the cache.
-        kernels = f"{device.type} {torch.get_num_threads()}"
+        kernels = f"{device.type} {torch.get_num_threads()}" + f" {params.seed} {JITTER}" * jittered
         key = f"{rows.tolist()} {params.flip} {seen} {STAGES} {PIXELS} {PLACES} {kernels}"
         with torch.no_grad():
             bank = cached(root, ("drift", Lite0.sha256, plan.data.digest, key), compute)
@@ -140,8 +144,7 @@ class Drift:
         chosen = torch.randint(len(self.bank), (len(self.chosen),), generator=source)
         self.chosen.copy_(to_device(chosen, self.chosen.device))
         done = step / self.steps
-        fade = 1.0 if done <= start else (1 - done) / (1 - start)
-        self.weight.fill_(self.params.drift_weight * fade)
+        self.weight.fill_(self.params.drift_weight * (1.0 if done <= start else (1 - done) / (1 - start)))
 
     def __call__(self, images: torch.Tensor, classes: torch.Tensor | None = None) -> torch.Tensor:
         """Return the weighted sum of the losses of generated images float32 N×C×H×W in [-1, 1], a scalar.
@@ -153,7 +156,6 @@ class Drift:
             apart = classes @ torch.cat([self.classes[self.chosen], classes]).T == 0
         reals = self.bank[self.chosen].split([fake[0].numel() for fake in fakes], 1)
         for fake, flat in zip(fakes, reals, strict=True):
-            real = flat.view(-1, *fake.shape[1:])
-            places = fake.transpose(0, 1), real.transpose(0, 1)
+            places = fake.transpose(0, 1), flat.view(-1, *fake.shape[1:]).transpose(0, 1)
             losses.append(drifting_loss(*places, self.params.drift_taus, apart))
         return self.weight * torch.stack(losses).sum()

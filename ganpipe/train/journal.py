@@ -38,8 +38,7 @@ class Journal:
         self.folder = rescue.attempt_folder(plan.folder, course.attempt)
         self.healthy = rescue.healthy_folder(plan.folder, course.attempt)
         self.environment = describe(options.device, options.graph)
-        folders = self.folder, self.healthy
-        self.start = checkpoint.resume(folders, players, self.environment, course.steps)
+        self.start = checkpoint.resume((self.folder, self.healthy), players, self.environment, course.steps)
         self.events = course.until(self.start)
         rescue.write_events(plan.folder, self.events)
         self._remove_later_snapshots()

@@ -72,8 +72,7 @@ class Course:
 
     def until(self, step: int) -> list[Event]:
         """Return all events but this attempt's warnings after `step`, which will be raised again."""
-        now = self.attempt
-        return [e for e in self.events if e.action != "warn" or e.attempt < now or e.step <= step]
+        return [e for e in self.events if e.action != "warn" or e.attempt < self.attempt or e.step <= step]
 
 
 def read_course(folder: Path, steps: int) -> Course:

@@ -156,8 +156,13 @@ def test_no_run_is_ranked_by_the_network_that_its_training_saw() -> None:
     assert "not ranked: trained in Lite0; evaluate with evaluate.extractor=lite2" in frame["marks"]["drift"]
     judged = [run(f"drift-s{seed}", seed, 0.01, drift, extractor="lite2") for seed in range(2)]
     judged += [run(f"plain-s{seed}", seed, 0.5 + seed / 10, extractor="lite2") for seed in range(2)]
-    frame = cell_table(judged).set_index("cell")
-    assert list(frame.index) == ["drift", "plain"] and not frame["marks"]["drift"]
+    frame = cell_table(judged)
+    assert list(frame["cell"]) == ["drift", "plain"] and not frame["marks"][0]
+    warned = [
+        any("favour train.drift_weight" in remark for remark in remarks_on(cell_table(part)))
+        for part in (judged, judged[:2])
+    ]
+    assert warned == [True, False]
 
 
 def test_a_cell_of_one_seed_keeps_no_other_from_its_verdict() -> None:

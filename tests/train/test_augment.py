@@ -1,9 +1,11 @@
 """DiffAugment: each operation against a plain writing of it, and its random numbers."""
 
+import math
+
 import pytest
 import torch
 
-from ganpipe.train.augment import USES, Augment, colour, cut_out, translate
+from ganpipe.train.augment import JITTER, USES, Augment, colour, cut_out, jitter, translate
 
 IMAGES = torch.rand(6, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
 UNIFORM = torch.rand(6, 3, generator=torch.Generator().manual_seed(1))
@@ -45,6 +47,31 @@ def test_cutout() -> None:
         assert torch.equal(cut, expected)
         sizes.add(int((cut == 0).sum()))
     assert max(sizes) == 64 and min(sizes) == 16
+
+
+def test_jitter() -> None:
+    """Training images would be turned or enlarged by other amounts than said, or G would learn a blur."""
+    side, still = 24, torch.tensor([[0.5, 0.0, 0.5, 0.5]])
+    torch.testing.assert_close(jitter(IMAGES, still.expand(6, 4)), IMAGES)
+    # The values of slopes say where each pixel comes from, to a tenth of a pixel.
+    places = (torch.arange(side) + 0.5) * 2 / side - 1
+    slopes = torch.stack(torch.meshgrid(places, places, indexing="ij"))[None]
+    for turn, enlarge, down, right in torch.rand(20, 4, generator=torch.Generator().manual_seed(2)).tolist():
+        moved = jitter(slopes, torch.tensor([[turn, enlarge, down, right]]))[0]
+        angle, share = JITTER * (2 * turn - 1), 1 - JITTER * enlarge
+        for y, x in ((12, 12), (8, 15), (16, 9)):
+            v, u = float(places[y]), float(places[x])
+            row = share * (math.sin(angle) * u + math.cos(angle) * v) + (1 - share) * (2 * down - 1)
+            column = share * (math.cos(angle) * u - math.sin(angle) * v) + (1 - share) * (2 * right - 1)
+            assert moved[:, y, x].tolist() == pytest.approx([row, column], abs=0.2 / side)
+
+
+def test_only_real_images_are_jittered() -> None:
+    """G would be judged on images that it has not drawn, and never learn to draw them so."""
+    augment = Augment(["jitter"], 6, slice(None), CPU)
+    assert augment(IMAGES, "fake", slice(None)) is IMAGES and augment(IMAGES, "g", slice(None)) is IMAGES
+    changed = augment(IMAGES, "real", slice(None))
+    assert changed.abs().max() <= 1 and not torch.equal(changed, IMAGES)
 
 
 @pytest.mark.parametrize("kind", ["colour", "translation", "cutout"])

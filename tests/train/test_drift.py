@@ -132,7 +132,7 @@ def drifting(small_params: Params) -> Params:
     values: dict[str, Any] = {"epochs": None, "steps": 5, "drift_weight": 1.0, "drift_fade_from": 0.5}
     values |= {"drift_resolution": 32, "drift_positives": 8, "drift_bank": 30, "flip": True}
     values |= {"micro_batch_size": 6, "extra_update_every": 2}
-    values |= {"augment": ["colour", "translation", "cutout"]}
+    values |= {"augment": ["colour", "translation", "cutout", "jitter"]}
     plain = {f"train__{name}": value for name, value in values.items()}
     return updated(small_params, model__architecture="resize", **plain)
 
@@ -187,6 +187,9 @@ def test_the_bank_is_cached_and_mirrored(root: Path, drifting: Params) -> None:
     assert torch.equal(plain.bank, mirrored.bank[:30])
     files = {path: path.stat().st_mtime_ns for path in (root / ".ganpipe/features").glob("*.npz")}
     assert len(files) == 2
+    few = Drift(plan_of(root, updated(drifting, train__flip=False, train__drift_bank=90)), cpu)
+    assert len(few.bank) == len(few.bank.unique(dim=0)) == 90  # forty images, no two jittered alike
+    files.update({path: path.stat().st_mtime_ns for path in (root / ".ganpipe/features").glob("*.npz")})
     again = Drift(plan_of(root, updated(drifting, train__glr=0.1)), cpu)
     assert torch.equal(again.bank, mirrored.bank)
     assert files == {path: path.stat().st_mtime_ns for path in files}

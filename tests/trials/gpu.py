@@ -219,7 +219,7 @@ def right(trial: Trial) -> None:
         "train__drift_weight": 1.0,
         "train__flip": True,
     }
-    beyond |= {"train__augment": ["colour", "translation", "cutout"], "train__drift_bank": 64}
+    beyond |= {"train__augment": ["colour", "translation", "cutout", "jitter"], "train__drift_bank": 64}
     for precision in () if trial.tiny else ("float32", "bfloat16"):
         chosen = values_for(images, width, **base, **beyond, train__precision=precision)
         whole = fresh(f"beyond, {precision}", chosen, plain_gpu)

@@ -69,8 +69,7 @@ class Feed:
     def _finish(self, batch: torch.Tensor, mirrored: torch.Tensor | None) -> torch.Tensor:
         batch = batch.to(self.device, non_blocking=self.pinned)
         if mirrored is not None:
-            chosen = to_device(mirrored, self.device)[:, None, None, None]
-            batch = torch.where(chosen, batch.flip(2), batch)
+            batch = torch.where(to_device(mirrored, self.device)[:, None, None, None], batch.flip(2), batch)
         return to_float(batch)
 
 
