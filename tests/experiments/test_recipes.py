@@ -89,6 +89,7 @@ PAPERS: dict[str, dict[str, Any]] = {
     "xin2024-8": XIN | TWO_RATES | MODIFIED | {"train.real_label": 0.9, "train.fake_label": 0.1},
     # Not a paper's: the settings that docs/beyond.md measures.
     "beyond": NORMAL | BEYOND,
+    "beyond-few": NORMAL | BEYOND | {"train.augment": ["jitter"]},
     "photographs": NORMAL
     | BEYOND
     | {"model.architecture": "dcgan", "train.glr": 0.0004, "train.drift_weight": 0.0, "train.steps": 2812},
@@ -192,6 +193,10 @@ GRIDS: dict[str, tuple[tuple[str, ...], list[tuple[Any, ...]]]] = {
     "beyond-against-dcgan": (
         ("model.architecture", "train.glr", "train.drift_weight", "train.steps", "evaluate.extractor"),
         [("resize", 0.001, 1.0, 1300, "lite2"), ("dcgan", 0.0004, 0.0, 2812, "lite2")],
+    ),
+    "beyond-few-against-dcgan": (
+        ("model.architecture", "train.augment", "train.drift_weight", "train.steps", "evaluate.extractor"),
+        [("resize", ["jitter"], 1.0, 1300, "lite2"), ("dcgan", [], 0.0, 2812, "lite2")],
     ),
     "precisions-digits": (
         ("train.precision", "model.architecture", "train.epochs", "preprocess.resolution"),
