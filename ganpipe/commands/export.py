@@ -80,8 +80,7 @@ def _network(generator: TrainedGenerator) -> nn.Module:
 def _inputs(generator: TrainedGenerator, n: int) -> tuple[torch.Tensor, ...]:
     """Return n z of seeds, and where there are classes n numbers of them in turn."""
     classes = len(generator.spec.classes)
-    numbers = (torch.arange(n) % classes,) if classes else ()
-    return z_of_seeds(generator.spec.params, 0, n, 1.0), *numbers
+    return z_of_seeds(generator.spec.params, 0, n, 1.0), *((torch.arange(n) % classes,) if classes else ())
 
 
 def usage(generator: TrainedGenerator, form: str, name: str) -> str:

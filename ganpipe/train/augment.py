@@ -22,7 +22,7 @@ JITTER = 0.12  # the largest turn, in radians, and the share of the side that an
 
 
 class Augment:
-    """Augments a step's images, `part` of a batch, in the given ways: colour, translation, cutout."""
+    """Augments a step's images, `part` of a batch, by the given kinds of train.augment."""
 
     def __init__(self, kinds: Sequence[str], batch_size: int, part: slice, device: torch.device) -> None:
         self.kinds, self.part, self.batch_size = kinds, part, batch_size

@@ -10,10 +10,11 @@ from ganpipe.common.errors import Interrupted
 from ganpipe.train.devices.feed import Feed, to_device, way_for
 from ganpipe.train.devices.graph import record_step
 from ganpipe.train.devices.ranks import Ranks
+from ganpipe.train.ema import update_ema
 from ganpipe.train.journal import Journal
 from ganpipe.train.options import TrainOptions
 from ganpipe.train.plan import Draws, Plan
-from ganpipe.train.players import build_players, share_state, update_ema
+from ganpipe.train.players import build_players, share_state
 from ganpipe.train.rescue import Course, Trouble
 from ganpipe.train.signals import stop_signals
 from ganpipe.train.step import generate, settings_of, update_d, update_g

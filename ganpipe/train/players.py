@@ -73,9 +73,10 @@ def state_of(players: Players) -> State:
         state |= {f"{name}/{key}": tensor for key, tensor in network.state_dict().items()}
     for name, optimizer in players.optimizers.items():
         for i, parameter in enumerate(optimizer.param_groups[0]["params"]):
-            zeros = {key: torch.zeros_like(parameter) for key in ("exp_avg", "exp_avg_sq")}
-            values = optimizer.state.get(parameter) or zeros | {
-                "step": torch.zeros((), device=parameter.device)
+            values = optimizer.state.get(parameter) or {
+                "step": torch.zeros((), device=parameter.device),
+                "exp_avg": torch.zeros_like(parameter),
+                "exp_avg_sq": torch.zeros_like(parameter),
             }
             state |= {f"{name}/{i}/{key}": tensor for key, tensor in values.items()}
     return state
@@ -108,17 +109,3 @@ def on_cpu(state: State) -> State:
 
 def _below(state: State, name: str) -> State:
     return {key.removeprefix(f"{name}/"): t for key, t in state.items() if key.startswith(f"{name}/")}
-
-
-@torch.no_grad()
-def update_ema(G_ema: nn.Module, G: nn.Module, halflife_kimg: float, batch_size: int, nimg: int) -> None:
-    """Move the averaged generator one step of `batch_size` images towards G, and copy batch norm statistics.
-
-    The half-life is at most a twentieth of the `nimg` images seen so far, so that the average soon forgets
-    the random initial weights (Karras et al. 2020, "Training GANs with limited data", ema_rampup).
-    """
-    weight = 1 - 0.5 ** (batch_size / max(min(halflife_kimg * 1000, nimg * 0.05), 1e-8))
-    for average, parameter in zip(G_ema.parameters(), G.parameters(), strict=True):
-        average.lerp_(parameter, weight)
-    for copied, buffer in zip(G_ema.buffers(), G.buffers(), strict=True):
-        copied.copy_(buffer)

@@ -1,4 +1,4 @@
-"""DiffAugment: each operation against a plain writing of it, and its random numbers."""
+"""Augmentation: each operation against a plain writing of it, and its random numbers."""
 
 import math
 

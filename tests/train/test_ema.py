@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from ganpipe.train.players import update_ema
+from ganpipe.train.ema import update_ema
 
 
 def constant_net(value: float) -> nn.Module:
